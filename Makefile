@@ -1,0 +1,53 @@
+# The contributor's verbs. `make help` lists them.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+SERVICES ?= local
+LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench faults compile format lock clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(VENV)/runtime: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || "$$(sh .ci/find-python)" -m venv $(VENV)
+	@echo "installing what waltier needs into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python .ci/link-package
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime requirements-dev.lock
+	@echo "installing what the tests need into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+demo: $(VENV)/runtime ## everything, live, on embedded servers; ends by itself with a checked summary
+	@$(BIN)/cdc demo $(DEMO)
+
+test: $(VENV)/dev ## the tests that need nothing but this repository
+	@$(BIN)/python -m pytest --services=$(SERVICES) -n 2 --dist loadgroup tests
+
+check: $(VENV)/dev ## format, lint, types, the floors of the architecture
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+compile: $(VENV)/dev ## compile the pure rooms with mypyc (needs a C compiler)
+	@$(BIN)/python setup.py build_ext --inplace
+
+bench: $(VENV)/dev ## measure against DESIGN's figures; writes docs/benchmarks.md
+	@$(BIN)/python -m tests.bench
+
+faults: $(VENV)/dev ## SIGKILL under load, again and again (budget: CDC_FAULTS_SECONDS, CDC_FAULTS_KILLS)
+	@$(BIN)/python -m pytest --services=$(SERVICES) -m faults -o addopts= -p no:cacheprovider -s tests/faults
+
+format: $(VENV)/dev ## apply the formatter and the safe lint fixes
+	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
+
+lock: ## renew the hash-locked requirements
+	@$(LOCK) --extra embedded -o requirements.lock pyproject.toml
+	@$(LOCK) --extra embedded --extra compile --group dev -o requirements-dev.lock pyproject.toml
+
+clean: ## remove what the verbs made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,60 @@
+"""The few kinds of error, each of which tells the caller what to do.
+
+`Unavailable`  try again: a server is away, slow or refuses for now
+`Invalid`      mend the configuration or the database's setup (exit 2)
+`DataError`    bytes are not what their format says; stop and keep the evidence (exit 1)
+`Moved`        a sink's destination is not where it was left (flushed, failed over, restored): open it again
+`Fenced`       another writer owns the archive; end at once and touch nothing (exit 75)
+`Diverged`     source and archive no longer tell one history; a person must decide (exit 78)
+`SlotLost`     the slot is gone or invalidated; the same, and the gap has a name (exit 78)
+
+Anything else is a bug and crashes. Every error has Postgres's three parts: message, detail, and a hint, which is a
+command or a line of configuration that can be pasted.
+"""
+
+
+class CdcError(Exception):
+    """Base of all errors that we raise on purpose. `str()` gives the message alone; `explain()` all three parts."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+    def explain(self) -> str:
+        """The message with its detail and hint, one part a line, as psql prints them."""
+        parts = [self.message]
+        parts += [f"detail: {self.detail}"] if self.detail else []
+        parts += [f"hint: {self.hint}"] if self.hint else []
+        return "\n".join(parts)
+
+
+class Unavailable(CdcError):
+    pass
+
+
+class Invalid(CdcError):
+    exit_code = 2
+
+
+class DataError(CdcError):
+    pass
+
+
+class Moved(CdcError):
+    pass
+
+
+class Fenced(CdcError):
+    exit_code = 75
+
+
+class Diverged(CdcError):
+    exit_code = 78
+
+
+class SlotLost(Diverged):
+    pass

@@ -1,0 +1,32 @@
+"""Every metric's name, in one place. Labels are few and never hold a row's content.
+
+Positions are WAL byte positions (LSNs as numbers), times seconds, sizes bytes, as the Prometheus conventions ask.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+_LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+received_lsn = Gauge("cdc_received_lsn", "End of the last WAL position received from the server", registry=REGISTRY)
+durable_lsn = Gauge("cdc_durable_lsn", "Position up to which a sink is durable", ["sink"], registry=REGISTRY)
+acknowledged_lsn = Gauge("cdc_acknowledged_lsn", "Position acknowledged to the server", registry=REGISTRY)
+changes = Counter("cdc_changes", "Changes received", ["op"], registry=REGISTRY)
+transactions = Counter("cdc_transactions", "Transactions received", registry=REGISTRY)
+latency_s = Histogram(
+    "cdc_commit_to_durable_seconds",
+    "Time from a transaction's commit to its durability in a sink",
+    ["sink"],
+    buckets=_LATENCY_S,
+    registry=REGISTRY,
+)
+queue_bytes = Gauge("cdc_queue_bytes", "Memory of changes waiting for a sink", ["sink"], registry=REGISTRY)
+segments = Counter("cdc_segments", "Segments written to the archive", ["kind"], registry=REGISTRY)
+segment_bytes = Counter("cdc_segment_bytes", "Compressed bytes written to the archive", registry=REGISTRY)
+puts = Counter("cdc_puts", "PUT requests sent to the bucket, retries included", registry=REGISTRY)
+reconnects = Counter("cdc_reconnects", "Replication connections lost and opened again", registry=REGISTRY)
+retries = Counter("cdc_retries", "Attempts at a sink that failed for now", ["sink"], registry=REGISTRY)
+catch_ups = Counter("cdc_cache_catch_ups", "Times the cache went back to the archive", registry=REGISTRY)
+warm_ups = Counter("cdc_cache_warm_ups", "Times the cache was filled from a snapshot", registry=REGISTRY)
+state = Gauge("cdc_state", "1 for the state the service is in, 0 for the others", ["state"], registry=REGISTRY)
