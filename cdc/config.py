@@ -1,23 +1,42 @@
 """Configuration: `cdc.toml`, overridden by the environment (`CDC_POSTGRES__DSN`), every mistake reported at once.
 
-`load()` gives a complete, validated `Settings` or raises `Invalid` with all mistakes in one message. S3 credentials are
-not here: they come from the usual AWS chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
+`load()` gives a complete, validated `Settings` or raises `Invalid` that names every mistake with a line to paste.
+Commands that need one neighbour only ask for its section alone: `load_postgres()`, `load_archive()`. S3 credentials
+are not here: they come from the usual AWS chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
+
+No value of a secret, of an unknown option, or with an `@` in it is ever printed.
 """
 
+import difflib
+import json
+import os
 import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from cdc.errors import Invalid
 
 MIB = 1024 * 1024
 
-_SLOT_NAME = r"^[a-z0-9_]{1,63}$"
+# Looked at in this order when `--config` is absent; finding none is fine, the environment may say everything.
+DEFAULT_PATHS = (Path("cdc.toml"), Path("/etc/waltier/cdc.toml"))
+
+_ENVIRONMENT_NAME = re.compile(r"CDC_([A-Z0-9]+)__([A-Z0-9_]+)")
+_SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+
+def placeholders(template: str) -> tuple[str, ...]:
+    """The columns that a key template names: `session:{session_hash}:turns` gives `("session_hash",)`."""
+    return tuple(_PLACEHOLDER.findall(template))
 
 
 class _Section(BaseModel):
@@ -25,18 +44,40 @@ class _Section(BaseModel):
 
 
 class PostgresSettings(_Section):
-    dsn: SecretStr = Field(description="connection string of the role that replicates")
-    slot: str = Field("cdc", pattern=_SLOT_NAME, description="name of the logical replication slot")
+    dsn: SecretStr = Field(
+        description="connection string of the role that replicates",
+        examples=["postgresql://cdc@db.example.net/chat?sslmode=verify-full"],
+    )
+    slot: str = Field("cdc", description="name of the logical replication slot")
     publication: str = Field("cdc", min_length=1, max_length=63, description="name of the publication")
     allow_insecure: bool = Field(False, description="allow a remote host without sslmode=verify-full")
     status_interval_s: float = Field(2.0, gt=0, le=30, description="time between status updates to the server")
     slot_deadline_s: float = Field(60.0, gt=0, description="how long creating a slot may wait for open transactions")
 
+    @field_validator("dsn")
+    @classmethod
+    def _is_a_connection_string(cls, dsn: SecretStr) -> SecretStr:
+        text = dsn.get_secret_value()
+        if text.startswith(("postgresql://", "postgres://")) or "=" in text:
+            return dsn
+        raise ValueError("is neither a postgresql:// address nor key=value pairs")
+
+    @field_validator("slot")
+    @classmethod
+    def _is_a_slot_name(cls, slot: str) -> str:
+        if _SLOT_NAME.fullmatch(slot):
+            return slot
+        raise ValueError("may hold only lower-case letters, digits and underscores, 63 at most")
+
 
 class ArchiveSettings(_Section):
-    url: str = Field(description="s3://bucket/prefix or file:///directory")
-    endpoint_url: str | None = Field(None, description="S3 endpoint, as https://<account>.r2.cloudflarestorage.com")
-    region: str = Field("auto", description="region to sign for; R2 wants auto")
+    url: str = Field(description="s3://bucket/prefix or file:///directory", examples=["s3://my-bucket/chat"])
+    endpoint_url: str | None = Field(
+        None,
+        description="S3 endpoint, where it is not Amazon's",
+        examples=["https://0123456789abcdef.r2.cloudflarestorage.com"],
+    )
+    region: str = Field("auto", min_length=1, description="region to sign for; R2 wants auto")
     linger_s: float = Field(1.0, ge=0, le=60, description="how long changes gather before a PUT, under traffic")
     segment_bytes: int = Field(16 * MIB, ge=64 * 1024, le=256 * MIB, description="memory of one segment's changes")
     queue_bytes: int = Field(32 * MIB, ge=MIB, description="memory of changes waiting for the archive")
@@ -46,53 +87,86 @@ class ArchiveSettings(_Section):
     on_gap: Literal["stop", "resnapshot"] = Field("stop", description="what to do when the slot is lost")
     compression_level: int = Field(3, ge=1, le=19, description="zstd level of segments")
 
-    @model_validator(mode="after")
-    def _is_an_address(self) -> "ArchiveSettings":
-        parts = urlsplit(self.url)
+    @field_validator("url")
+    @classmethod
+    def _is_a_bucket_or_a_directory(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            raise ValueError("must not hold credentials: they come from AWS_ACCESS_KEY_ID or the AWS profile")
         if parts.scheme == "s3" and parts.netloc:
-            return self
+            return url
         if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-            return self
-        raise ValueError(f"url {self.url!r} is neither s3://bucket/prefix nor file:///directory")
+            return url
+        raise ValueError("is neither s3://bucket/prefix nor file:///directory")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str | None) -> str | None:
+        if url is None or (urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname):
+            return url
+        raise ValueError("is not an https:// address")
 
 
-class HistoryProjection(_Section):
+class _Projection(_Section):
+    table: str = Field(description="the table, with its schema", examples=["public.turns"])
+    key: str = Field(description="template of the Redis key; {column} stands for a value", examples=["turn:{turn_id}"])
+    time_column: str | None = Field(
+        "created_at", description='when the row was made, for warming only what still lives; "" warms every row'
+    )
+
+    @field_validator("table")
+    @classmethod
+    def _has_a_schema(cls, table: str) -> str:
+        if table.count(".") == 1:
+            return table
+        raise ValueError("needs its schema, as in public.turns")
+
+    @field_validator("key")
+    @classmethod
+    def _names_columns(cls, key: str) -> str:
+        if key.startswith("cdc:"):
+            raise ValueError("starts with cdc:, where the cache's own keys are")
+        if placeholders(key):
+            return key
+        raise ValueError("names no column, as turn:{turn_id} does")
+
+    @field_validator("time_column")
+    @classmethod
+    def _empty_is_none(cls, column: str | None) -> str | None:
+        return column or None
+
+
+class HistoryProjection(_Projection):
     """A sorted set of the newest rows that share a key: score = `order_by`, member = the row as JSON."""
 
-    kind: Literal["history"] = "history"
-    table: str
-    key: str
-    order_by: str
-    limit: int = Field(200, ge=1, le=10_000)
-    ttl_s: int = Field(7 * 86_400, ge=1)
-    time_column: str | None = "created_at"
+    kind: Literal["history"] = Field("history", description="a sorted set of the newest rows that share a key")
+    order_by: str = Field(min_length=1, description="the column that orders the rows, a number", examples=["id"])
+    limit: int = Field(200, ge=1, le=10_000, description="how many rows are kept")
+    ttl_s: int = Field(7 * 86_400, ge=1, description="life of the key, from the commit of its newest row")
 
 
-class RowProjection(_Section):
+class RowProjection(_Projection):
     """A string: the row as JSON."""
 
-    kind: Literal["row"] = "row"
-    table: str
-    key: str
-    ttl_s: int = Field(7 * 86_400, ge=1)
-    time_column: str | None = "created_at"
+    kind: Literal["row"] = Field("row", description="a string: the row as JSON")
+    ttl_s: int = Field(7 * 86_400, ge=1, description="life of the key, from the commit of its row")
 
 
-class LatestProjection(_Section):
+class LatestProjection(_Projection):
     """A string: chosen columns of the newest row that shares a key, as JSON. `order_by` is always among them."""
 
-    kind: Literal["latest"] = "latest"
-    table: str
-    key: str
-    order_by: str
-    columns: tuple[str, ...]
-    ttl_s: int = Field(45 * 60, ge=1)
-    time_column: str | None = "created_at"
+    kind: Literal["latest"] = Field("latest", description="a string: columns of the newest row that shares a key")
+    order_by: str = Field(min_length=1, description="the column that says which row is newest", examples=["id"])
+    columns: tuple[str, ...] = Field(
+        min_length=1, description="the columns in the value; order_by is always among them", examples=[["id", "state"]]
+    )
+    ttl_s: int = Field(45 * 60, ge=1, description="life of the key, from the commit of its newest row")
 
 
-Projection = Annotated[HistoryProjection | RowProjection | LatestProjection, Field(discriminator="kind")]
+AnyProjection = HistoryProjection | RowProjection | LatestProjection
+Projection = Annotated[AnyProjection, Field(discriminator="kind")]
 
-TURNS_PROJECTIONS: tuple[HistoryProjection | RowProjection | LatestProjection, ...] = (
+TURNS_PROJECTIONS: tuple[AnyProjection, ...] = (
     HistoryProjection(table="public.turns", key="session:{session_hash}:turns", order_by="id"),
     RowProjection(table="public.turns", key="turn:{turn_id}"),
     LatestProjection(
@@ -104,46 +178,280 @@ TURNS_PROJECTIONS: tuple[HistoryProjection | RowProjection | LatestProjection, .
 )
 
 
-def placeholders(template: str) -> tuple[str, ...]:
-    """The columns that a key template names: `session:{session_hash}:turns` gives `("session_hash",)`."""
-    return tuple(_PLACEHOLDER.findall(template))
-
-
 class CacheSettings(_Section):
-    url: SecretStr | None = Field(None, description="redis://, rediss:// or unix:// address; absent: no cache")
-    projections: tuple[Projection, ...] = Field(TURNS_PROJECTIONS, description="what the cache holds")
+    url: SecretStr | None = Field(
+        None,
+        description="redis://, rediss:// or unix:// address; absent: no cache",
+        examples=["redis://localhost:6379/0"],
+    )
+    projections: tuple[Projection, ...] = Field(
+        TURNS_PROJECTIONS,
+        description="what the cache holds; absent: the three projections of public.turns",
+        examples=[[{"kind": "row", "table": "public.turns", "key": "turn:{turn_id}"}]],
+    )
     queue_bytes: int = Field(16 * MIB, ge=MIB, description="memory of changes waiting for the cache")
     batch_rows: int = Field(500, ge=1, le=5000, description="rows of one script call")
     batch_bytes: int = Field(MIB, ge=1024, description="bytes of one script call")
     timeout_s: float = Field(5.0, gt=0, description="how long one call may take")
 
-    @model_validator(mode="after")
-    def _keys_name_columns(self) -> "CacheSettings":
-        for projection in self.projections:
-            if not placeholders(projection.key):
-                raise ValueError(f"key {projection.key!r} names no column, as in 'turn:{{turn_id}}'")
-            if projection.table.count(".") != 1:
-                raise ValueError(f"table {projection.table!r} needs its schema, as in 'public.turns'")
-        return self
+    @field_validator("url")
+    @classmethod
+    def _is_a_redis_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            return url
+        raise ValueError("is not a redis://, rediss:// or unix:// address")
+
+    @field_validator("projections")
+    @classmethod
+    def _keys_are_distinct(cls, projections: tuple[AnyProjection, ...]) -> tuple[AnyProjection, ...]:
+        shapes = [_PLACEHOLDER.sub("{}", projection.key) for projection in projections]
+        twice = next((p.key for p, shape in zip(projections, shapes, strict=True) if shapes.count(shape) > 1), None)
+        if twice is None:
+            return projections
+        raise ValueError(f"two projections write the same key, {twice}")
 
 
 class HttpSettings(_Section):
     listen: str = Field("127.0.0.1:9187", description="address of /metrics and health")
 
+    @field_validator("listen")
+    @classmethod
+    def _is_host_and_port(cls, listen: str) -> str:
+        host, _, port = listen.rpartition(":")
+        if host and port.isdecimal() and int(port) < 65536:
+            return listen
+        raise ValueError("is not host:port")
+
 
 class LogSettings(_Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 
-class Settings(BaseSettings):
+class Settings(_Section):
     """The whole configuration. See `deploy/cdc.toml` for every option explained."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="CDC_", env_nested_delimiter="__", extra="forbid", frozen=True, toml_file=None
-    )
 
     postgres: PostgresSettings
     archive: ArchiveSettings
-    cache: CacheSettings = CacheSettings()  # type: ignore[call-arg]
-    http: HttpSettings = HttpSettings()  # type: ignore[call-arg]
+    cache: CacheSettings = CacheSettings()
+    http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+
+
+_SectionT = TypeVar("_SectionT", bound=_Section)
+_SECTIONS: dict[str, type[_Section]] = {
+    "postgres": PostgresSettings,
+    "archive": ArchiveSettings,
+    "cache": CacheSettings,
+    "http": HttpSettings,
+    "log": LogSettings,
+}
+_KINDS: dict[str, type[_Section]] = {"history": HistoryProjection, "row": RowProjection, "latest": LatestProjection}
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read everything, or raise Invalid with every mistake."""
+    found = _read(path, environ)
+    return _validate(Settings, {name: {} for name in _SECTIONS} | found.values, (), found)
+
+
+def load_postgres(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> PostgresSettings:
+    """Read `[postgres]` alone, for commands that need nothing else."""
+    return _load_section(PostgresSettings, "postgres", path, environ)
+
+
+def load_archive(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ArchiveSettings:
+    """Read `[archive]` alone, for commands that need nothing else."""
+    return _load_section(ArchiveSettings, "archive", path, environ)
+
+
+def _load_section(section: type[_SectionT], name: str, path: Path | None, environ: Mapping[str, str]) -> _SectionT:
+    found = _read(path, environ)
+    return _validate(section, found.values.get(name, {}), (name,), found)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option by its full name, `postgres.slot`. `example` is a value to paste: the default, or one made up."""
+
+    section: str
+    name: str
+    field: FieldInfo
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        return f"CDC_{self.section}__{self.name}".upper()
+
+    @property
+    def example(self) -> Any:
+        return self.field.examples[0] if self.field.examples else self.field.default
+
+    @property
+    def line(self) -> str:
+        """A line of cdc.toml that sets the option."""
+        return f"{self.name} = {_as_toml(self.example)}"
+
+
+def options() -> Iterator[Option]:
+    """Every option of every section, in the order of the documentation."""
+    for section, model in _SECTIONS.items():
+        for name, field in model.model_fields.items():
+            yield Option(section, name, field)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the file and the environment say together, and which of it the environment said."""
+
+    values: dict[str, Any]
+    file: Path | None
+    variables: Mapping[tuple[str, str], str]
+
+    @property
+    def sources(self) -> str:
+        return f"{self.file} and the environment" if self.file else "the environment; there is no cdc.toml here"
+
+
+def _read(path: Path | None, environ: Mapping[str, str]) -> _Found:
+    file = path or next((candidate for candidate in DEFAULT_PATHS if candidate.is_file()), None)
+    values = _read_file(file) if file else {}
+    variables = {}
+    for name, text in environ.items():
+        match = _ENVIRONMENT_NAME.fullmatch(name)
+        # An empty variable is one that a compose file passed through unset.
+        if match and text:
+            section, option = match[1].lower(), match[2].lower()
+            variables[section, option] = name
+            table = values.setdefault(section, {})
+            if isinstance(table, dict):
+                table[option] = _parse_variable(name, text) if option == "projections" else text
+    return _Found(values, file, variables)
+
+
+def _parse_variable(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Invalid(
+            f"{name} is not JSON",
+            detail=str(error),
+            hint=f"""{name}='[{{"kind":"row","table":"public.turns","key":"turn:{{turn_id}}"}}]'""",
+        ) from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Invalid(
+            f"the configuration file {path} cannot be read",
+            detail=error.strerror or str(error),
+            hint=f"ls -l {path}",
+        ) from error
+    except ValueError as error:
+        # Both TOMLDecodeError, which names line and column, and UnicodeDecodeError.
+        raise Invalid(
+            f"the configuration file {path} is not TOML",
+            detail=str(error),
+            hint='texts are quoted, as in: slot = "cdc"',
+        ) from error
+
+
+def _validate(model: type[_SectionT], values: Any, prefix: tuple[str, ...], found: _Found) -> _SectionT:
+    try:
+        return model.model_validate(values)
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False)
+    mistakes = [_explain(error, prefix, found) for error in errors]
+    raise Invalid(
+        f"the configuration has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} ({found.sources})",
+        detail="\n  " + "\n  ".join(mistakes),
+        hint="cdc --config FILE names another file; deploy/cdc.toml explains every option",
+    )
+
+
+def _explain(error: ErrorDetails, prefix: tuple[str, ...], found: _Found) -> str:
+    """One mistake: the option's full name, what is wrong, and a line to paste."""
+    location = prefix + tuple(str(part) for part in error["loc"])
+    name, siblings = _resolve(location)
+    variable = found.variables.get(location[:2]) if len(location) > 1 else None  # type: ignore[arg-type]
+    said_by = f" (from {variable})" if variable else ""
+    if error["type"] == "extra_forbidden":
+        return f"{name}{said_by}: there is no such option{_did_you_mean(location, siblings)}"
+    return f"{name}{said_by}: {_what_is_wrong(error, location)}{_paste(location, siblings)}"
+
+
+def _resolve(location: Sequence[str]) -> tuple[str, Mapping[str, FieldInfo]]:
+    """The option's full name, and the fields among which its last part is looked up."""
+    if len(location) > 2 and location[1] == "projections":
+        # cache, projections, 0, history, key: the tag of the union is no part of the name.
+        kind = location[3] if len(location) > 3 and location[3] in _KINDS else "row"
+        rest = [part for part in location[3:] if part not in _KINDS]
+        return ".".join([f"cache.projections[{location[2]}]", *rest]), _KINDS[kind].model_fields
+    section = _SECTIONS.get(location[0])
+    return ".".join(location), section.model_fields if section and len(location) > 1 else {}
+
+
+def _did_you_mean(location: Sequence[str], siblings: Mapping[str, FieldInfo]) -> str:
+    wrong = location[-1]
+    if len(location) == 1:
+        elsewhere = next((option for option in options() if option.name == wrong), None)
+        if elsewhere:
+            return f"; did you mean {elsewhere.full_name}?\n      [{elsewhere.section}]\n      {elsewhere.line}"
+        near = difflib.get_close_matches(wrong, _SECTIONS, 1)
+        return f"; did you mean [{near[0]}]?" if near else f"; the sections are {', '.join(_SECTIONS)}"
+    near = difflib.get_close_matches(wrong, siblings, 1, 0.5)
+    if not near:
+        return f"; there are {', '.join(siblings)}" if siblings else f"; the sections are {', '.join(_SECTIONS)}"
+    right = ".".join([_resolve(location)[0].rpartition(".")[0], near[0]])
+    return f"; did you mean {right}?{_paste([*location[:-1], near[0]], siblings)}"
+
+
+def _what_is_wrong(error: ErrorDetails, location: Sequence[str]) -> str:
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "union_tag_not_found":
+            return "kind is missing: one of history, row, latest"
+        case "union_tag_invalid":
+            return "kind should be one of history, row, latest"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "should be a table"
+        case "value_error":
+            reason = str(error["ctx"]["error"])
+        case _:
+            reason = error["msg"].replace("Input should be", "should be")
+    return reason + _as_given(error["input"], location)
+
+
+def _as_given(value: Any, location: Sequence[str]) -> str:
+    secret = location[-1] in ("dsn", "url")
+    if secret or "@" in str(value) or not isinstance(value, str | int | float):
+        return ""
+    return f", not {str(value)[:80]!r}"
+
+
+def _paste(location: Sequence[str], siblings: Mapping[str, FieldInfo]) -> str:
+    field = siblings.get(location[-1])
+    if field is None:
+        return ""
+    option = Option(location[0], location[-1], field)
+    if len(location) > 2:
+        return f"\n      {option.line}"
+    return f"\n      [{option.section}]\n      {option.line}\n      or: {option.variable}={_as_shell(option.example)}"
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_as_toml(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_as_toml(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def _as_shell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"'{text}'" if re.search(r"[^\w@%+=:,./-]", text) else text

@@ -1,0 +1,277 @@
+"""Every mistake is reported at once, by the option's full name, with a line to paste, and without a secret."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cdc import config
+from cdc.config import HistoryProjection, RowProjection, Settings, load, load_archive, load_postgres
+from cdc.errors import Invalid
+
+GOOD = """
+[postgres]
+dsn = "postgresql://cdc@localhost/chat"
+
+[archive]
+url = "file:///var/lib/waltier"
+"""
+
+DSN = {"CDC_POSTGRES__DSN": "postgresql://cdc@localhost/chat"}
+URL = {"CDC_ARCHIVE__URL": "s3://bucket/prefix"}
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A working directory of our own, so that no cdc.toml of the machine is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "DEFAULT_PATHS", (Path("cdc.toml"), tmp_path / "etc" / "cdc.toml"))
+    return tmp_path
+
+
+def write(text: str, name: str = "cdc.toml") -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def mistakes(text: str = GOOD, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(Invalid) as raised:
+        load(write(text), environ or {})
+    return raised.value.explain()
+
+
+def test_the_smallest_file_is_enough_and_the_rest_are_defaults() -> None:
+    settings = load(write(GOOD), {})
+    assert settings.postgres.slot == "cdc"
+    assert settings.postgres.publication == "cdc"
+    assert settings.archive.linger_s == 1
+    assert settings.archive.on_gap == "stop"
+    assert settings.cache.url is None
+    assert [projection.kind for projection in settings.cache.projections] == ["history", "row", "latest"]
+
+
+def test_without_any_file_the_environment_may_say_everything() -> None:
+    settings = load(None, DSN | URL | {"CDC_CACHE__URL": "redis://localhost", "CDC_ARCHIVE__LINGER_S": "0.25"})
+    assert settings.archive.url == "s3://bucket/prefix"
+    assert settings.archive.linger_s == 0.25
+    assert settings.cache.url is not None
+
+
+def test_the_environment_overrides_the_file() -> None:
+    assert load(write(GOOD), {"CDC_POSTGRES__SLOT": "other"}).postgres.slot == "other"
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert load(write(GOOD), {"CDC_POSTGRES__SLOT": "", "CDC_CACHE__URL": ""}).postgres.slot == "cdc"
+
+
+def test_variables_of_other_programs_are_left_alone() -> None:
+    assert load(write(GOOD), {"CDC_FAULTS_SECONDS": "3", "CDCX__A": "b", "CDC_POSTGRES__dsn": "no"})
+
+
+def test_the_file_of_the_working_directory_goes_before_the_file_of_the_machine() -> None:
+    write(GOOD.replace("chat", "machine"), "etc/cdc.toml")
+    assert "machine" in load(None, {}).postgres.dsn.get_secret_value()
+    write(GOOD)
+    assert "chat" in load(None, {}).postgres.dsn.get_secret_value()
+
+
+def test_projections_come_from_the_file_in_its_order() -> None:
+    projections = """
+[[cache.projections]]
+kind = "history"
+table = "public.messages"
+key = "room:{room_id}:messages"
+order_by = "id"
+
+[[cache.projections]]
+kind = "row"
+table = "public.rooms"
+key = "room:{room_id}"
+ttl_s = 60
+time_column = ""
+"""
+    first, second = load(write(GOOD + projections), {}).cache.projections
+    assert first == HistoryProjection(table="public.messages", key="room:{room_id}:messages", order_by="id")
+    assert second == RowProjection(table="public.rooms", key="room:{room_id}", ttl_s=60, time_column=None)
+
+
+def test_projections_come_from_the_environment_as_json() -> None:
+    text = '[{"kind":"row","table":"public.rooms","key":"room:{room_id}"}]'
+    (projection,) = load(write(GOOD), {"CDC_CACHE__PROJECTIONS": text}).cache.projections
+    assert projection == RowProjection(table="public.rooms", key="room:{room_id}")
+
+
+def test_no_projections_at_all_can_be_asked_for() -> None:
+    assert load(write(GOOD + "[cache]\nprojections = []"), {}).cache.projections == ()
+
+
+def test_a_command_that_needs_one_section_asks_for_no_other() -> None:
+    assert load_archive(None, URL).url == "s3://bucket/prefix"
+    assert load_postgres(None, DSN).slot == "cdc"
+    with pytest.raises(Invalid, match="1 mistake"):
+        load_archive(None, DSN)
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    text = mistakes('[postgres]\nslot = "Bad-Name"\nslit = 1\n[archive]\nlinger_s = 99\n[cashe]\nurl = "x"')
+    assert "6 mistakes (cdc.toml and the environment)" in text
+    for name in ("postgres.dsn", "postgres.slot", "postgres.slit", "archive.url", "archive.linger_s", "cashe"):
+        assert f"\n  {name}: " in text
+
+
+BAD = [
+    ("", "postgres.dsn: is missing"),
+    ("", '[postgres]\n      dsn = "postgresql://'),
+    ("", "or: CDC_POSTGRES__DSN='postgresql://"),
+    ("", "archive.url: is missing"),
+    ("", 'url = "s3://'),
+    ("[postgres]\nslot = 'Bad-Name'", "postgres.slot: may hold only lower-case letters"),
+    ("[postgres]\nslot = 'Bad-Name'", 'slot = "cdc"\n      or: CDC_POSTGRES__SLOT=cdc'),
+    ("[postgres]\nslot = 5", "postgres.slot: should be a valid string, not '5'"),
+    ("[postgres]\nslto = 'a'", "postgres.slto: there is no such option; did you mean postgres.slot?"),
+    ("[postgres]\nzzz = 'a'", "postgres.zzz: there is no such option; there are dsn, slot, publication"),
+    ("[postgres]\ndsn = 'chat'", "postgres.dsn: is neither a postgresql:// address nor key=value pairs"),
+    (
+        "[postgres]\nstatus_interval_s = 100",
+        "postgres.status_interval_s: should be less than or equal to 30, not '100'",
+    ),
+    ("[postgres]\nallow_insecure = 'perhaps'", "postgres.allow_insecure: should be a valid boolean"),
+    ("postgres = 'here'", "postgres: should be a table"),
+    (
+        "dsn = 'here'",
+        'dsn: there is no such option; did you mean postgres.dsn?\n      [postgres]\n      dsn = "postgres',
+    ),
+    ("[postgress]\nslot = 'a'", "postgress: there is no such option; did you mean [postgres]?"),
+    ("[elsewhere]\nx = 1", "elsewhere: there is no such option; the sections are postgres, archive, cache, http, log"),
+    ("[archive]\nurl = 'bucket'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
+    ("[archive]\nurl = 's3://'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
+    ("[archive]\nurl = 'file://host/dir'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
+    ("[archive]\nurl = 's3://id:key@bucket/x'", "archive.url: must not hold credentials"),
+    ("[archive]\nendpoint_url = 'r2'", "archive.endpoint_url: is not an https:// address, not 'r2'"),
+    ("[archive]\non_gap = 'continue'", "archive.on_gap: should be 'stop' or 'resnapshot', not 'continue'"),
+    ("[archive]\nsegment_bytes = 1.5", "archive.segment_bytes: should be a valid integer"),
+    ("[cache]\nurl = 'localhost:6379'", "cache.url: is not a redis://, rediss:// or unix:// address"),
+    ("[cache]\nprojections = 5", "cache.projections: should be a valid tuple"),
+    ("[[cache.projections]]\ntable = 'a.b'", "cache.projections[0]: kind is missing: one of history, row, latest"),
+    ("[[cache.projections]]\nkind = 'list'", "cache.projections[0]: kind should be one of history, row, latest"),
+    ("[[cache.projections]]\nkind = 'row'", 'cache.projections[0].key: is missing\n      key = "turn:{turn_id}"'),
+    (
+        "[[cache.projections]]\nkind = 'row'\ntable = 'turns'\nkey = 'turn:{id}'",
+        "cache.projections[0].table: needs its schema, as in public.turns, not 'turns'",
+    ),
+    (
+        "[[cache.projections]]\nkind = 'row'\ntable = 'a.b'\nkey = 'turn'",
+        "cache.projections[0].key: names no column, as turn:{turn_id} does, not 'turn'",
+    ),
+    (
+        "[[cache.projections]]\nkind = 'row'\ntable = 'a.b'\nkey = 'cdc:{id}'",
+        "cache.projections[0].key: starts with cdc:, where the cache's own keys are",
+    ),
+    (
+        "[[cache.projections]]\nkind = 'row'\ntable = 'a.b'\nkey = 'x:{id}'\nttl = 5",
+        "cache.projections[0].ttl: there is no such option; did you mean cache.projections[0].ttl_s?",
+    ),
+    (
+        "[[cache.projections]]\nkind = 'row'\ntable = 'a.b'\nkey = 'x:{id}'\n" * 2,
+        "cache.projections: two projections write the same key, x:{id}",
+    ),
+    (
+        "[[cache.projections]]\nkind = 'latest'\ntable = 'a.b'\nkey = 'x:{id}'\norder_by = 'id'\ncolumns = []",
+        "cache.projections[0].columns: Tuple should have at least 1 item",
+    ),
+    ("[http]\nlisten = '8080'", "http.listen: is not host:port, not '8080'"),
+    ("[log]\nlevel = 'loud'", "log.level: should be 'debug', 'info', 'warning' or 'error', not 'loud'"),
+    ("[postgres]\nslot = 'a'\nslot = 'b'", "is not TOML\ndetail: "),
+    ("[postgres]\nslot = cdc", "(at line 2, column 8)"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BAD)
+def test_a_bad_configuration_is_explained(text: str, said: str) -> None:
+    assert said in mistakes(text)
+
+
+def test_a_mistake_in_the_environment_names_its_variable() -> None:
+    text = mistakes(GOOD, {"CDC_ARCHIVE__LINGER_S": "soon", "CDC_POSTGRES__SLOTT": "x"})
+    assert "archive.linger_s (from CDC_ARCHIVE__LINGER_S): should be a valid number" in text
+    assert "postgres.slott (from CDC_POSTGRES__SLOTT): there is no such option; did you mean postgres.slot?" in text
+
+
+def test_projections_in_the_environment_that_are_not_json_are_explained() -> None:
+    assert "CDC_CACHE__PROJECTIONS is not JSON" in mistakes(GOOD, {"CDC_CACHE__PROJECTIONS": "turns"})
+
+
+def test_a_file_that_is_asked_for_and_not_there_is_an_error() -> None:
+    with pytest.raises(Invalid, match=r"missing\.toml cannot be read"):
+        load(Path("missing.toml"), DSN | URL)
+
+
+def test_without_a_file_the_message_says_so() -> None:
+    with pytest.raises(Invalid, match=r"the environment; there is no cdc\.toml here"):
+        load(None, {})
+
+
+SECRETS = [
+    "[postgres]\ndsn = 'hunter2'",
+    "[postgres]\npassword = 'hunter2'",
+    "[postgres]\nslot = 'postgresql://cdc:hunter2@localhost/chat'",
+    "[cache]\nurl = 'http://:hunter2@localhost'",
+    "[archive]\nurl = 's3://id:hunter2@bucket'",
+    "[archive]\nurl = 'hunter2'",
+    "[archive]\nendpoint_url = 'id:hunter2@example.net'",
+    "[aws]\nsecret = 'hunter2'",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_no_message_holds_a_secret(text: str) -> None:
+    assert "hunter2" not in mistakes(text)
+
+
+def test_printing_the_settings_shows_no_secret() -> None:
+    settings = load(write(GOOD), {"CDC_POSTGRES__DSN": "postgresql://cdc:hunter2@localhost/chat"})
+    assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize("option", list(config.options()), ids=lambda option: option.full_name)
+def test_the_line_to_paste_for_each_option_is_itself_valid(option: config.Option) -> None:
+    if option.example is None:
+        return
+    lines: dict[str, str] = {"postgres": f"dsn = {DSN['CDC_POSTGRES__DSN']!r}", "archive": "url = 'file:///a'"}
+    if option.name in ("dsn", "url"):
+        lines.pop(option.section, None)
+    lines[option.section] = f"{lines.get(option.section, '')}\n{option.line}"
+    text = "\n".join(f"[{section}]\n{body}" for section, body in lines.items())
+    assert load(write(text), {})
+
+
+def test_every_option_has_a_description() -> None:
+    assert [option.full_name for option in config.options() if not option.field.description] == []
+
+
+def test_the_sample_configuration_is_valid_and_names_every_option() -> None:
+    path = Path(__file__).parents[2] / "deploy" / "cdc.toml"
+    assert isinstance(load(path, {}), Settings)
+    text = path.read_text()
+    sections: dict[str, str] = {}
+    for line in text.splitlines():
+        line = line.lstrip("# ").strip()
+        if line.startswith("["):
+            current = line.strip("[]").split(".")[0]
+        elif " = " in line:
+            sections[current] = sections.get(current, "") + "\n" + line
+    for option in config.options():
+        if option.full_name != "cache.projections":
+            assert f"\n{option.name} = " in sections[option.section], option.full_name
+    assert "[[cache.projections]]" in text
+
+
+def test_uncommenting_the_whole_sample_gives_a_valid_configuration() -> None:
+    text = (Path(__file__).parents[2] / "deploy" / "cdc.toml").read_text()
+    uncommented = re.sub(r"(?m)^#(?=\S)", "", text)
+    assert tomllib.loads(uncommented)["cache"]["projections"]
+    assert isinstance(load(write(uncommented), {}), Settings)
