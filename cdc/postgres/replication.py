@@ -1,0 +1,311 @@
+"""The replication stream: CopyData from the WAL sender in, status updates out, over our own socket pump.
+
+libpq (through `psycopg.pq`) frames the protocol; when to read is ours. psycopg's own wait would cancel the query when
+its task is cancelled, and so kill the stream; here a cancelled `receive()` leaves the stream as it was.
+
+What is promised:
+
+- `receive()` gives CopyData messages in order and loses none, cancelled or not;
+- `send_status()` never waits: what the socket does not take at once is written when it does, and may be called while
+  nobody reads;
+- the stream starts where the slot stands (LSN 0/0). No other position is ever passed, because Postgres would silently
+  skip or fast-forward (PITFALLS);
+- the end of the stream is an error of `cdc.errors` that says what to do.
+
+Postgres flushes every row to the socket by itself. Waking up for each costs us some 6 µs a message and the WAL sender
+even more, so under steady traffic the pump rests a moment between reads ("interrupt moderation"); a message that comes
+after a quiet moment is never held back.
+"""
+
+import asyncio
+import contextlib
+import select
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import psycopg
+import structlog
+from psycopg import pq
+
+from cdc.config import PostgresSettings
+from cdc.errors import CdcError, Unavailable
+from cdc.lsn import parse_lsn
+from cdc.pgoutput.frames import encode_status_update
+from cdc.postgres.refusal import (
+    Refusal,
+    SlotActive,
+    at_slot,
+    in_session,
+    in_stream,
+    refusal_of_exception,
+    refusal_of_result,
+)
+from cdc.postgres.session import Connection, connect
+from cdc.sink import Epoch
+
+__all__ = ["Identity", "ReplicationStream", "SlotActive"]
+
+log = structlog.get_logger()
+
+# One call of receive() hands over about this much; more waits in the socket, and so holds the WAL sender back.
+_RECEIVE_BYTES: Final = 1024 * 1024
+# Less than this means that the pump ran ahead of the WAL sender: resting lets more gather. Well under the 200 KiB
+# or so that a Unix socket holds, which the sender must never find full.
+_SMALL_BYTES: Final = 32 * 1024
+_REST_S: Final = 0.0003
+# Traffic is steady after so many small reads in a row, none of which had to wait longer than _QUIET_S.
+_STEADY_READS: Final = 8
+_QUIET_S: Final = 0.001
+# How long close() waits for the server to answer CopyDone, and a starting stream for its answer.
+_CLOSE_S: Final = 2.0
+_ANSWER_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The answer to IDENTIFY_SYSTEM (manual, "Streaming Replication Protocol")."""
+
+    epoch: Epoch
+    flushed_lsn: int
+    database: str
+
+
+class ReplicationStream:
+    """One replication connection. `open`, then `start`, then `receive` and `send_status` until `close`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._pgconn.nonblocking = 1
+        self._socket = self._pgconn.socket
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        # Under TLS the rest of a record (16 KiB at most, libpq reads at least 8) can wait where poll does not see it.
+        self._dry_reads = 2 if self._pgconn.ssl_in_use else 0
+        self._slot = self._publication = ""
+        self._started = False
+        self._writing = False
+        self._unsent: bytes | None = None
+        self._failure: CdcError | None = None
+        self._steady_reads = 0
+        self._read_at = 0.0
+
+    @classmethod
+    async def open(cls, settings: PostgresSettings, server_encoding: str = "UTF8") -> Self:
+        """Connect as a WAL receiver. Raises Unavailable or Invalid."""
+        return cls(await connect(settings, server_encoding=server_encoding, replication=True))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def backend_pid(self) -> int:
+        """The WAL sender's process, as `pg_replication_slots.active_pid` shows it."""
+        return self._pgconn.backend_pid
+
+    async def identify(self) -> Identity:
+        """Which cluster and which timeline this very connection talks to. Only before `start`."""
+        return await identify_system(self._connection)
+
+    async def start(self, slot: str, publication: str) -> None:
+        """Begin streaming where the slot stands. Raises SlotActive, SlotLost, Invalid or Unavailable."""
+        self._slot, self._publication = slot, publication
+        command = (
+            f"START_REPLICATION SLOT {quote_identifier(slot)} LOGICAL 0/0 (proto_version '1', "
+            f"publication_names {quote_literal(quote_identifier(publication))}, messages 'true')"
+        )
+        try:
+            self._pgconn.send_query(command.encode())
+            async with asyncio.timeout(_ANSWER_S):
+                await self._flush()
+                result = await self._result()
+        except TimeoutError:
+            raise Unavailable("Postgres did not start the stream in time", detail=f"waited {_ANSWER_S:.0f} s") from None
+        except psycopg.Error as error:
+            raise in_session(refusal_of_exception(error)) from None
+        if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+            raise at_slot(_refusal(result), slot)
+        self._started = True
+        log.info("stream_started", slot=slot, publication=publication, pid=self.backend_pid)
+
+    async def receive(self) -> list[bytes]:
+        """At least one CopyData message, and whatever else is there up to a bound in bytes.
+
+        Raises Unavailable, SlotLost or Invalid when the stream has ended; safe to cancel.
+        """
+        if self._steady_reads >= _STEADY_READS:
+            await asyncio.sleep(_REST_S)
+        while True:
+            messages, nbytes = self._drain()
+            if messages:
+                self._moderate(nbytes)
+                return messages
+            if self._failure is not None:
+                raise self._failure
+            await self._readable()
+
+    def send_status(self, written: int, flushed: int, applied: int) -> None:
+        """Tell the server what is durable. Never waits, never raises: a dead stream shows in `receive()`."""
+        if self._failure is not None or not self._started:
+            return
+        self._unsent = encode_status_update(written, flushed, applied, time.time_ns() // 1000)
+        if not self._writing:
+            self._write()
+
+    async def close(self) -> None:
+        """End the stream: the last status, CopyDone, and the connection. Waits a moment at most."""
+        try:
+            if self._started and self._failure is None:
+                with contextlib.suppress(psycopg.Error, TimeoutError):
+                    async with asyncio.timeout(_CLOSE_S):
+                        await self._end_copy()
+        finally:
+            self._stop_writing()
+            self._started = False
+            await self._connection.close()
+
+    # Reading
+
+    def _drain(self) -> tuple[list[bytes], int]:
+        """Everything that libpq and the socket hold, up to the bound; notes the end of the stream when it meets it."""
+        messages: list[bytes] = []
+        nbytes = dry_reads = 0
+        get_copy_data, consume_input = self._pgconn.get_copy_data, self._pgconn.consume_input
+        try:
+            while nbytes < _RECEIVE_BYTES:
+                size, data = get_copy_data(1)
+                if size > 0:
+                    messages.append(bytes(data))
+                    nbytes += size
+                    dry_reads = 0
+                elif size < 0:
+                    self._failure = self._failure or self._end_of_stream()
+                    break
+                elif self._poll.poll(0):
+                    # libpq reads one buffer (16 KiB) at a time, so the socket may hold more.
+                    consume_input()
+                elif dry_reads < self._dry_reads:
+                    consume_input()
+                    dry_reads += 1
+                else:
+                    break
+        except psycopg.Error as error:
+            self._failure = self._failure or self._broken(error)
+        return messages, nbytes
+
+    def _moderate(self, nbytes: int) -> None:
+        """Count small reads that follow one another closely: many in a row are steady traffic."""
+        now = time.monotonic()
+        quiet = now - self._read_at > _QUIET_S + _REST_S
+        self._steady_reads = 0 if quiet or nbytes >= _SMALL_BYTES else self._steady_reads + 1
+        self._read_at = now
+
+    async def _readable(self) -> None:
+        """Wait for the socket, leaving no trace on cancellation."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        loop.add_reader(self._socket, _wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(self._socket)
+
+    async def _result(self) -> pq.abc.PGresult | None:
+        while self._pgconn.is_busy():
+            await self._readable()
+            self._pgconn.consume_input()
+        return self._pgconn.get_result()
+
+    def _end_of_stream(self) -> CdcError:
+        """Why the server ended the copy. Its error message is complete, or the connection is gone: no wait."""
+        result = None if self._pgconn.is_busy() else self._pgconn.get_result()
+        if result is None or result.status == pq.ExecStatus.COMMAND_OK:
+            return Unavailable("Postgres ended the stream", hint="if this repeats, read the server's log")
+        return in_stream(_refusal(result), self._slot, self._publication)
+
+    def _broken(self, error: psycopg.Error) -> CdcError:
+        """A connection that broke; the server may have said why before it went."""
+        with contextlib.suppress(psycopg.Error):
+            result = None if self._pgconn.is_busy() else self._pgconn.get_result()
+            if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+                return in_stream(_refusal(result), self._slot, self._publication)
+        return in_session(refusal_of_exception(error))
+
+    # Writing
+
+    def _write(self) -> None:
+        """Hand the newest status to libpq and the socket; come back when the socket takes more."""
+        try:
+            if self._unsent is not None and self._pgconn.put_copy_data(self._unsent) == 1:
+                self._unsent = None
+            blocked = self._pgconn.flush() == 1 or self._unsent is not None
+        except psycopg.Error:
+            # The reading side meets the same broken connection and says why.
+            self._unsent, blocked = None, False
+        if blocked and not self._writing:
+            asyncio.get_running_loop().add_writer(self._socket, self._write)
+            self._writing = True
+        elif not blocked:
+            self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            asyncio.get_running_loop().remove_writer(self._socket)
+            self._writing = False
+
+    async def _flush(self) -> None:
+        """Wait until libpq's output buffer is empty."""
+        self._stop_writing()
+        loop = asyncio.get_running_loop()
+        while self._pgconn.flush() == 1:
+            ready = loop.create_future()
+            loop.add_writer(self._socket, _wake, ready)
+            try:
+                await ready
+            finally:
+                loop.remove_writer(self._socket)
+
+    async def _end_copy(self) -> None:
+        """CopyDone, then read until the server's own: closing over unread data could discard our last status."""
+        self._pgconn.put_copy_end()
+        await self._flush()
+        while self._failure is None:
+            messages, _ = self._drain()
+            if not messages and self._failure is None:
+                await self._readable()
+
+
+async def identify_system(connection: Connection) -> Identity:
+    """IDENTIFY_SYSTEM on a replication connection that is not streaming."""
+    try:
+        answer = await (await connection.execute("IDENTIFY_SYSTEM")).fetchone()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    if answer is None:
+        raise Unavailable("Postgres did not answer IDENTIFY_SYSTEM")
+    system_identifier, timeline, flushed, database = answer
+    return Identity(Epoch(str(system_identifier), int(timeline)), parse_lsn(str(flushed)), str(database))
+
+
+def quote_identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _refusal(result: pq.abc.PGresult | None) -> Refusal:
+    return Refusal("", "Postgres gave no answer") if result is None else refusal_of_result(result)
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

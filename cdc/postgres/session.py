@@ -1,0 +1,140 @@
+"""Sessions: from `postgres.dsn` to a connection whose text output is always the same.
+
+Every connection of ours, SQL or replication, starts with `SESSION_SETTINGS`, so that a snapshot prints a value
+exactly as the stream does, whatever the role's or the database's defaults are. A remote host is refused without
+`sslmode=verify-full`. The password never leaves the DSN: no error of ours quotes the DSN.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+
+from cdc.config import PostgresSettings
+from cdc.errors import Invalid, Unavailable
+from cdc.postgres.refusal import refusal_of_exception, while_connecting
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+# DESIGN §5. An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
+# somebody's schema can take the place of a built-in one.
+SESSION_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "client_encoding": "UTF8",
+        "datestyle": "ISO",
+        "intervalstyle": "iso_8601",
+        "timezone": "UTC",
+        "extra_float_digits": "3",
+        "bytea_output": "hex",
+        "search_path": "",
+    }
+)
+
+# Limits that a role may have by ALTER ROLE and that would kill an idle sentinel, a long COPY or an exported snapshot.
+_NO_LIMITS: Final = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
+
+# Half-open connections (a cable pulled, a NAT entry dropped) are noticed within about a minute.
+_KEEPALIVES: Final = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "20",
+    "keepalives_interval": "10",
+    "keepalives_count": "4",
+}
+
+
+def session_settings(server_encoding: str) -> dict[str, str]:
+    """The settings of a connection that carries rows: in SQL_ASCII databases bytes pass without conversion."""
+    client_encoding = "SQL_ASCII" if server_encoding == "SQL_ASCII" else "UTF8"
+    return {**SESSION_SETTINGS, "client_encoding": client_encoding}
+
+
+def read_dsn(settings: PostgresSettings) -> dict[str, str]:
+    """The DSN's parameters. Raises Invalid, which quotes nothing: the mistake may be inside the password."""
+    try:
+        parameters = conninfo_to_dict(settings.dsn.get_secret_value())
+    except psycopg.Error:
+        raise Invalid(
+            "postgres.dsn is not a connection string",
+            hint='dsn = "postgresql://cdc@db.example.com/app?sslmode=verify-full" '
+            "(in a URL, percent-encode special characters of the password)",
+        ) from None
+    return {name: str(value) for name, value in parameters.items() if value is not None}
+
+
+def check_dsn(settings: PostgresSettings) -> None:
+    """Refuse a remote host without sslmode=verify-full, unless `allow_insecure`. Raises Invalid."""
+    parameters = _from_environment() | read_dsn(settings)
+    remote = [host for host in _hosts(parameters) if not _is_local(host)]
+    if not remote or settings.allow_insecure or parameters.get("sslmode") == "verify-full":
+        return
+    url = settings.dsn.get_secret_value().strip().startswith(("postgresql://", "postgres://"))
+    piece = "?sslmode=verify-full&sslrootcert=system" if url else "sslmode=verify-full sslrootcert=system"
+    raise Invalid(
+        f"postgres.dsn names a remote host without sslmode=verify-full: {', '.join(remote)}",
+        detail="anybody on the way could read the rows, or answer in the server's place",
+        hint=f"add `{piece}` to postgres.dsn (or set postgres.allow_insecure = true in a network you trust)",
+    )
+
+
+def _from_environment() -> dict[str, str]:
+    """What libpq takes from PGHOST, PGHOSTADDR and PGSSLMODE when the DSN does not say."""
+    wanted = ("host", "hostaddr", "sslmode")
+    return {
+        option.keyword.decode(): option.val.decode()
+        for option in pq.Conninfo.get_defaults()
+        if option.val is not None and option.keyword.decode() in wanted
+    }
+
+
+def _hosts(parameters: Mapping[str, str]) -> list[str]:
+    if "service" in parameters and "host" not in parameters and "hostaddr" not in parameters:
+        return [f"service {parameters['service']}"]
+    return (parameters.get("hostaddr") or parameters.get("host") or "").split(",")
+
+
+def _is_local(host: str) -> bool:
+    if host in ("", "localhost") or host.startswith(("/", "@")):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def connect(
+    settings: PostgresSettings,
+    *,
+    application_name: str = "waltier",
+    server_encoding: str = "UTF8",
+    replication: bool = False,
+) -> Connection:
+    """A connection in autocommit with the session settings applied. Raises Invalid or Unavailable, with a hint."""
+    check_dsn(settings)
+    given = read_dsn(settings)
+    session = {**session_settings(server_encoding), **_NO_LIMITS}
+    client_encoding = session.pop("client_encoding")
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
+    parameters = {
+        **_KEEPALIVES,
+        **given,
+        "application_name": application_name,
+        "client_encoding": client_encoding,
+        "options": f"{given.get('options', '')} {options}".strip(),
+        **({"replication": "database"} if replication else {}),
+    }
+    try:
+        return await psycopg.AsyncConnection.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise while_connecting(refusal_of_exception(error)) from None
+    except OSError as error:
+        raise Unavailable("no connection to Postgres", detail=str(error), hint="check postgres.dsn") from None
