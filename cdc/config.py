@@ -238,20 +238,20 @@ class Settings(_Section):
 
 
 _SectionT = TypeVar("_SectionT", bound=_Section)
-_SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[_Section]] = {
     "postgres": PostgresSettings,
     "archive": ArchiveSettings,
     "cache": CacheSettings,
     "http": HttpSettings,
     "log": LogSettings,
 }
-_KINDS: dict[str, type[_Section]] = {"history": HistoryProjection, "row": RowProjection, "latest": LatestProjection}
+KINDS: dict[str, type[_Section]] = {"history": HistoryProjection, "row": RowProjection, "latest": LatestProjection}
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read everything, or raise Invalid with every mistake."""
     found = _read(path, environ)
-    return _validate(Settings, {name: {} for name in _SECTIONS} | found.values, (), found)
+    return _validate(Settings, {name: {} for name in SECTIONS} | found.values, (), found)
 
 
 def load_postgres(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> PostgresSettings:
@@ -297,7 +297,7 @@ class Option:
 
 def options() -> Iterator[Option]:
     """Every option of every section, in the order of the documentation."""
-    for section, model in _SECTIONS.items():
+    for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
             yield Option(section, name, field)
 
@@ -388,10 +388,10 @@ def _resolve(location: Sequence[str]) -> tuple[str, Mapping[str, FieldInfo]]:
     """The option's full name, and the fields among which its last part is looked up."""
     if len(location) > 2 and location[1] == "projections":
         # cache, projections, 0, history, key: the tag of the union is no part of the name.
-        kind = location[3] if len(location) > 3 and location[3] in _KINDS else "row"
-        rest = [part for part in location[3:] if part not in _KINDS]
-        return ".".join([f"cache.projections[{location[2]}]", *rest]), _KINDS[kind].model_fields
-    section = _SECTIONS.get(location[0])
+        kind = location[3] if len(location) > 3 and location[3] in KINDS else "row"
+        rest = [part for part in location[3:] if part not in KINDS]
+        return ".".join([f"cache.projections[{location[2]}]", *rest]), KINDS[kind].model_fields
+    section = SECTIONS.get(location[0])
     return ".".join(location), section.model_fields if section and len(location) > 1 else {}
 
 
@@ -401,11 +401,11 @@ def _did_you_mean(location: Sequence[str], siblings: Mapping[str, FieldInfo]) ->
         elsewhere = next((option for option in options() if option.name == wrong), None)
         if elsewhere:
             return f"; did you mean {elsewhere.full_name}?\n      [{elsewhere.section}]\n      {elsewhere.line}"
-        near = difflib.get_close_matches(wrong, _SECTIONS, 1)
-        return f"; did you mean [{near[0]}]?" if near else f"; the sections are {', '.join(_SECTIONS)}"
+        near = difflib.get_close_matches(wrong, SECTIONS, 1)
+        return f"; did you mean [{near[0]}]?" if near else f"; the sections are {', '.join(SECTIONS)}"
     near = difflib.get_close_matches(wrong, siblings, 1, 0.5)
     if not near:
-        return f"; there are {', '.join(siblings)}" if siblings else f"; the sections are {', '.join(_SECTIONS)}"
+        return f"; there are {', '.join(siblings)}" if siblings else f"; the sections are {', '.join(SECTIONS)}"
     right = ".".join([_resolve(location)[0].rpartition(".")[0], near[0]])
     return f"; did you mean {right}?{_paste([*location[:-1], near[0]], siblings)}"
 

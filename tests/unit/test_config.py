@@ -1,10 +1,13 @@
 """Every mistake is reported at once, by the option's full name, with a line to paste, and without a secret."""
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from cdc import config
 from cdc.config import HistoryProjection, RowProjection, Settings, load, load_archive, load_postgres
@@ -275,3 +278,32 @@ def test_uncommenting_the_whole_sample_gives_a_valid_configuration() -> None:
     uncommented = re.sub(r"(?m)^#(?=\S)", "", text)
     assert tomllib.loads(uncommented)["cache"]["projections"]
     assert isinstance(load(write(uncommented), {}), Settings)
+
+
+def as_table(fields: Mapping[str, FieldInfo]) -> str:
+    rows = ["| option | default | what it is |", "|---|---|---|"]
+    for name, field in sorted(fields.items(), key=lambda item: item[0] != "kind"):
+        default = (
+            "needed"
+            if field.is_required() or name == "kind"
+            else "none"
+            if field.default is None
+            else f"`{as_default(field)}`"
+        )
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def as_default(field: FieldInfo) -> str:
+    return "see below" if isinstance(field.default, tuple) else json.dumps(field.default)
+
+
+def documented_tables() -> str:
+    sections = [f"## `[{name}]`\n\n{as_table(model.model_fields)}" for name, model in config.SECTIONS.items()]
+    kinds = [f'### `kind = "{name}"`\n\n{as_table(model.model_fields)}' for name, model in config.KINDS.items()]
+    return "\n".join([*sections, "## `[[cache.projections]]`\n", *kinds])
+
+
+def test_the_documentation_has_every_option_with_its_default() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    assert document.endswith(documented_tables()), f"docs/configuration.md should end with:\n{documented_tables()}"

@@ -1,0 +1,44 @@
+"""Where log lines go: one JSON object a line on stderr, ours and the libraries' alike.
+
+Events are lower-case verbs with fields, never a row's value, never a secret. Tracebacks are printed as Python prints
+them, without local variables, which may hold either.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+_STAMPED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+
+
+def to_stderr(level: str = "info") -> None:
+    """Send every log line of at least `level` to stderr."""
+    renderer = structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*_STAMPED, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    _adopt_libraries(renderer)
+
+
+def _adopt_libraries(renderer: Any) -> None:
+    """Warnings of asyncio, botocore and the like in the same form. Their debug lines hold requests, so never those."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[*_STAMPED, structlog.stdlib.add_logger_name],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
