@@ -1,0 +1,156 @@
+"""A Valkey (or Redis) server under supervision, without persistence unless asked for.
+
+with ValkeyServer(directory) as server:         # or: async with
+    connect(server.url)
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import structlog
+
+from cdc.embedded.binaries import find_valkey
+from cdc.embedded.process import ServerProcess, free_port, wait_for
+from cdc.errors import Unavailable
+
+log = structlog.get_logger()
+
+_SETTINGS: Final[dict[str, str]] = {"save": "", "appendonly": "no", "daemonize": "no"}
+
+
+class ValkeyServer:
+    """One Valkey server. `start` and `stop` block; `async with` does the same beside the event loop.
+
+    `settings` are configuration directives as text (`{"maxmemory": "10mb"}`), read at each start. `port` None means a
+    free one, kept over restarts. Raises Invalid where no server can run.
+    """
+
+    def __init__(
+        self,
+        work_dir: Path | str,
+        *,
+        settings: Mapping[str, str] | None = None,
+        program: Path | str | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.work_dir = Path(work_dir).absolute()
+        self.settings = {**_SETTINGS, **(settings or {})}
+        self.program = find_valkey(Path(program) if program else None)
+        self._port = port
+        self._process: ServerProcess | None = None
+
+    @property
+    def bin_dir(self) -> Path:
+        return self.program.parent
+
+    @property
+    def log_path(self) -> Path:
+        return self.work_dir / "valkey.log"
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise RuntimeError("the server has not been started")
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *, timeout_s: float = 60) -> None:
+        """Start the server and return when it answers PING."""
+        if self.running:
+            return
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        self._spawn(timeout_s)
+        log.info("valkey_started", port=self.port, pid=self.pid)
+
+    def stop(self, *, timeout_s: float = 30) -> None:
+        """Ask the server to end, which saves what its settings say it should save."""
+        if self._process is not None:
+            if self._process.running:
+                self._process.send(signal.SIGTERM)
+            self._process.wait(timeout_s)
+            self._process = None
+            log.info("valkey_stopped", port=self.port)
+
+    def restart(self) -> None:
+        """Stop and start on the same port, with the `settings` of now."""
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL: what is not persisted is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def close(self) -> None:
+        """Stop by any means. A stopped (SIGSTOP) or hanging server is killed."""
+        try:
+            self.stop(timeout_s=5)
+        except Unavailable:
+            self.kill()
+
+    def __enter__(self) -> "ValkeyServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "ValkeyServer":
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.shield(asyncio.to_thread(self.close))
+
+    def _spawn(self, timeout_s: float) -> None:
+        chosen = self._port
+        for attempts_left in (2, 1, 0):
+            self._port = chosen or free_port()
+            self._process = ServerProcess(self._argv(), self.log_path, death_signal=signal.SIGINT)
+            try:
+                wait_for("Valkey", self._answers, self._process, timeout_s)
+            except Unavailable:
+                retry = chosen is None and not self._process.running and attempts_left > 0
+                if not retry:
+                    self.close()
+                    raise
+            else:
+                return
+
+    def _argv(self) -> list[str]:
+        own = {"bind": "127.0.0.1", "port": str(self._port), "dir": str(self.work_dir)}
+        directives = {**self.settings, **own}
+        return [str(self.program), *(word for name, value in directives.items() for word in (f"--{name}", value))]
+
+    def _answers(self) -> bool:
+        """PING says PONG, or NOAUTH where a password is set; LOADING means not yet."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                answer = connection.recv(64)
+        except OSError:
+            return False
+        return answer.startswith((b"+PONG", b"-NOAUTH"))

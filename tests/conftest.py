@@ -1,0 +1,173 @@
+"""Fixtures of servers. `--services` says where they come from; see tests/servers.py."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from cdc.embedded import PostgresServer, ValkeyServer
+from tests.servers import (
+    COMPOSE_FILE,
+    DEBIAN_POSTGRES_BIN,
+    TEST_SETTINGS,
+    PostgresAddress,
+    RedisAddress,
+    RemotePostgres,
+    RemoteRedis,
+    address_from_environment,
+    check_docker,
+    flushed_redis,
+    fresh_database,
+    wait_until_answering,
+)
+
+
+class MakePostgres(Protocol):
+    """Starts an embedded Postgres of the test's own, with fsync off, and ends it after the test."""
+
+    def __call__(
+        self, *, settings: Mapping[str, str] | None = None, bin_dir: Path | None = None, encoding: str = "UTF8"
+    ) -> PostgresServer: ...
+
+
+MakeValkey = Callable[..., ValkeyServer]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--services",
+        choices=("local", "docker", "external"),
+        default="local",
+        help="where the servers come from: embedded, deploy/compose.yaml, or CDC_TEST_* in the environment",
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("--services") == "docker":
+        check_docker()
+
+
+@pytest.fixture(scope="session")
+def services(request: pytest.FixtureRequest) -> str:
+    """`local`, `docker` or `external`."""
+    return str(request.config.getoption("--services"))
+
+
+@pytest.fixture(scope="session")
+def worker_number(request: pytest.FixtureRequest) -> int:
+    """0 for the first worker of pytest-xdist, or without it."""
+    worker: dict[str, str] = getattr(request.config, "workerinput", {})
+    return int(worker.get("workerid", "gw0").removeprefix("gw"))
+
+
+@pytest.fixture(scope="session")
+def server_dir() -> Iterator[Path]:
+    """A directory for servers' data: a short path, which an unprivileged server can reach too."""
+    made = Path(tempfile.mkdtemp(prefix="waltier-tests-", dir="/tmp"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    return str(COMPOSE_FILE)
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    return ["up --detach --wait postgres redis s3"]
+
+
+@pytest.fixture(scope="session")
+def postgres_server(request: pytest.FixtureRequest, services: str, server_dir: Path) -> Iterator[PostgresAddress]:
+    """The Postgres of this session. Share it: make databases on it, and leave its settings and its life alone."""
+    if services == "local":
+        with PostgresServer(server_dir / "postgres", settings=TEST_SETTINGS) as server:
+            yield server
+        return
+    if services == "docker":
+        docker = request.getfixturevalue("docker_services")
+        remote = RemotePostgres(
+            f"postgresql://postgres:postgres@127.0.0.1:{docker.port_for('postgres', 5432)}/postgres"
+        )
+    else:
+        remote = RemotePostgres(address_from_environment("CDC_TEST_POSTGRES_DSN"))
+    wait_until_answering(remote)
+    yield remote
+
+
+@pytest.fixture(scope="session")
+def valkey_server(request: pytest.FixtureRequest, services: str, server_dir: Path) -> Iterator[RedisAddress]:
+    """The Redis of this session. Share it: flush your own database, and leave its settings and its life alone."""
+    if services == "local":
+        with ValkeyServer(server_dir / "valkey") as server:
+            yield server
+    elif services == "docker":
+        docker = request.getfixturevalue("docker_services")
+        yield RemoteRedis(f"redis://127.0.0.1:{docker.port_for('redis', 6379)}/0")
+    else:
+        yield RemoteRedis(address_from_environment("CDC_TEST_REDIS_URL"))
+
+
+@pytest.fixture
+def database(postgres_server: PostgresAddress) -> Iterator[str]:
+    """A superuser's dsn of a fresh database, dropped afterwards with its slots."""
+    with fresh_database(postgres_server) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def redis_url(valkey_server: RedisAddress, services: str, worker_number: int) -> str:
+    """An empty Redis database. Locally each worker has a server of its own."""
+    return flushed_redis(valkey_server, 0 if services == "local" else worker_number)
+
+
+@pytest.fixture
+def archive_dir(tmp_path: Path) -> str:
+    """A `file://` archive that does not exist yet."""
+    return (tmp_path / "archive").as_uri()
+
+
+@pytest.fixture(scope="session")
+def debian_postgres(server_dir: Path) -> Iterator[PostgresServer]:
+    """Debian's Postgres, the one with OpenSSL. Mark the tests that need it `wide`."""
+    settings = {**TEST_SETTINGS, "ssl": "off"}
+    with PostgresServer(server_dir / "debian", settings=settings, bin_dir=DEBIAN_POSTGRES_BIN) as server:
+        yield server
+
+
+@pytest.fixture
+def make_postgres(server_dir: Path) -> Iterator[MakePostgres]:
+    """Embedded servers for tests that stop, kill or configure them."""
+    with ExitStack() as running:
+
+        def make(
+            *, settings: Mapping[str, str] | None = None, bin_dir: Path | None = None, encoding: str = "UTF8"
+        ) -> PostgresServer:
+            home = Path(tempfile.mkdtemp(prefix="pg-", dir=server_dir))
+            home.chmod(0o755)
+            running.callback(shutil.rmtree, home, ignore_errors=True)
+            server = PostgresServer(
+                home / "data", settings={**TEST_SETTINGS, **(settings or {})}, bin_dir=bin_dir, encoding=encoding
+            )
+            return running.enter_context(server)
+
+        yield make
+
+
+@pytest.fixture
+def make_valkey(server_dir: Path) -> Iterator[MakeValkey]:
+    """Embedded Valkey servers for tests that stop, kill or configure them."""
+    with ExitStack() as running:
+
+        def make(*, settings: Mapping[str, str] | None = None) -> ValkeyServer:
+            home = Path(tempfile.mkdtemp(prefix="valkey-", dir=server_dir))
+            running.callback(shutil.rmtree, home, ignore_errors=True)
+            return running.enter_context(ValkeyServer(home, settings=settings))
+
+        yield make
