@@ -12,7 +12,7 @@ _LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 received_lsn = Gauge("cdc_received_lsn", "End of the last WAL position received from the server", registry=REGISTRY)
 durable_lsn = Gauge("cdc_durable_lsn", "Position up to which a sink is durable", ["sink"], registry=REGISTRY)
 acknowledged_lsn = Gauge("cdc_acknowledged_lsn", "Position acknowledged to the server", registry=REGISTRY)
-changes = Counter("cdc_changes", "Changes received", ["op"], registry=REGISTRY)
+changes = Counter("cdc_changes", "Changes received", registry=REGISTRY)
 transactions = Counter("cdc_transactions", "Transactions received", registry=REGISTRY)
 latency_s = Histogram(
     "cdc_commit_to_durable_seconds",

@@ -1,0 +1,184 @@
+"""Where the cache takes its changes from, so that it can be away for hours and never hold the slot.
+
+1. `open`: the cache itself says how far it is. If it says nothing (new, flushed, evicted, another epoch), it is
+   **warmed** from a Postgres snapshot at a known LSN.
+2. While that position is short of where the live queue begins, it **catches up** from the archive.
+3. Then it **follows** the live queue. When the queue overflows, it is dropped, and the feed goes back to 2; when the
+   cache is away, the feed tries again with backoff and goes back to 1.
+
+Nothing here can fail the service but a bug or a person's mistake: `Unavailable` and `Moved` are this feed's daily bread.
+"""
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable, Iterable
+
+import structlog
+
+from cdc import metrics
+from cdc.archive.reader import ArchiveReader
+from cdc.cache.sink import CacheSink
+from cdc.change import Batch, Transaction
+from cdc.errors import Invalid, Moved, Unavailable
+from cdc.pipeline.queue import Since, TransactionQueue
+from cdc.sink import Epoch, Position
+
+log = structlog.get_logger()
+
+# A healthy cache that is only slower than the burst may make the reader wait this long, then its queue is dropped:
+# waiting for ever would let the cache hold the slot, dropping at once would make it read everything twice.
+PATIENCE_S = 1.0
+BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.1, 5.0
+BATCH_BYTES = 4 * 1024 * 1024
+
+
+class FeedState(enum.Enum):
+    """What the cache is doing."""
+
+    AWAY = "away"
+    WARMING = "warming"
+    CATCHING_UP = "catching_up"
+    LIVE = "live"
+
+
+class CacheFeed:
+    """Brings every change to the cache, in order, from wherever it can be had."""
+
+    def __init__(
+        self,
+        sink: CacheSink,
+        reader: ArchiveReader,
+        warm_up: Callable[[CacheSink, Epoch], Awaitable[Position]],
+        queue_bytes: int,
+    ) -> None:
+        self.state = FeedState.AWAY
+        self.queue = TransactionQueue(queue_bytes)
+        self._sink = sink
+        self._reader = reader
+        self._warm_up = warm_up
+        self._held: tuple[Since, Batch] | None = None
+        self._archive_advanced = asyncio.Event()
+        self._covered_lsn = 0
+
+    def restart(self, since_lsn: int) -> None:
+        """A replication connection begins that will send everything after `since_lsn` again."""
+        self._held = None
+        # What the last connection covered says nothing of what this one is about to send again.
+        self._covered_lsn = 0
+        self.queue.restart(since_lsn)
+
+    async def offer(self, transactions: Iterable[Transaction]) -> None:
+        """Take live transactions. Waits for room only for a moment, and only while the cache is at work."""
+        self.queue.put(transactions)
+        if not self.queue.full:
+            return
+        if self.state is FeedState.LIVE:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await self.queue.room()
+            except TimeoutError:
+                pass
+            else:
+                return
+        log.info("cache_queue_dropped", state=self.state.value, bytes=self.queue.nbytes)
+        self.queue.drop()
+
+    def archive_advanced(self, covered_lsn: int, *, idle: bool = False) -> None:
+        """The archive holds more. `idle` says that nothing was received that is not in it: so has the cache seen all."""
+        self._archive_advanced.set()
+        if idle:
+            self._covered_lsn = covered_lsn
+            self.queue.wake()
+
+    async def run(self) -> None:
+        """Feed the cache until cancelled, or until the queue is closed and empty."""
+        backoff_s = BACKOFF_FIRST_S
+        while not (self.queue.closed and self.queue.empty and self._held is None):
+            try:
+                await self._bring_up()
+                backoff_s = BACKOFF_FIRST_S
+                await self._follow()
+            except Moved as moved:
+                log.warning("cache_checkpoint_moved", reason=moved.message)
+                await asyncio.sleep(BACKOFF_FIRST_S)
+            except (Unavailable, Invalid) as error:
+                # Also Invalid: at the start it ends the service, but a password changed later must not stop the archive.
+                self._enter(FeedState.AWAY)
+                metrics.retries.labels(sink="cache").inc()
+                log.warning("cache_unavailable", reason=error.message, hint=error.hint, retry_s=round(backoff_s, 1))
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
+
+    async def close(self) -> None:
+        """Let go of the cache."""
+        await self._sink.close()
+
+    def _enter(self, state: FeedState) -> None:
+        if state is not self.state:
+            log.info("cache_state", state=state.value, previous=self.state.value)
+        self.state = state
+
+    def _since(self) -> Since:
+        return self.queue.since if self._held is None else self._held[0]
+
+    async def _bring_up(self) -> None:
+        position = await self._sink.open()
+        if position is None:
+            self._enter(FeedState.WARMING)
+            metrics.warm_ups.inc()
+            position = await self._warm_up(self._sink, self._sink.epoch)
+        while not self._since().reached_by(position):
+            if self.state is not FeedState.CATCHING_UP:
+                self._enter(FeedState.CATCHING_UP)
+                metrics.catch_ups.inc()
+            self._held = None
+            position = await self._catch_up(position)
+
+    async def _catch_up(self, position: Position) -> Position:
+        """Apply what the archive holds beyond `position`; wait for more if the archive itself is short of the queue."""
+        self._archive_advanced.clear()
+        pieces: list[Transaction] = []
+        nbytes = 0
+        async for piece in self._reader.transactions(position):
+            pieces.append(piece)
+            nbytes += piece.nbytes
+            if nbytes >= BATCH_BYTES:
+                await self._sink.write(Batch(pieces))
+                pieces, nbytes = [], 0
+        if pieces:
+            await self._sink.write(Batch(pieces))
+        await self._sink.advance(self._reader.covered_upto)
+        position = self._sink_position()
+        if not self._since().reached_by(position):
+            try:
+                async with asyncio.timeout(BACKOFF_LAST_S):
+                    await self._archive_advanced.wait()
+            except TimeoutError:
+                pass
+        return position
+
+    def _sink_position(self) -> Position:
+        position = self._sink.position
+        if position is None:
+            raise Moved("the cache lost its checkpoint while it was being brought up")
+        return position
+
+    async def _follow(self) -> None:
+        """Write what the queue brings until the sink can no longer go on with it."""
+        self._enter(FeedState.LIVE)
+        while True:
+            if self._held is None:
+                await self.queue.wait()
+                since = self.queue.since
+                if not since.reached_by(self._sink_position()):
+                    return
+                self._held = (since, self.queue.pop(BATCH_BYTES))
+            batch = self._held[1]
+            if len(batch):
+                lsn = await self._sink.write(batch)
+                metrics.durable_lsn.labels(sink="cache").set(lsn)
+            elif self._covered_lsn > self._sink_position().lsn:
+                await self._sink.advance(self._covered_lsn)
+            self._held = None
+            if self.queue.closed and self.queue.empty:
+                return

@@ -1,0 +1,64 @@
+"""The second spring: rows as they were at one LSN, for the archive's base and for a cold cache.
+
+Both ask Postgres for a slot with an exported snapshot, because only that ties a state of the tables to a position of
+the WAL. The archive's slot is the permanent one; the cache's is temporary and goes with its connection.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import structlog
+
+from cdc.archive.sink import ArchiveSink
+from cdc.cache.sink import CacheSink
+from cdc.change import Relation
+from cdc.config import Settings
+from cdc.lsn import format_lsn
+from cdc.postgres.publication import Publication, PublishedTable
+from cdc.postgres.slot import create_slot
+from cdc.postgres.snapshot import open_snapshot
+from cdc.row import Row
+from cdc.sink import Epoch, Position
+
+log = structlog.get_logger()
+
+
+def relation_of(table: PublishedTable) -> Relation:
+    """The published table as the stream would describe it."""
+    return Relation(table.oid, table.schema, table.name, table.replica_identity, table.columns)
+
+
+async def backfill(settings: Settings, publication: Publication, archive: ArchiveSink) -> None:
+    """Create the slot and archive the rows that exist: the start of an archive.
+
+    1. a slot with its exported snapshot: its consistent point is where the log will begin;
+    2. every published table's rows of that snapshot, as base chunks;
+    3. one snapshot record in the log, which is the commit point.
+
+    Interrupted before 3, it starts over: the slot and the chunks of the attempt count for nothing.
+    """
+    started = time.monotonic()
+    async with create_slot(settings.postgres, settings.postgres.slot) as exported:
+        log.info("backfill_started", consistent_lsn=format_lsn(exported.consistent_lsn), tables=len(publication.tables))
+        chunks = []
+        async with open_snapshot(settings.postgres, exported) as reader:
+            for table in publication.tables:
+                rows = reader.rows(table)
+                chunks += await archive.write_base(relation_of(table), rows)
+        await archive.write_snapshot(exported.consistent_lsn, chunks)
+    rows_read = sum(chunk.rows for chunk in chunks)
+    log.info("backfill_finished", rows=rows_read, seconds=round(time.monotonic() - started, 1))
+
+
+async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, cache: CacheSink) -> Position:
+    """Fill a cache that knows nothing with the rows inside its projections' windows; return where it then stands."""
+    name = f"{settings.postgres.slot}_warm_{uuid.uuid4().hex[:12]}"[-63:]
+    async with create_slot(settings.postgres, name, temporary=True) as exported:
+        log.info("warm_up_started", consistent_lsn=format_lsn(exported.consistent_lsn))
+        position = Position(epoch, exported.consistent_lsn)
+        async with open_snapshot(settings.postgres, exported) as reader:
+            rows = _rows_for_cache(reader, publication, cache)
+            await cache.warm(rows, position, time.time_ns() // 1000)
+    log.info("warm_up_finished", lsn=format_lsn(position.lsn))
+    return position

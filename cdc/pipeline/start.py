@@ -1,0 +1,149 @@
+"""What must be true before a change flows: server, archive and slot tell one history, and this service holds the lock.
+
+Each function checks one thing and raises the error that says what a person can do, or returns what it found out. The
+numbers are those of `service.py`'s story.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from cdc.archive.sink import ArchiveSink, Source
+from cdc.config import Settings
+from cdc.errors import Diverged, Fenced, SlotLost, Unavailable
+from cdc.lsn import format_lsn
+from cdc.pipeline.snapshot import backfill
+from cdc.postgres.publication import Publication, check_publication, read_publication
+from cdc.postgres.replication import ReplicationStream, SlotActive
+from cdc.postgres.server import Server, check_server, read_server
+from cdc.postgres.session import Connection
+from cdc.postgres.slot import Slot, drop_slot, read_slot, try_lock
+from cdc.sink import Position
+
+log = structlog.get_logger()
+
+STANDBY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The server as one attempt found it. `connection` is an ordinary SQL session of that attempt."""
+
+    connection: Connection
+    server: Server
+    publication: Publication
+
+
+async def examine_upstream(connection: Connection, settings: Settings) -> Upstream:
+    """1. The server can be replicated from, and the publication serves archive and cache."""
+    server = await read_server(connection)
+    check_server(server)
+    publication = await read_publication(connection, settings.postgres.publication)
+    check_publication(publication, settings.cache.projections if settings.cache.url else ())
+    return Upstream(connection, server, publication)
+
+
+def source_of(upstream: Upstream, settings: Settings) -> Source:
+    """Whose changes the archive holds, for its segments' headers."""
+    server = upstream.server
+    return Source(
+        system_identifier=server.epoch.system_identifier,
+        timeline=server.epoch.timeline,
+        database=server.database,
+        slot=settings.postgres.slot,
+        publication=settings.postgres.publication,
+        server_version=server.server_version,
+        server_encoding=server.encoding,
+        settings=server.settings,
+    )
+
+
+async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSink, position: Position | None) -> Slot:
+    """4. The slot that goes with this archive. A new archive gets its slot and the existing rows here."""
+    name = settings.postgres.slot
+    slot = await read_slot(upstream.connection, name)
+    if position is None:
+        await _begin_archive(upstream, settings, archive, slot)
+        slot = await read_slot(upstream.connection, name)
+    if slot is None:
+        raise SlotLost(
+            f"the replication slot {name!r} is gone, but the archive ends at {_end_of(position)}",
+            detail="what was committed since then and not archived can no longer be read from the WAL",
+            hint="start a new archive beside it: set another archive.url (the old one stays readable)",
+        )
+    check_slot(slot)
+    return slot
+
+
+async def _begin_archive(upstream: Upstream, settings: Settings, archive: ArchiveSink, slot: Slot | None) -> None:
+    name = settings.postgres.slot
+    if slot is not None and not archive.begun:
+        raise Diverged(
+            f"the replication slot {name!r} exists, but the archive {settings.archive.url} is empty",
+            detail="is archive.url the one this slot belongs to? An archive must begin with its slot, "
+            "or rows that were there before would be missing from it",
+            hint=f"correct archive.url; or, if no archive needs the slot: SELECT pg_drop_replication_slot('{name}');",
+        )
+    if not await try_lock(upstream.connection, name):
+        raise Unavailable("another service is filling this archive; standing by")
+    await archive.fence(source_of(upstream, settings))
+    if slot is not None:
+        log.warning("backfill_restarted", slot=name)
+        await drop_slot(upstream.connection, name)
+    await backfill(settings, upstream.publication, archive)
+
+
+def _end_of(position: Position | None) -> str:
+    return "its beginning" if position is None else format_lsn(position.lsn)
+
+
+def check_slot(slot: Slot) -> None:
+    """The slot can still be read from."""
+    if slot.wal_status == "lost" or slot.invalidation_reason:
+        raise SlotLost(
+            f"Postgres has invalidated the replication slot {slot.name!r}",
+            detail=f"wal_status {slot.wal_status}, reason {slot.invalidation_reason or 'not given'}",
+            hint=f"SELECT pg_drop_replication_slot('{slot.name}'); then start a new archive under another archive.url, "
+            "and raise max_slot_wal_keep_size",
+        )
+
+
+def check_covered(slot: Slot, covered_upto: int) -> None:
+    """6. Postgres has forgotten nothing that the archive lacks: `confirmed_flush_lsn <= covered_upto`."""
+    confirmed = slot.confirmed_flush_lsn
+    if confirmed is not None and confirmed > covered_upto:
+        raise Diverged(
+            f"the slot {slot.name!r} was advanced past the archive",
+            detail=f"confirmed_flush_lsn {format_lsn(confirmed)}, archived up to {format_lsn(covered_upto)}: "
+            "another consumer used this slot, or archive.url names another archive",
+            hint="correct archive.url or postgres.slot; if the changes between are lost, start a new archive under "
+            f"another archive.url after SELECT pg_drop_replication_slot('{slot.name}');",
+        )
+
+
+async def acquire_stream(
+    stream: ReplicationStream, settings: Settings, archive: ArchiveSink, stop: asyncio.Event, *, wrote: bool
+) -> bool:
+    """5. START_REPLICATION, which is the lock. Stands by while another service holds it; False if stopped meanwhile.
+
+    A service that was the writer before, and finds that another one has written since, ends as `Fenced`.
+    """
+    standing_by = False
+    while not stop.is_set():
+        try:
+            await stream.start(settings.postgres.slot, settings.postgres.publication)
+        except SlotActive as active:
+            if wrote and await archive.overtaken():
+                raise Fenced("another service writes to this archive now", detail=active.detail) from None
+            if not standing_by:
+                log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
+                standing_by = True
+            try:
+                async with asyncio.timeout(STANDBY_S):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+        else:
+            return True
+    return False

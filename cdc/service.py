@@ -1,0 +1,237 @@
+"""`cdc run`: wires the rooms, keeps a session going, and ends with an exit code that tells a supervisor what to do.
+
+The order of a start, which is the order in which things can be known to be wrong (DESIGN §4):
+
+1. the server: version, wal_level, publication, replica identities;
+2. the bucket refuses to overwrite, or we refuse to start;
+3. the archive's tail: whose history it is, and how far it is covered;
+4. the slot: with a new archive it is created and existing rows are backfilled; otherwise it must be there;
+5. START_REPLICATION, which is the lock: while another service has the slot we stand by;
+6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, and the fence. Only now data is written.
+
+`Unavailable` anywhere means: wait, with backoff, and begin again at 1. Every other error ends the service.
+"""
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+
+from cdc import metrics
+from cdc.archive.bucket import Bucket, open_bucket, prove_conditional_put
+from cdc.archive.reader import ArchiveReader
+from cdc.archive.sink import ArchiveSink
+from cdc.cache.sink import CacheSink
+from cdc.config import Settings
+from cdc.errors import CdcError, DataError, Diverged, Fenced, Invalid, Unavailable
+from cdc.lsn import format_lsn
+from cdc.pgoutput.assembler import Assembler
+from cdc.pipeline import start
+from cdc.pipeline.cache_feed import CacheFeed
+from cdc.pipeline.session import Session
+from cdc.pipeline.snapshot import warm_up
+from cdc.postgres.publication import Publication, check_publication, read_publication, type_names
+from cdc.postgres.replication import ReplicationStream
+from cdc.postgres.sentinel import Sentinel
+from cdc.postgres.session import check_dsn, connect
+from cdc.postgres.slot import read_slot
+from cdc.progress import Progress
+from cdc.sink import Epoch, Position
+
+log = structlog.get_logger()
+
+BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 10.0
+# An attempt that lasted so long was a working service: what ends it starts a new series of attempts.
+SETTLED_S = 30.0
+# What the cache may take to apply what waits when the service stops; it catches up at the next start anyway.
+CACHE_DRAIN_S = 5.0
+
+_GRAVITY = (Fenced, Diverged, DataError, Invalid, Unavailable)
+
+
+async def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. Errors are logged here, once, with their hints."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await Service(settings, stop).run()
+    except CdcError as error:
+        log.error("service_failed", **_fields(error), exit_code=error.exit_code)
+        return error.exit_code
+    log.info("service_stopped")
+    return 0
+
+
+def _fields(error: CdcError) -> dict[str, str]:
+    return {"kind": type(error).__name__, "reason": error.message, "detail": error.detail, "hint": error.hint}
+
+
+def gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group that decides how the service ends; a bug goes before all we foresaw."""
+    leaves = list(_leaves(group))
+    for error in leaves:
+        if not isinstance(error, CdcError):
+            return error
+    return min(
+        leaves, key=lambda error: next(i for i, kind in enumerate((*_GRAVITY, CdcError)) if isinstance(error, kind))
+    )
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+class Service:
+    """Keeps one session going until stopped. Everything it opens is closed when `run` ends."""
+
+    def __init__(self, settings: Settings, stop: asyncio.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._bucket: Bucket | None = None
+        self._feed: CacheFeed | None = None
+        self._feeding: asyncio.Task[None] | None = None
+        self._publication: Publication | None = None
+        self._wrote = False
+
+    async def run(self) -> None:
+        """Work until stopped. Raises the error that a person or a supervisor must see."""
+        check_dsn(self._settings.postgres)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await tasks.create_task(self._keep_going(tasks), name="sessions")
+                await self._finish_feeding()
+        except BaseExceptionGroup as group:
+            raise gravest(group) from None
+        finally:
+            if self._bucket is not None:
+                await self._bucket.close()
+
+    async def _keep_going(self, tasks: asyncio.TaskGroup) -> None:
+        backoff_s = BACKOFF_FIRST_S
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                await self._attempt(tasks)
+            except (CdcError, BaseExceptionGroup) as raised:
+                error = gravest(raised) if isinstance(raised, BaseExceptionGroup) else raised
+                if not isinstance(error, Unavailable):
+                    raise error from None
+                if time.monotonic() - started > SETTLED_S:
+                    backoff_s = BACKOFF_FIRST_S
+                log.warning("interrupted", **_fields(error), retry_s=backoff_s)
+                metrics.reconnects.inc()
+                await self._pause(backoff_s)
+                backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
+
+    async def _attempt(self, tasks: asyncio.TaskGroup) -> None:
+        """One start and the session it leads to. The numbers are those of the module's story."""
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(await connect(settings.postgres))
+            upstream = await start.examine_upstream(connection, settings)  # 1
+            bucket = await self._open_bucket()  # 2
+            archive = ArchiveSink(bucket, settings.archive)
+            stack.push_async_callback(archive.close)
+            source = start.source_of(upstream, settings)
+            position = await archive.open(source)  # 3
+            await start.ensure_slot(upstream, settings, archive, position)  # 4
+            stream = await stack.enter_async_context(
+                await ReplicationStream.open(settings.postgres, upstream.server.encoding)
+            )
+            if not await start.acquire_stream(stream, settings, archive, self._stop, wrote=self._wrote):  # 5
+                return
+            slot = await read_slot(connection, settings.postgres.slot)  # 6
+            position = await archive.open(source)
+            if slot is None or position is None:
+                raise Unavailable("slot or archive changed hands during the start")
+            start.check_covered(slot, position.lsn)
+            await archive.fence(source)
+            self._wrote = True
+            self._publication = upstream.publication
+            sentinel = await stack.enter_async_context(Sentinel(settings.postgres))
+            confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
+            feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
+            log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(position.lsn))
+            session = Session(
+                stream,
+                Assembler(await type_names(connection), upstream.publication.primary_keys),
+                archive,
+                feed,
+                Progress(confirmed_lsn),
+                settings.archive,
+                recheck=self._recheck_publication,
+                status_interval_s=min(settings.postgres.status_interval_s, upstream.server.wal_sender_timeout_s / 3),
+            )
+            await session.run(self._stop, sentinel)
+
+    async def _open_bucket(self) -> Bucket:
+        if self._bucket is None:
+            bucket = open_bucket(self._settings.archive)
+            try:
+                await prove_conditional_put(bucket)
+            except BaseException:
+                await bucket.close()
+                raise
+            self._bucket = bucket
+        return self._bucket
+
+    async def _recheck_publication(self) -> None:
+        """Before covering idle WAL: an unpublished or recreated table would lose rows without a word."""
+        async with await connect(self._settings.postgres) as connection:
+            publication = await read_publication(connection, self._settings.postgres.publication)
+        known = self._publication
+        if known is not None and publication.fingerprint != known.fingerprint:
+            log.warning("publication_changed", publication=publication.name, tables=len(publication.tables))
+            check_publication(publication, self._settings.cache.projections if self._settings.cache.url else ())
+        self._publication = publication
+
+    # the cache ----------------------------------------------------------------------------------------------------
+
+    async def _start_feed(
+        self, tasks: asyncio.TaskGroup, epoch: Epoch, bucket: Bucket, since_lsn: int
+    ) -> CacheFeed | None:
+        """The feed lives as long as the service: a lost replication connection is no reason to let the cache go."""
+        if self._settings.cache.url is None:
+            return None
+        if self._feed is None:
+            sink = CacheSink(self._settings.cache, epoch)
+            await self._probe(sink)
+            self._feed = CacheFeed(sink, ArchiveReader(bucket), self._warm_up, self._settings.cache.queue_bytes)
+            self._feed.restart(since_lsn)
+            self._feeding = tasks.create_task(self._feed.run(), name="cache feed")
+        else:
+            self._feed.restart(since_lsn)
+        return self._feed
+
+    async def _probe(self, sink: CacheSink) -> None:
+        """A mistake in the configuration ends the service at its start; a cache that is merely away never does."""
+        try:
+            await sink.open()
+        except Unavailable as error:
+            log.warning("cache_unavailable", **_fields(error))
+
+    async def _warm_up(self, sink: CacheSink, epoch: Epoch) -> Position:
+        if self._publication is None:
+            raise Unavailable("the publication is not known yet")
+        return await warm_up(self._settings, self._publication, epoch, sink)
+
+    async def _finish_feeding(self) -> None:
+        if self._feed is None or self._feeding is None:
+            return
+        self._feed.queue.close()
+        await asyncio.wait([self._feeding], timeout=CACHE_DRAIN_S)
+        self._feeding.cancel()
+        await self._feed.close()
