@@ -133,8 +133,12 @@ async def connect(
         **({"replication": "database"} if replication else {}),
     }
     try:
-        return await psycopg.AsyncConnection.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
+        connection = await psycopg.AsyncConnection.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
+        if connection.info.server_version >= 170000:
+            # Unknown before 17, where naming it at the start would end the session.
+            await connection.execute("SET transaction_timeout = 0")
     except psycopg.Error as error:
         raise while_connecting(refusal_of_exception(error)) from None
     except OSError as error:
         raise Unavailable("no connection to Postgres", detail=str(error), hint="check postgres.dsn") from None
+    return connection

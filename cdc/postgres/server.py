@@ -1,0 +1,143 @@
+"""The server's own facts: who it is, and whether it can decode logically at all.
+
+`Server.epoch` names the history (system identifier and timeline) that positions belong to. It is read on a plain
+session from functions that every role may call; a stream's own `identify()` is the last word on what it talks to.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+
+from cdc.errors import Invalid, Unavailable
+from cdc.lsn import parse_lsn
+from cdc.postgres.refusal import in_session, refusal_of_exception, wal_level_is_too_low
+from cdc.postgres.session import Connection, session_settings
+from cdc.sink import Epoch
+
+OLDEST_VERSION: Final = 14
+NEWEST_VERSION: Final = 18
+
+_CONFIGURATION: Final = (
+    "wal_level",
+    "max_replication_slots",
+    "max_wal_senders",
+    "wal_sender_timeout",
+    "max_slot_wal_keep_size",
+    "idle_replication_slot_timeout",
+)
+
+# The control file's timeline lags behind a promotion until the next checkpoint; the name of the WAL file being written
+# does not.
+_SERVER = """
+SELECT system_identifier::text,
+       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+       current_database()::text,
+       current_setting('server_version_num')::int / 10000,
+       current_setting('server_version'),
+       current_setting('server_encoding'),
+       pg_is_in_recovery()
+  FROM pg_control_system()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`version` is the major version. `settings` are those under which rows print; `configuration` is the server's."""
+
+    epoch: Epoch
+    database: str
+    version: int
+    server_version: str
+    encoding: str
+    wal_level: str
+    in_recovery: bool
+    settings: dict[str, str]
+    configuration: dict[str, str]
+
+
+async def read_server(connection: Connection) -> Server:
+    """The facts of the server at the other end. Raises Unavailable or Invalid."""
+    try:
+        row = await (await connection.execute(_SERVER)).fetchone()
+        configuration = await _read_configuration(connection)
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    if row is None:
+        raise Unavailable("Postgres did not answer")
+    system_identifier, timeline, database, version, server_version, encoding, in_recovery = row
+    return Server(
+        epoch=Epoch(system_identifier, timeline),
+        database=database,
+        version=version,
+        server_version=server_version,
+        encoding=encoding,
+        wal_level=configuration["wal_level"],
+        in_recovery=in_recovery,
+        settings=session_settings(encoding),
+        configuration=configuration,
+    )
+
+
+async def _read_configuration(connection: Connection) -> dict[str, str]:
+    cursor = await connection.execute(
+        "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", [list(_CONFIGURATION)]
+    )
+    return {str(name): str(value) for name, value in await cursor.fetchall()}
+
+
+async def check_server(connection: Connection, server: Server, slot: str) -> None:
+    """Refuse a server that cannot serve this slot: Invalid with every mistake, Unavailable for a standby."""
+    mistakes: list[tuple[str, str]] = []
+    if not OLDEST_VERSION <= server.version <= NEWEST_VERSION:
+        mistakes.append(
+            (
+                f"Postgres {server.server_version} is not supported",
+                f"use a Postgres from {OLDEST_VERSION} to {NEWEST_VERSION}",
+            )
+        )
+    if server.wal_level != "logical":
+        refusal = wal_level_is_too_low("")
+        mistakes.append((f"{refusal.message} (it is {server.wal_level})", refusal.hint))
+    if not await _has_room(connection, slot):
+        allowed = server.configuration["max_replication_slots"]
+        mistakes.append(
+            (
+                f"all {allowed} replication slots are in use (max_replication_slots)",
+                f"ALTER SYSTEM SET max_replication_slots = {int(allowed) + 10}; and restart Postgres",
+            )
+        )
+    if mistakes:
+        raise Invalid("; ".join(what for what, _ in mistakes), hint="\n      ".join(hint for _, hint in mistakes))
+    if server.in_recovery:
+        raise Unavailable(
+            "this Postgres is a standby",
+            detail="it takes no writes until it is promoted",
+            hint="name the primary in postgres.dsn, or several hosts with target_session_attrs=read-write",
+        )
+
+
+async def _has_room(connection: Connection, slot: str) -> bool:
+    """Whether the slot exists, or could be created beside the others."""
+    try:
+        cursor = await connection.execute(
+            "SELECT coalesce(bool_or(slot_name = %s), false) OR count(*) < "
+            "current_setting('max_replication_slots')::int FROM pg_replication_slots",
+            [slot],
+        )
+        row = await cursor.fetchone()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    return row is not None and bool(row[0])
+
+
+async def current_wal_lsn(connection: Connection) -> int:
+    """Where the server writes WAL now. Raises Unavailable."""
+    try:
+        row = await (await connection.execute("SELECT pg_current_wal_lsn()::text")).fetchone()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    if row is None:
+        raise Unavailable("Postgres did not answer")
+    return parse_lsn(row[0])

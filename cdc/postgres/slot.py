@@ -1,0 +1,274 @@
+"""The replication slot: what it says of itself, and how one comes and goes.
+
+A slot that is lost shows NULL positions, and every lag computed from NULL looks like no lag at all (PITFALLS): here a
+slot without `restart_lsn` retains infinitely much.
+
+Creating a slot waits for every transaction that is open anywhere in the cluster. `create_slot` gives that wait a
+deadline, names who is in the way, and leaves no slot behind when it fails.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+import structlog
+
+from cdc.config import PostgresSettings
+from cdc.errors import CdcError, Invalid, SlotLost, Unavailable
+from cdc.lsn import parse_lsn
+from cdc.postgres.refusal import SlotActive, at_slot, in_session, refusal_of_exception, wal_level_is_too_low
+from cdc.postgres.replication import quote_identifier
+from cdc.postgres.session import Connection, connect
+
+log = structlog.get_logger()
+
+# How long a cancelled creation may take to vanish on the server.
+_VANISH_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A row of pg_replication_slots; what the server's version does not have is None or False."""
+
+    name: str
+    plugin: str | None
+    database: str | None
+    temporary: bool
+    active_pid: int | None
+    restart_lsn: int | None
+    confirmed_flush_lsn: int | None
+    wal_status: str | None
+    safe_wal_size: int | None
+    two_phase: bool
+    conflicting: bool
+    invalidation_reason: str | None
+    inactive_since: datetime | None
+    failover: bool
+    synced: bool
+
+    @property
+    def lost(self) -> bool:
+        """The slot can never be read again."""
+        return self.wal_status == "lost" or self.invalidation_reason is not None or self.conflicting
+
+    def retained_bytes(self, current_wal_lsn: int) -> float:
+        """WAL that the server keeps for this slot; infinite if the slot does not say."""
+        return math.inf if self.restart_lsn is None else max(0, current_wal_lsn - self.restart_lsn)
+
+    def lag_bytes(self, current_wal_lsn: int) -> float:
+        """WAL that has not been acknowledged; infinite if the slot does not say."""
+        return math.inf if self.confirmed_flush_lsn is None else max(0, current_wal_lsn - self.confirmed_flush_lsn)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedSnapshot:
+    """The database exactly as it is at `consistent_lsn`, where the slot's stream begins."""
+
+    slot: str
+    consistent_lsn: int
+    snapshot_name: str
+
+
+async def read_slots(connection: Connection) -> list[Slot]:
+    """Every slot of the cluster. Raises Unavailable."""
+    try:
+        cursor = await connection.execute("SELECT * FROM pg_replication_slots ORDER BY slot_name")
+        rows = await cursor.fetchall()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    names = [column.name for column in cursor.description or ()]
+    return [_slot(dict(zip(names, row, strict=True))) for row in rows]
+
+
+async def read_slot(connection: Connection, name: str) -> Slot | None:
+    """The slot of this name, or None. Raises Unavailable."""
+    return next((slot for slot in await read_slots(connection) if slot.name == name), None)
+
+
+def _slot(row: Mapping[str, Any]) -> Slot:
+    return Slot(
+        name=row["slot_name"],
+        plugin=row["plugin"],
+        database=row["database"],
+        temporary=row["temporary"],
+        active_pid=row["active_pid"],
+        restart_lsn=_lsn(row["restart_lsn"]),
+        confirmed_flush_lsn=_lsn(row["confirmed_flush_lsn"]),
+        wal_status=row["wal_status"],
+        safe_wal_size=row["safe_wal_size"],
+        two_phase=row["two_phase"],
+        conflicting=bool(row.get("conflicting")),
+        invalidation_reason=row.get("invalidation_reason"),
+        inactive_since=row.get("inactive_since"),
+        failover=bool(row.get("failover")),
+        synced=bool(row.get("synced")),
+    )
+
+
+def _lsn(text: str | None) -> int | None:
+    return None if text is None else parse_lsn(text)
+
+
+def check_slot(slot: Slot, database: str) -> None:
+    """Refuse a slot that is not ours to read. Raises SlotLost or Invalid."""
+    if slot.plugin != "pgoutput" or slot.database != database:
+        kind = "a physical slot" if slot.plugin is None else f"for {slot.plugin} in database {slot.database}"
+        raise Invalid(
+            f"replication slot {slot.name} belongs to something else",
+            detail=f"it is {kind}; ours would be for pgoutput in database {database}",
+            hint=f'set another postgres.slot, for example slot = "{slot.name}_cdc"',
+        )
+    if slot.lost:
+        raise SlotLost(
+            f"replication slot {slot.name} was invalidated: its WAL is gone",
+            detail=f"wal_status {slot.wal_status}, reason {slot.invalidation_reason or 'not given by this version'}",
+            hint="cdc doctor; ALTER SYSTEM SET max_slot_wal_keep_size = -1; keeps WAL without limit",
+        )
+
+
+async def drop_slot(connection: Connection, name: str) -> None:
+    """Drop the slot; an absent one is as good. Raises SlotActive while somebody reads it."""
+    try:
+        await connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+    except psycopg.errors.UndefinedObject:
+        return
+    except psycopg.Error as error:
+        raise at_slot(refusal_of_exception(error), name) from None
+    log.info("slot_dropped", slot=name)
+
+
+@contextlib.asynccontextmanager
+async def create_slot(
+    settings: PostgresSettings, name: str, *, temporary: bool = False
+) -> AsyncIterator[ExportedSnapshot]:
+    """Create a slot and export the snapshot at its starting point.
+
+    The snapshot lives as long as the context; so does a temporary slot, while another one stays. Raises Unavailable at
+    the deadline (`slot_deadline_s`), naming the sessions whose transactions are in the way, and Invalid if there is
+    such a slot already.
+    """
+    connection = await connect(settings, replication=True)
+    try:
+        exported = await _create(connection, settings, name, temporary=temporary)
+        log.info("slot_created", slot=name, temporary=temporary)
+        yield exported
+    finally:
+        await connection.close()
+
+
+async def _create(
+    connection: Connection, settings: PostgresSettings, name: str, *, temporary: bool
+) -> ExportedSnapshot:
+    """1. ask for the slot; 2. at the deadline, see who is in the way; 3. cancel, and make sure that nothing stays."""
+    command = _create_command(name, temporary=temporary, server_version=connection.info.server_version)
+    creation = asyncio.create_task(_execute(connection, command), name=f"create slot {name}")
+    try:
+        done, _ = await asyncio.wait([creation], timeout=settings.slot_deadline_s)  # 1
+        if done:
+            return _exported(creation.result())
+        refusal = await _blocked(settings, connection.info.backend_pid)  # 2
+    except psycopg.Error as error:
+        raise _not_created(error, name) from None
+    finally:
+        if not creation.done():
+            await _abandon(creation, connection, settings, name)  # 3
+    raise refusal
+
+
+def _create_command(name: str, *, temporary: bool, server_version: int) -> str:
+    export = "(SNAPSHOT 'export')" if server_version >= 150000 else "EXPORT_SNAPSHOT"
+    kind = "TEMPORARY LOGICAL" if temporary else "LOGICAL"
+    return f"CREATE_REPLICATION_SLOT {quote_identifier(name)} {kind} pgoutput {export}"
+
+
+async def _execute(connection: Connection, command: str) -> tuple[Any, ...] | None:
+    cursor = await connection.execute(command.encode())
+    return await cursor.fetchone()
+
+
+def _exported(row: tuple[Any, ...] | None) -> ExportedSnapshot:
+    if row is None or row[2] is None:
+        raise Unavailable("Postgres created a slot without exporting its snapshot")
+    name, consistent_point, snapshot_name, _ = row
+    return ExportedSnapshot(str(name), parse_lsn(str(consistent_point)), str(snapshot_name))
+
+
+def _not_created(error: psycopg.Error, name: str) -> CdcError:
+    refusal = refusal_of_exception(error)
+    if refusal.sqlstate == "42710":
+        return Invalid(
+            f"replication slot {name} exists already",
+            detail=refusal.explanation,
+            hint=f"cdc slots; to drop it: SELECT pg_drop_replication_slot('{name}');",
+        )
+    if refusal.sqlstate == "55000" and "wal_level" in refusal.message:
+        return wal_level_is_too_low(refusal.explanation)
+    return in_session(refusal)
+
+
+# Prepared transactions have no session; pid 0 stands for them.
+_IN_THE_WAY = """
+SELECT pid, state, extract(epoch FROM clock_timestamp() - xact_start)::float8
+  FROM pg_stat_activity
+ WHERE pid <> %(pid)s AND (backend_xid IS NOT NULL OR pid = ANY (pg_blocking_pids(%(pid)s)))
+UNION ALL
+SELECT 0, 'prepared transaction ' || gid, extract(epoch FROM clock_timestamp() - prepared)::float8
+  FROM pg_prepared_xacts
+ ORDER BY 3 DESC NULLS LAST
+ LIMIT 10
+"""
+
+
+async def _blocked(settings: PostgresSettings, pid: int) -> Unavailable:
+    """Who is in the way of the session that creates the slot: pids, ages and states, never what they run."""
+    try:
+        async with await connect(settings) as connection:
+            rows = await (await connection.execute(_IN_THE_WAY, {"pid": pid})).fetchall()
+    except psycopg.Error as error:
+        rows, detail = [], refusal_of_exception(error).explanation
+    else:
+        detail = "open: " + ", ".join(_describe(*row) for row in rows)
+    pids = [pid for pid, _, _ in rows if pid]
+    return Unavailable(
+        f"creating the replication slot waited {settings.slot_deadline_s:g} s for open transactions",
+        detail=detail,
+        hint=f"end them: SELECT pg_terminate_backend({pids[0]});" if pids else "end the open transactions",
+    )
+
+
+def _describe(pid: int, state: str | None, age_s: float | None) -> str:
+    who = f"pid {pid}" if pid else "no pid"
+    age = "of unknown age" if age_s is None else f"{age_s:.0f} s old"
+    return f"{who} ({state or 'state hidden: GRANT pg_read_all_stats'}, {age})"
+
+
+async def _abandon(
+    creation: asyncio.Task[tuple[Any, ...] | None], connection: Connection, settings: PostgresSettings, name: str
+) -> None:
+    """Cancel on the server, and drop what may have been created in that very moment."""
+    pid = connection.info.backend_pid
+    creation.cancel()
+    await asyncio.wait([creation])
+    await connection.close()
+    if not creation.cancelled():
+        creation.exception()
+    async with await connect(settings) as session:
+        await _vanish(session, name, pid)
+
+
+async def _vanish(session: Connection, name: str, pid: int) -> None:
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + _VANISH_S
+    while (slot := await read_slot(session, name)) is not None and slot.active_pid in (None, pid):
+        if slot.active_pid is None:
+            with contextlib.suppress(SlotActive):
+                await drop_slot(session, name)
+        elif loop.time() > give_up_at:
+            log.warning("slot_left_behind", slot=name, pid=pid)
+            return
+        await asyncio.sleep(0.05)
