@@ -6,7 +6,6 @@ the WAL. The archive's slot is the permanent one; the cache's is temporary and g
 
 import time
 import uuid
-from collections.abc import AsyncIterator
 
 import structlog
 
@@ -18,7 +17,6 @@ from cdc.lsn import format_lsn
 from cdc.postgres.publication import Publication, PublishedTable
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import open_snapshot
-from cdc.row import Row
 from cdc.sink import Epoch, Position
 
 log = structlog.get_logger()
