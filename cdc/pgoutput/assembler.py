@@ -27,7 +27,7 @@ from cdc.change import (
 )
 from cdc.errors import DataError
 from cdc.lsn import format_lsn
-from cdc.pgoutput.frames import PAYLOAD_BEGIN, Keepalive, XLogData, decode_frame
+from cdc.pgoutput.frames import PAYLOAD_BEGIN, WAL_END_BEGIN, WAL_END_END, XLOG_DATA, Keepalive, decode_frame
 from cdc.pgoutput.messages import (
     Begin,
     Commit,
@@ -46,7 +46,10 @@ from cdc.row import ABSENT, Row
 
 PIECE_BYTES: Final = 1024 * 1024
 
+# What a change holds in memory beside its bytes, measured: the objects of the change itself, and of each value. Its
+# bytes count twice, once for the row and once for its JSON, which the first sink that asks for it makes.
 _CHANGE_BYTES: Final = 300
+_VALUE_BYTES: Final = 60
 
 
 class Received:
@@ -74,7 +77,7 @@ class Assembler:
         self._primary_keys = dict(primary_keys)
         self._piece_bytes = piece_bytes
         self._relations: dict[int, Relation] = {}
-        self._wal_end = 0
+        self._wal_end = bytes(8)
         self._begin: Begin | None = None
         self._changes: list[Change] = []
         self._first_seq = 0
@@ -87,32 +90,32 @@ class Assembler:
 
     def feed(self, copy_data: Iterable[bytes]) -> Received:
         """Take CopyData as they came; give what they completed, in order. Raises DataError."""
-        transactions: list[Transaction] = []
+        done: list[Transaction] = []
         reply_requested = False
         for data in copy_data:
-            frame = decode_frame(data)
-            self._wal_end = max(self._wal_end, frame.wal_end)
-            match frame:
-                case XLogData():
-                    self._apply(decode_message(data, PAYLOAD_BEGIN), frame, len(data) * 2 + 300, transactions)
-                case Keepalive():
-                    reply_requested = reply_requested or frame.reply_requested
-                case _:
-                    assert_never(frame)
-        return Received(transactions, self._wal_end, reply_requested)
+            if len(data) > PAYLOAD_BEGIN and data[0] == XLOG_DATA:
+                # In network order eight bytes compare like the number they are: the hot path makes no frame object.
+                if data[WAL_END_BEGIN:WAL_END_END] > self._wal_end:
+                    self._wal_end = data[WAL_END_BEGIN:WAL_END_END]
+                self._apply(decode_message(data, PAYLOAD_BEGIN), data, done)
+            else:
+                frame = decode_frame(data)
+                self._wal_end = max(self._wal_end, frame.wal_end.to_bytes(8, "big"))
+                reply_requested = reply_requested or (isinstance(frame, Keepalive) and frame.reply_requested)
+        return Received(done, int.from_bytes(self._wal_end, "big"), reply_requested)
 
-    def _apply(self, message: Message, frame: XLogData, nbytes: int, done: list[Transaction]) -> None:
+    def _apply(self, message: Message, data: bytes, done: list[Transaction]) -> None:
         match message:
             case Insert():
-                relation = self._relation(message.relation_oid, message.new)
-                self._add(RowChange(CREATE, self._next_seq(), relation, message.new, None), nbytes, done)
+                self._add_row(CREATE, message.relation_oid, message.new, None, data, done)
             case Update():
-                relation = self._relation(message.relation_oid, message.new)
-                self._add(self._update(message, relation), nbytes, done)
+                old = message.old
+                if old is not None:
+                    old = self._old_row(message.relation_oid, old, message.old_is_key, message.new)
+                self._add_row(UPDATE, message.relation_oid, message.new, old, data, done)
             case Delete():
-                relation = self._relation(message.relation_oid, message.old)
-                old = _key_of(message.old, relation) if message.old_is_key else message.old
-                self._add(RowChange(DELETE, self._next_seq(), relation, None, old), nbytes, done)
+                old = self._old_row(message.relation_oid, message.old, message.old_is_key, None)
+                self._add_row(DELETE, message.relation_oid, None, old, data, done)
             case Begin():
                 self._start(message)
             case Commit():
@@ -126,7 +129,7 @@ class Assembler:
             case TruncateMessage():
                 self._truncate(message, done)
             case EmittedMessage():
-                self._emitted(message, frame, nbytes, done)
+                self._emitted(message, data, done)
             case _:
                 assert_never(message)
 
@@ -144,31 +147,37 @@ class Assembler:
             raise DataError(
                 "a Commit is not that of the Begin before it",
                 detail=f"Commit {format_lsn(commit.commit_lsn)}, "
-                f"Begin {'none' if begin is None else format_lsn(begin.final_lsn)}",
+                f"Begin {'missing' if begin is None else format_lsn(begin.final_lsn)}",
             )
-        done.append(self._take(begin, end_lsn=commit.end_lsn, last=True))
+        done.append(self._take(begin, commit.end_lsn, True))
         self._begin = None
         self._first_seq = 0
 
-    def _take(self, begin: Begin, *, end_lsn: int, last: bool) -> Transaction:
+    def _take(self, begin: Begin, end_lsn: int, last: bool) -> Transaction:
         """What has gathered, as a piece; the next one begins behind it."""
-        piece = Transaction(
+        changes, first_seq, nbytes = self._changes, self._first_seq, self._nbytes
+        self._changes = []
+        self._first_seq = first_seq + len(changes)
+        self._nbytes = 0
+        return Transaction(
             begin.xid,
             begin.final_lsn,
             begin.commit_time_us,
-            self._changes,
-            first_seq=self._first_seq,
+            changes,
+            first_seq=first_seq,
             end_lsn=end_lsn,
             last=last,
-            nbytes=self._nbytes,
+            nbytes=nbytes,
         )
-        self._first_seq += len(self._changes)
-        self._changes = []
-        self._nbytes = 0
-        return piece
 
-    def _next_seq(self) -> int:
-        return self._first_seq + len(self._changes)
+    def _add_row(
+        self, op: str, relation_oid: int, new: Row | None, old: Row | None, data: bytes, done: list[Transaction]
+    ) -> None:
+        relation = self._relation(relation_oid)
+        if new is not None:
+            _check_width(new, relation)
+        change = RowChange(op, self._first_seq + len(self._changes), relation, new, old)
+        self._add(change, 2 * len(data) + _VALUE_BYTES * len(relation.columns) + _CHANGE_BYTES, done)
 
     def _add(self, change: Change, nbytes: int, done: list[Transaction]) -> None:
         if self._begin is None:
@@ -176,28 +185,25 @@ class Assembler:
         self._changes.append(change)
         self._nbytes += nbytes
         if self._nbytes > self._piece_bytes:
-            done.append(self._take(self._begin, end_lsn=0, last=False))
+            done.append(self._take(self._begin, 0, False))
 
-    def _relation(self, oid: int, row: Row) -> Relation:
+    def _relation(self, oid: int) -> Relation:
         relation = self._relations.get(oid)
         if relation is None:
             raise DataError("a change names a table that the stream has not described", detail=f"relation oid {oid}")
-        if len(row) != len(relation.columns):
-            raise DataError(
-                f"a row of {relation.qualified_name} has not as many values as the table has columns",
-                detail=f"{len(row)} values, {len(relation.columns)} columns",
-            )
         return relation
 
-    def _update(self, message: Update, relation: Relation) -> RowChange:
-        old = message.old
-        if old is not None:
-            self._relation(message.relation_oid, old)
-            if message.old_is_key:
-                old = _key_of(old, relation)
-            elif ABSENT in message.new:
-                _merge(message.new, old)
-        return RowChange(UPDATE, self._next_seq(), relation, message.new, old)
+    def _old_row(self, relation_oid: int, old: Row, old_is_key: bool, new: Row | None) -> Row:
+        """The old row as it is meant. A new row takes unchanged TOAST values from it, if it is whole."""
+        relation = self._relation(relation_oid)
+        _check_width(old, relation)
+        if old_is_key:
+            # What is not in the key was sent as NULL, which means nothing.
+            return [value if column.key else ABSENT for value, column in zip(old, relation.columns, strict=True)]
+        if new is not None and ABSENT in new:
+            _check_width(new, relation)
+            new[:] = [before if after is ABSENT else after for before, after in zip(old, new, strict=True)]
+        return old
 
     def _describe(self, message: RelationMessage) -> None:
         columns = message.columns
@@ -214,31 +220,28 @@ class Assembler:
 
     def _truncate(self, message: TruncateMessage, done: list[Transaction]) -> None:
         for oid in message.relation_oids:
-            relation = self._relations.get(oid)
-            if relation is None:
-                raise DataError(
-                    "a TRUNCATE names a table that the stream has not described", detail=f"relation oid {oid}"
-                )
             change = Truncate(
-                self._next_seq(), relation, cascade=message.cascade, restart_identity=message.restart_identity
+                self._first_seq + len(self._changes),
+                self._relation(oid),
+                cascade=message.cascade,
+                restart_identity=message.restart_identity,
             )
             self._add(change, _CHANGE_BYTES, done)
 
-    def _emitted(self, message: EmittedMessage, frame: XLogData, nbytes: int, done: list[Transaction]) -> None:
-        change = LogicalMessage(self._next_seq(), message.prefix, message.content, transactional=message.transactional)
+    def _emitted(self, message: EmittedMessage, data: bytes, done: list[Transaction]) -> None:
+        seq = self._first_seq + len(self._changes)
+        change = LogicalMessage(seq, message.prefix, message.content, transactional=message.transactional)
+        nbytes = 2 * len(data) + _CHANGE_BYTES
         if self._begin is not None or message.transactional:
             self._add(change, nbytes, done)
-            return
-        done.append(Transaction(0, message.lsn, frame.send_time_us, [change], end_lsn=message.lsn, nbytes=nbytes))
+        else:
+            time_us = decode_frame(data).send_time_us
+            done.append(Transaction(0, message.lsn, time_us, [change], end_lsn=message.lsn, nbytes=nbytes))
 
 
-def _key_of(row: Row, relation: Relation) -> Row:
-    """A key-only old tuple: what is not in the key was sent as NULL and means nothing."""
-    return [value if column.key else ABSENT for column, value in zip(relation.columns, row, strict=True)]
-
-
-def _merge(new: Row, old: Row) -> None:
-    """Under REPLICA IDENTITY FULL the old row has the TOAST values that did not change."""
-    for index, value in enumerate(new):
-        if value is ABSENT:
-            new[index] = old[index]
+def _check_width(row: Row, relation: Relation) -> None:
+    if len(row) != len(relation.columns):
+        raise DataError(
+            f"a row of {relation.qualified_name} has not as many values as the table has columns",
+            detail=f"{len(row)} values, {len(relation.columns)} columns",
+        )

@@ -197,32 +197,32 @@ def _data_error(data: bytes, start: int, reason: str, at: int) -> DataError:
 
 def _decode(data: bytes, start: int) -> Message:
     at = start + 1
-    match chr(data[start]):
-        case "I":
+    match data[start]:
+        case 0x49:  # I
             return _decode_insert(data, at)
-        case "U":
+        case 0x55:  # U
             return _decode_update(data, at)
-        case "D":
+        case 0x44:  # D
             return _decode_delete(data, at)
-        case "B":
+        case 0x42:  # B
             final_lsn, time_us, xid = _BEGIN(data, at)
             _expect_end(data, at + 20)
             return Begin(final_lsn, time_us + POSTGRES_EPOCH_US, xid)
-        case "C":
+        case 0x43:  # C
             return _decode_commit(data, at)
-        case "R":
+        case 0x52:  # R
             return _decode_relation(data, at)
-        case "Y":
+        case 0x59:  # Y
             return _decode_type(data, at)
-        case "O":
+        case 0x4F:  # O
             name, end = _read_string(data, at + 8)
             _expect_end(data, end)
             return Origin(_U64(data, at)[0], name)
-        case "T":
+        case 0x54:  # T
             return _decode_truncate(data, at)
-        case "M":
+        case 0x4D:  # M
             return _decode_emitted(data, at)
-        case "S" | "E" | "c" | "A":
+        case 0x53 | 0x45 | 0x63 | 0x41:  # S E c A
             raise _Malformed("we asked for protocol version 1, which does not stream open transactions", start)
         case _:
             raise _Malformed("protocol version 1 has no such message", start)
