@@ -6,7 +6,7 @@ It runs in a thread of the process of the tests and speaks path-style HTTP or HT
 
 - aws-chunked bodies and checksum trailers (501), which boto3 sends over TLS since 1.36 unless told otherwise;
 - more than one write a second to one key (429), keys longer than 1024 bytes, regions other than `auto` and `us-east-1`;
-- `Expect: 100-continue` is never answered, which costs a client that waits for it a second; it is recorded besides.
+- `Expect: 100-continue` is never answered: a client that waits for it waits in vain; it is recorded besides.
 
 Requests must be signed in both modes, but the signature itself is not verified; the body's digest is.
 
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
@@ -198,7 +198,10 @@ class S3Server:
         self._inject(methods, key_contains, times, seconds, status=status)
 
     def lose_answer(self, *, times: int | None = 1, methods: str = "PUT", key_contains: str = "") -> None:
-        """Apply the request, then cut the connection."""
+        """Answer the request as ever, but cut the connection before a byte of the answer is sent.
+
+        aiohttp's client sends an idempotent request a second time on its own when that happens, at once.
+        """
         self._inject(methods, key_contains, times, None, lose_answer=True)
 
     def delay(
@@ -328,7 +331,7 @@ class S3Server:
         writing = request.method == "PUT"
         self._count_put(+1 if writing else 0)
         try:
-            body = await request.read()
+            body = await _read(request)
             record.body_bytes = len(body)
             answer = await self._answer(request, bucket, key, body)
         except Refusal as refusal:
@@ -337,7 +340,9 @@ class S3Server:
             self._count_put(-1 if writing else 0)
             record.ended_s = time.monotonic()
         record.status = 599 if answer is None else answer.status
-        return _cut(request) if answer is None else answer
+        if answer is None:
+            _cut(request)
+        return answer
 
     def _count_put(self, step: int) -> None:
         with self._lock:
@@ -346,17 +351,24 @@ class S3Server:
 
     async def _answer(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response | None:
         fault = self._take_fault(request.method, key)
-        if fault is not None and fault.delay_before_s:
-            await asyncio.sleep(fault.delay_before_s)
-        if fault is not None and fault.status is not None:
+        if fault is None:
+            return self._answer_faultlessly(request, bucket, key, body)
+        await asyncio.sleep(fault.delay_before_s)
+        if fault.status is not None:
             raise Refusal(fault.status, "InjectedFault", "a fault was asked for")
+        try:
+            answer = self._answer_faultlessly(request, bucket, key, body)
+        except Refusal:
+            if not fault.lose_answer:
+                raise
+        await asyncio.sleep(fault.delay_after_s)
+        return None if fault.lose_answer else answer
+
+    def _answer_faultlessly(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
         self._check_signed(request, body)
         if self.mode == "r2":
             self._refuse_as_r2(request, bucket, key)
-        answer = self._apply(request, bucket, key, body)
-        if fault is not None and fault.delay_after_s:
-            await asyncio.sleep(fault.delay_after_s)
-        return None if fault is not None and fault.lose_answer else answer
+        return self._apply(request, bucket, key, body)
 
     def _apply(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
         with self._lock:
@@ -473,11 +485,18 @@ def _xml_error(refusal: Refusal) -> web.Response:
     )
 
 
-def _cut(request: web.Request) -> web.StreamResponse:
+async def _read(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except ConnectionError:
+        raise asyncio.CancelledError from None  # as aiohttp says that a client has gone
+
+
+def _cut(request: web.Request) -> NoReturn:
     """Abort the connection, so that the client sees it reset and no answer."""
     if request.transport is not None:
         request.transport.abort()
-    return web.Response(status=500)
+    raise asyncio.CancelledError  # what aiohttp itself raises in a handler whose client has gone
 
 
 def _server_context(directory: Path) -> ssl.SSLContext:
