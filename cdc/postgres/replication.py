@@ -33,6 +33,7 @@ from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.pgoutput.frames import encode_status_update
+from cdc.postgres.quoting import quote_identifier, quote_literal
 from cdc.postgres.refusal import (
     Refusal,
     SlotActive,
@@ -292,14 +293,6 @@ async def identify_system(connection: Connection) -> Identity:
         raise Unavailable("Postgres did not answer IDENTIFY_SYSTEM")
     system_identifier, timeline, flushed, database = answer
     return Identity(Epoch(str(system_identifier), int(timeline)), parse_lsn(str(flushed)), str(database))
-
-
-def quote_identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quote_literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _refusal(result: pq.abc.PGresult | None) -> Refusal:

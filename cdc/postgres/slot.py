@@ -21,8 +21,8 @@ import structlog
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Invalid, SlotLost, Unavailable
 from cdc.lsn import parse_lsn
+from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.refusal import SlotActive, at_slot, in_session, refusal_of_exception, wal_level_is_too_low
-from cdc.postgres.replication import quote_identifier
 from cdc.postgres.session import Connection, connect
 
 log = structlog.get_logger()

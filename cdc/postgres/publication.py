@@ -1,0 +1,394 @@
+"""The publication: which tables, columns and rows reach us, and whether we can keep our promises with them.
+
+`read_publication` gives the facts, `check_publication` judges them without asking anybody, all mistakes at once, each
+with the SQL that mends it. A published table without a usable replica identity is refused because Postgres itself then
+refuses the application's UPDATE and DELETE (PITFALLS). `Publication.fingerprint` changes whenever something else would
+be published: it is compared before WAL is acknowledged of which nothing was sent to us.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import psycopg
+
+from cdc.change import Column, Relation
+from cdc.config import HistoryProjection, LatestProjection, RowProjection, placeholders
+from cdc.errors import Invalid
+from cdc.postgres.quoting import quote_identifier
+from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.session import Connection
+
+AnyProjection = HistoryProjection | RowProjection | LatestProjection
+
+DEFAULT: Final = "d"
+NOTHING: Final = "n"
+FULL: Final = "f"
+INDEX: Final = "i"
+
+_ACTIONS: Final = ("insert", "update", "delete", "truncate")
+
+
+class Identified(Protocol):
+    """What has a replica identity: a table, or a partition under its published root."""
+
+    @property
+    def schema(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def replica_identity(self) -> str: ...
+    @property
+    def identity_columns(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A leaf whose changes are published as its root's. Its own replica identity decides what the WAL holds."""
+
+    schema: str
+    name: str
+    oid: int
+    replica_identity: str
+    identity_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """A relation as the stream will name it, with the published columns in the stream's order.
+
+    `identity_columns` are those that an old row always has: the primary key, the identity's index, all columns under
+    FULL, or none. `partitions` are the leaves of a root that is published in their place.
+    """
+
+    schema: str
+    name: str
+    oid: int
+    columns: tuple[Column, ...]
+    replica_identity: str
+    identity_columns: tuple[str, ...]
+    primary_key: tuple[str, ...]
+    row_filter: str | None
+    is_partitioned: bool
+    partitions: tuple[Partition, ...]
+
+    @property
+    def qualified_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql_name(self) -> str:
+        return _sql_name(self)
+
+    @property
+    def relation(self) -> Relation:
+        """The table as the stream describes it; rows of a snapshot belong to it."""
+        return Relation(self.oid, self.schema, self.name, self.replica_identity, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    name: str
+    tables: tuple[PublishedTable, ...]
+    actions: tuple[str, ...]
+    via_partition_root: bool
+
+    @property
+    def primary_keys(self) -> dict[str, tuple[str, ...]]:
+        """By qualified name, as the assembler asks for them."""
+        return {table.qualified_name: table.primary_key for table in self.tables}
+
+    def table(self, qualified_name: str) -> PublishedTable | None:
+        return next((table for table in self.tables if table.qualified_name == qualified_name), None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all that decides what is published, table oids and columns included."""
+        facts = [self.name, self.actions, self.via_partition_root, [_facts(table) for table in self.tables]]
+        return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
+
+
+def _facts(table: PublishedTable) -> list[Any]:
+    return [
+        table.schema,
+        table.name,
+        table.oid,
+        table.replica_identity,
+        table.identity_columns,
+        table.row_filter,
+        [(column.name, column.type_oid, column.typmod, column.key) for column in table.columns],
+        [(leaf.oid, leaf.replica_identity, leaf.identity_columns) for leaf in table.partitions],
+    ]
+
+
+# Reading
+
+_PUBLICATION = "SELECT oid, to_jsonb(p) FROM pg_publication p WHERE pubname = %s"
+
+# Column lists and row filters came with version 15; through jsonb an older view answers NULL.
+_TABLES = """
+SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relreplident::text,
+       to_jsonb(t) -> 'attnames', to_jsonb(t) ->> 'rowfilter'
+  FROM pg_publication_tables t
+  JOIN pg_namespace n ON n.nspname = t.schemaname
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+ WHERE t.pubname = %s
+ ORDER BY n.nspname, c.relname
+"""
+
+_COLUMNS = """
+SELECT attrelid, attname, atttypid, atttypmod, format_type(atttypid, NULL), attgenerated <> ''
+  FROM pg_attribute
+ WHERE attrelid = ANY (%s::oid[]) AND attnum > 0 AND NOT attisdropped
+ ORDER BY attrelid, attnum
+"""
+
+# Postgres takes only a valid, immediate primary key for the default identity (relcache.c, RelationGetIndexList).
+_KEYS = """
+SELECT i.indrelid, i.indisprimary AND i.indimmediate, i.indisreplident,
+       array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum))
+  FROM pg_index i
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+                     AND array_position(i.indkey::int2[], a.attnum) < i.indnkeyatts
+ WHERE i.indrelid = ANY (%s::oid[]) AND i.indisvalid AND (i.indisprimary OR i.indisreplident)
+ GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indimmediate, i.indisreplident
+"""
+
+_LEAVES = """
+SELECT root.oid, c.oid, n.nspname, c.relname, c.relreplident::text
+  FROM unnest(%s::oid[]) AS root(oid)
+ CROSS JOIN LATERAL pg_partition_tree(root.oid::regclass) AS tree
+  JOIN pg_class c ON c.oid = tree.relid
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE tree.isleaf AND c.oid <> root.oid
+ ORDER BY n.nspname, c.relname
+"""
+
+_TYPE_NAMES = "SELECT oid, format_type(oid, NULL) FROM pg_type"
+
+
+async def read_publication(connection: Connection, name: str) -> Publication:
+    """The publication as it is now. Raises Invalid if there is none, Unavailable if the server is away."""
+    try:
+        async with connection.transaction():
+            # One snapshot for the several queries: a table must not come and go between them.
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            return await _read(connection, name)
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+
+
+async def _read(connection: Connection, name: str) -> Publication:
+    found = await _rows(connection, _PUBLICATION, name)
+    if not found:
+        raise _missing(name)
+    publication = found[0][1]
+    tables = await _rows(connection, _TABLES, name)
+    oids = [row[0] for row in tables]
+    columns = await _rows(connection, _COLUMNS, oids)
+    leaves = await _rows(connection, _LEAVES, [row[0] for row in tables if row[3] == "p"])
+    keys = _Keys(await _rows(connection, _KEYS, oids + [row[1] for row in leaves]))
+    return Publication(
+        name=name,
+        tables=tuple(
+            _published(
+                row, [c for c in columns if c[0] == row[0]], keys, [leaf[1:] for leaf in leaves if leaf[0] == row[0]]
+            )
+            for row in tables
+        ),
+        actions=tuple(action for action in _ACTIONS if publication[f"pub{action}"]),
+        via_partition_root=publication["pubviaroot"],
+    )
+
+
+async def _rows(connection: Connection, query: str, parameter: object) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(query.encode(), [parameter])).fetchall()
+
+
+class _Keys:
+    """Key columns of indexes, by table oid."""
+
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        self.primary: dict[int, tuple[str, ...]] = {}
+        self.identity: dict[int, tuple[str, ...]] = {}
+        for oid, is_primary, is_identity, names in rows:
+            if is_primary:
+                self.primary[oid] = tuple(names)
+            if is_identity:
+                self.identity[oid] = tuple(names)
+
+    def of(self, oid: int, replica_identity: str, column_names: Sequence[str]) -> tuple[str, ...]:
+        """The columns that an old row of this table has."""
+        if replica_identity == FULL:
+            return tuple(column_names)
+        if replica_identity == INDEX:
+            return self.identity.get(oid, ())
+        return self.primary.get(oid, ()) if replica_identity == DEFAULT else ()
+
+
+def _published(
+    table: Sequence[Any], columns: Sequence[Sequence[Any]], keys: _Keys, leaves: Sequence[Sequence[Any]]
+) -> PublishedTable:
+    oid, schema, name, kind, replica_identity, listed, row_filter = table
+    all_names = [column[1] for column in columns]
+    identity = keys.of(oid, replica_identity, all_names)
+    primary_key = keys.primary.get(oid, ())
+    # Under FULL the primary key, where there is one, still tells rows apart (as the assembler has it).
+    key = primary_key if replica_identity == FULL and primary_key else identity
+    return PublishedTable(
+        schema=schema,
+        name=name,
+        oid=oid,
+        columns=tuple(
+            Column(column_name, type_name, type_oid, typmod, column_name in key)
+            for _, column_name, type_oid, typmod, type_name, is_generated in columns
+            if (not is_generated if listed is None else column_name in listed)
+        ),
+        replica_identity=replica_identity,
+        identity_columns=identity,
+        primary_key=primary_key,
+        row_filter=row_filter,
+        is_partitioned=kind == "p",
+        partitions=tuple(
+            Partition(leaf_schema, leaf_name, leaf_oid, leaf_identity, keys.of(leaf_oid, leaf_identity, all_names))
+            for leaf_oid, leaf_schema, leaf_name, leaf_identity in leaves
+        ),
+    )
+
+
+async def type_names(connection: Connection) -> dict[int, str]:
+    """Every type's name by oid, qualified unless it is Postgres's own. Raises Unavailable."""
+    try:
+        rows = await (await connection.execute(_TYPE_NAMES)).fetchall()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    return {int(oid): str(name) for oid, name in rows}
+
+
+def _missing(name: str) -> Invalid:
+    return Invalid(
+        f"publication {name} does not exist",
+        hint=f"CREATE PUBLICATION {quote_identifier(name)} FOR TABLE public.turns, public.outbox; (or run `cdc init`)",
+    )
+
+
+# Judging
+
+_Mistake = tuple[str, str]
+
+
+def check_publication(publication: Publication, projections: Sequence[AnyProjection]) -> None:
+    """Refuse what we could not keep our promises with. Raises Invalid with every mistake and what mends it."""
+    mistakes = [*_of_publication(publication)]
+    for table in publication.tables:
+        mistakes += _of_table(table)
+    for projection in projections:
+        mistakes += _of_projection(publication, projection)
+    unique = list(dict.fromkeys(mistakes))
+    if not unique:
+        return
+    raise Invalid(
+        f"publication {publication.name} cannot be used: {unique[0][0]}"
+        if len(unique) == 1
+        else f"publication {publication.name} cannot be used, for {len(unique)} reasons",
+        detail="" if len(unique) == 1 else "; ".join(what for what, _ in unique),
+        hint="\n      ".join(dict.fromkeys(hint for _, hint in unique)),
+    )
+
+
+def _of_publication(publication: Publication) -> Iterable[_Mistake]:
+    name = quote_identifier(publication.name)
+    if not publication.tables:
+        yield "it has no tables", f"ALTER PUBLICATION {name} ADD TABLE public.turns, public.outbox;"
+    absent = [action for action in _ACTIONS if action not in publication.actions]
+    if absent:
+        yield (
+            f"it does not publish {', '.join(absent)}",
+            f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');",
+        )
+
+
+def _of_table(table: PublishedTable) -> Iterable[_Mistake]:
+    published = {column.name for column in table.columns}
+    bearers: list[Identified] = [*table.partitions] if table.is_partitioned else [table]
+    for bearer in bearers:
+        if not bearer.identity_columns:
+            yield (
+                f"{bearer.schema}.{bearer.name} has no usable replica identity, "
+                "so Postgres refuses the application's UPDATE and DELETE",
+                _mend_identity(bearer),
+            )
+        elif hidden := [name for name in bearer.identity_columns if name not in published]:
+            yield (
+                f"{bearer.schema}.{bearer.name} does not publish {', '.join(hidden)} of its replica identity, "
+                "so Postgres refuses the application's UPDATE and DELETE",
+                f"publish all columns of {_sql_name(table)}, or make its replica identity an index on published ones",
+            )
+
+
+def _mend_identity(bearer: Identified) -> str:
+    name = _sql_name(bearer)
+    if bearer.replica_identity == DEFAULT:
+        return f"ALTER TABLE {name} ADD PRIMARY KEY (...); or: ALTER TABLE {name} REPLICA IDENTITY FULL;"
+    return f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
+
+
+def _of_projection(publication: Publication, projection: AnyProjection) -> Iterable[_Mistake]:
+    table = publication.table(projection.table)
+    if table is None:
+        yield (
+            f"the cache projection {projection.key!r} reads {projection.table}, which is not published",
+            f"ALTER PUBLICATION {quote_identifier(publication.name)} ADD TABLE {_sql_name_of(projection.table)};",
+        )
+        return
+    published = [column.name for column in table.columns]
+    unknown = [name for name in _columns_read(projection) if name not in published]
+    if unknown:
+        yield (
+            f"the cache projection {projection.key!r} names {', '.join(unknown)}, not published in {projection.table}",
+            f"columns of {projection.table} are: {', '.join(published)} (cache.projections)",
+        )
+    yield from _of_old_rows(table, projection, unknown)
+
+
+def _of_old_rows(table: PublishedTable, projection: AnyProjection, unknown: Sequence[str]) -> Iterable[_Mistake]:
+    """What an old row must tell, so that its entry in the cache is found again."""
+    bearers: list[Identified] = [*table.partitions] if table.is_partitioned else [table]
+    for bearer in bearers:
+        needed = [name for name in _columns_of_entry(projection) if name not in unknown]
+        untold = [name for name in needed if name not in bearer.identity_columns]
+        if untold and bearer.identity_columns:
+            yield (
+                f"the cache projection {projection.key!r} needs {', '.join(untold)} of deleted and updated rows, "
+                f"which the replica identity of {bearer.schema}.{bearer.name} leaves out",
+                f"ALTER TABLE {_sql_name(bearer)} REPLICA IDENTITY FULL;",
+            )
+
+
+def _columns_of_entry(projection: AnyProjection) -> list[str]:
+    """The columns that say where in the cache a row is."""
+    order_by = [] if isinstance(projection, RowProjection) else [projection.order_by]
+    return list(dict.fromkeys([*placeholders(projection.key), *order_by]))
+
+
+def _columns_read(projection: AnyProjection) -> list[str]:
+    """Every column that the projection names. `time_column` counts if it was set: its default is only a guess."""
+    columns = list(projection.columns) if isinstance(projection, LatestProjection) else []
+    set_time = projection.time_column if "time_column" in projection.model_fields_set else None
+    return list(dict.fromkeys([*_columns_of_entry(projection), *columns, *([set_time] if set_time else [])]))
+
+
+def _sql_name(bearer: Identified | PublishedTable) -> str:
+    return f"{quote_identifier(bearer.schema)}.{quote_identifier(bearer.name)}"
+
+
+def _sql_name_of(qualified_name: str) -> str:
+    return ".".join(quote_identifier(part) for part in qualified_name.split(".", 1))
+
+
+def replica_identities(publication: Publication) -> Mapping[str, str]:
+    """The replica identity of each table by qualified name, in words, for people."""
+    words = {DEFAULT: "default", NOTHING: "nothing", FULL: "full", INDEX: "index"}
+    return {table.qualified_name: words[table.replica_identity] for table in publication.tables}

@@ -1,0 +1,14 @@
+"""Names and texts as SQL and the replication commands write them.
+
+The WAL sender's grammar takes no parameters, so what goes into its commands is quoted here.
+"""
+
+
+def quote_identifier(name: str) -> str:
+    """A name in double quotes."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_literal(text: str) -> str:
+    """A text in single quotes, as the replication grammar and standard_conforming_strings (the default) read it."""
+    return "'" + text.replace("'", "''") + "'"
