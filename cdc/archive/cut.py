@@ -1,0 +1,101 @@
+"""How a batch becomes segments (pure).
+
+Whole transactions go together into `data` segments of bounded size. A transaction that arrives in pieces, or is larger
+than a segment, goes out as `part` segments, a run of its pieces in each; never does a data segment hold a fragment.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+
+from cdc.change import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class DataCut:
+    """Whole transactions for one data segment. Those without changes only move the position."""
+
+    transactions: tuple[Transaction, ...]
+
+    @property
+    def end_lsn(self) -> int:
+        return self.transactions[-1].end_lsn
+
+
+@dataclass(frozen=True, slots=True)
+class PartCut:
+    """Consecutive pieces of one large transaction, for one part segment."""
+
+    pieces: tuple[Transaction, ...]
+
+
+Cut = DataCut | PartCut
+
+
+def cut(transactions: Sequence[Transaction], segment_bytes: int) -> Iterator[Cut]:
+    """Cut a run of transactions, in order, into the contents of segments of about `segment_bytes` of memory."""
+    gathered: list[Transaction] = []
+    nbytes = 0
+    for _, group in groupby(transactions, key=lambda transaction: transaction.commit_lsn):
+        pieces = list(group)
+        whole = _joined(pieces) if _is_small(pieces, segment_bytes) else None
+        if gathered and (whole is None or nbytes + whole.nbytes > segment_bytes):
+            yield DataCut(tuple(gathered))
+            gathered, nbytes = [], 0
+        if whole is not None:
+            gathered.append(whole)
+            nbytes += whole.nbytes
+        else:
+            yield from _cut_large(pieces, segment_bytes)
+    if gathered:
+        yield DataCut(tuple(gathered))
+
+
+def _is_small(pieces: list[Transaction], segment_bytes: int) -> bool:
+    complete = pieces[0].first_seq == 0 and pieces[-1].last
+    return complete and (_nbytes(pieces) <= segment_bytes or sum(len(piece.changes) for piece in pieces) <= 1)
+
+
+def _nbytes(transactions: Sequence[Transaction]) -> int:
+    return sum(transaction.nbytes for transaction in transactions)
+
+
+def _joined(pieces: list[Transaction]) -> Transaction:
+    if len(pieces) == 1:
+        return pieces[0]
+    last = pieces[-1]
+    changes = [change for piece in pieces for change in piece.changes]
+    return Transaction(
+        last.xid, last.commit_lsn, last.commit_time_us, changes, end_lsn=last.end_lsn, nbytes=_nbytes(pieces)
+    )
+
+
+def _cut_large(pieces: list[Transaction], segment_bytes: int) -> Iterator[PartCut]:
+    gathered: list[Transaction] = []
+    for fragment in chain.from_iterable(_split(piece, segment_bytes) for piece in pieces):
+        if gathered and _nbytes(gathered) + fragment.nbytes > segment_bytes:
+            yield PartCut(tuple(gathered))
+            gathered = []
+        gathered.append(fragment)
+    yield PartCut(tuple(gathered))
+
+
+def _split(piece: Transaction, segment_bytes: int) -> Iterator[Transaction]:
+    """A piece larger than a segment, in fragments of equally many changes; a change is never split."""
+    fragments = min(-(-piece.nbytes // segment_bytes), len(piece.changes))
+    if fragments <= 1:
+        yield piece
+        return
+    size = -(-len(piece.changes) // fragments)
+    for at in range(0, len(piece.changes), size):
+        last = piece.last and at + size >= len(piece.changes)
+        yield Transaction(
+            piece.xid,
+            piece.commit_lsn,
+            piece.commit_time_us,
+            piece.changes[at : at + size],
+            first_seq=piece.first_seq + at,
+            end_lsn=piece.end_lsn if last else 0,
+            last=last,
+            nbytes=piece.nbytes * size // len(piece.changes),
+        )
