@@ -108,6 +108,10 @@ class Assembler:
         match message:
             case Insert():
                 self._add_row(CREATE, message.relation_oid, message.new, None, data, done)
+            case Begin():
+                self._start(message)
+            case Commit():
+                self._finish(message, done)
             case Update():
                 old = message.old
                 if old is not None:
@@ -116,10 +120,6 @@ class Assembler:
             case Delete():
                 old = self._old_row(message.relation_oid, message.old, message.old_is_key, None)
                 self._add_row(DELETE, message.relation_oid, None, old, data, done)
-            case Begin():
-                self._start(message)
-            case Commit():
-                self._finish(message, done)
             case RelationMessage():
                 self._describe(message)
             case TypeMessage():
@@ -174,10 +174,11 @@ class Assembler:
         self, op: str, relation_oid: int, new: Row | None, old: Row | None, data: bytes, done: list[Transaction]
     ) -> None:
         relation = self._relation(relation_oid)
-        if new is not None:
-            _check_width(new, relation)
+        width = len(relation.columns)
+        if new is not None and len(new) != width:
+            raise _wrong_width(new, relation)
         change = RowChange(op, self._first_seq + len(self._changes), relation, new, old)
-        self._add(change, 2 * len(data) + _VALUE_BYTES * len(relation.columns) + _CHANGE_BYTES, done)
+        self._add(change, 2 * len(data) + _VALUE_BYTES * width + _CHANGE_BYTES, done)
 
     def _add(self, change: Change, nbytes: int, done: list[Transaction]) -> None:
         if self._begin is None:
@@ -196,12 +197,12 @@ class Assembler:
     def _old_row(self, relation_oid: int, old: Row, old_is_key: bool, new: Row | None) -> Row:
         """The old row as it is meant. A new row takes unchanged TOAST values from it, if it is whole."""
         relation = self._relation(relation_oid)
-        _check_width(old, relation)
+        if len(old) != len(relation.columns):
+            raise _wrong_width(old, relation)
         if old_is_key:
             # What is not in the key was sent as NULL, which means nothing.
             return [value if column.key else ABSENT for value, column in zip(old, relation.columns, strict=True)]
-        if new is not None and ABSENT in new:
-            _check_width(new, relation)
+        if new is not None and ABSENT in new and len(new) == len(old):
             new[:] = [before if after is ABSENT else after for before, after in zip(old, new, strict=True)]
         return old
 
@@ -239,9 +240,8 @@ class Assembler:
             done.append(Transaction(0, message.lsn, time_us, [change], end_lsn=message.lsn, nbytes=nbytes))
 
 
-def _check_width(row: Row, relation: Relation) -> None:
-    if len(row) != len(relation.columns):
-        raise DataError(
-            f"a row of {relation.qualified_name} has not as many values as the table has columns",
-            detail=f"{len(row)} values, {len(relation.columns)} columns",
-        )
+def _wrong_width(row: Row, relation: Relation) -> DataError:
+    return DataError(
+        f"a row of {relation.qualified_name} has not as many values as the table has columns",
+        detail=f"{len(row)} values, {len(relation.columns)} columns",
+    )

@@ -13,7 +13,7 @@ are spelled `\\xff`, so that a name can always be written as JSON.
 """
 
 import struct
-from typing import Final
+from typing import Final, NoReturn
 
 from cdc.change import Column
 from cdc.errors import DataError
@@ -22,6 +22,7 @@ from cdc.row import ABSENT, Row
 
 _U16 = struct.Struct(">H").unpack_from
 _U32 = struct.Struct(">I").unpack_from
+_INSERT = struct.Struct(">IB").unpack_from
 _U64 = struct.Struct(">Q").unpack_from
 _BEGIN = struct.Struct(">QqI").unpack_from
 _COMMIT = struct.Struct(">BQQq").unpack_from
@@ -179,7 +180,29 @@ class _Malformed(Exception):
 def decode_message(data: bytes, start: int = 0) -> Message:
     """Read the message that begins at `start` and ends with `data`. Raises DataError."""
     try:
-        return _decode(data, start)
+        match data[start]:
+            case 0x49:  # I
+                return _decode_insert(data, start + 1)
+            case 0x55:  # U
+                return _decode_update(data, start + 1)
+            case 0x44:  # D
+                return _decode_delete(data, start + 1)
+            case 0x42:  # B
+                return _decode_begin(data, start + 1)
+            case 0x43:  # C
+                return _decode_commit(data, start + 1)
+            case 0x52:  # R
+                return _decode_relation(data, start + 1)
+            case 0x59:  # Y
+                return _decode_type(data, start + 1)
+            case 0x4F:  # O
+                return _decode_origin(data, start + 1)
+            case 0x54:  # T
+                return _decode_truncate(data, start + 1)
+            case 0x4D:  # M
+                return _decode_emitted(data, start + 1)
+            case _:
+                _refuse(data, start)
     except _Malformed as error:
         raise _data_error(data, start, error.reason, error.at) from None
     except (IndexError, ValueError, struct.error):
@@ -195,37 +218,10 @@ def _data_error(data: bytes, start: int, reason: str, at: int) -> DataError:
     )
 
 
-def _decode(data: bytes, start: int) -> Message:
-    at = start + 1
-    match data[start]:
-        case 0x49:  # I
-            return _decode_insert(data, at)
-        case 0x55:  # U
-            return _decode_update(data, at)
-        case 0x44:  # D
-            return _decode_delete(data, at)
-        case 0x42:  # B
-            final_lsn, time_us, xid = _BEGIN(data, at)
-            _expect_end(data, at + 20)
-            return Begin(final_lsn, time_us + POSTGRES_EPOCH_US, xid)
-        case 0x43:  # C
-            return _decode_commit(data, at)
-        case 0x52:  # R
-            return _decode_relation(data, at)
-        case 0x59:  # Y
-            return _decode_type(data, at)
-        case 0x4F:  # O
-            name, end = _read_string(data, at + 8)
-            _expect_end(data, end)
-            return Origin(_U64(data, at)[0], name)
-        case 0x54:  # T
-            return _decode_truncate(data, at)
-        case 0x4D:  # M
-            return _decode_emitted(data, at)
-        case 0x53 | 0x45 | 0x63 | 0x41:  # S E c A
-            raise _Malformed("we asked for protocol version 1, which does not stream open transactions", start)
-        case _:
-            raise _Malformed("protocol version 1 has no such message", start)
+def _refuse(data: bytes, at: int) -> NoReturn:
+    if data[at : at + 1] in (b"S", b"E", b"c", b"A"):
+        raise _Malformed("we asked for protocol version 1, which does not stream open transactions", at)
+    raise _Malformed("protocol version 1 has no such message", at)
 
 
 def _expect_end(data: bytes, at: int) -> None:
@@ -266,11 +262,13 @@ def _read_tuple(data: bytes, at: int) -> tuple[Row, int]:
 
 
 def _decode_insert(data: bytes, at: int) -> Insert:
-    if data[at + 4] != _NEW:
+    relation_oid, kind = _INSERT(data, at)
+    if kind != _NEW:
         raise _Malformed("there is no new row", at + 4)
     new, end = _read_tuple(data, at + 5)
-    _expect_end(data, end)
-    return Insert(_U32(data, at)[0], new)
+    if end != len(data):
+        _expect_end(data, end)
+    return Insert(relation_oid, new)
 
 
 def _decode_update(data: bytes, at: int) -> Update:
@@ -296,12 +294,25 @@ def _decode_delete(data: bytes, at: int) -> Delete:
     return Delete(_U32(data, at)[0], old, kind == _KEY)
 
 
+def _decode_begin(data: bytes, at: int) -> Begin:
+    final_lsn, time_us, xid = _BEGIN(data, at)
+    _expect_end(data, at + 20)
+    return Begin(final_lsn, time_us + POSTGRES_EPOCH_US, xid)
+
+
 def _decode_commit(data: bytes, at: int) -> Commit:
     flags, commit_lsn, end_lsn, time_us = _COMMIT(data, at)
     _expect_end(data, at + 25)
     if flags != 0:
         raise _Malformed("its flags are not zero", at)
     return Commit(commit_lsn, end_lsn, time_us + POSTGRES_EPOCH_US)
+
+
+def _decode_origin(data: bytes, at: int) -> Origin:
+    commit_lsn: int = _U64(data, at)[0]
+    name, at = _read_string(data, at + 8)
+    _expect_end(data, at)
+    return Origin(commit_lsn, name)
 
 
 def _decode_relation(data: bytes, at: int) -> RelationMessage:
