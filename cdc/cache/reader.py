@@ -1,0 +1,43 @@
+"""Reading the cache as any reader does, with plain commands: for `cdc demo` and for tests. Nothing is written here."""
+
+from cdc.cache.connection import Connection
+from cdc.cache.server import META_KEY
+from cdc.config import CacheSettings
+from cdc.lsn import parse_lsn
+
+
+class CacheReader:
+    """One connection, for one task. Every method may raise Unavailable or Invalid."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self._connection = Connection(settings)
+
+    async def value(self, key: str) -> bytes | None:
+        """The string at `key`: a row, or the latest of some."""
+        value: bytes | None = await self._connection.call(b"GET", key.encode())
+        return value
+
+    async def members(self, key: str) -> list[bytes]:
+        """The rows of a history, oldest first."""
+        members: list[bytes] = await self._connection.call(b"ZRANGE", key.encode(), b"0", b"-1")
+        return members
+
+    async def exists(self, key: str) -> bool:
+        return bool(await self._connection.call(b"EXISTS", key.encode()))
+
+    async def keys(self) -> set[str]:
+        """All keys but the checkpoint, in one blocking command: not for a large cache in use."""
+        keys: list[bytes] = await self._connection.call(b"KEYS", b"*")
+        return {key.decode() for key in keys} - {META_KEY}
+
+    async def count(self) -> int:
+        """How many keys there are, the checkpoint included."""
+        return int(await self._connection.call(b"DBSIZE"))
+
+    async def lsn(self) -> int:
+        """Up to where the cache says it is complete; 0 if it does not."""
+        text: bytes | None = await self._connection.call(b"HGET", META_KEY.encode(), b"lsn")
+        return 0 if text is None else parse_lsn(text.decode())
+
+    async def close(self) -> None:
+        await self._connection.close()
