@@ -188,6 +188,9 @@ async def _read(connection: Connection, name: str) -> Publication:
     tables = await _rows(connection, _TABLES, name)
     oids = [row[0] for row in tables]
     columns = await _rows(connection, _COLUMNS, oids)
+    if connection.info.server_version < 180000:
+        # Until 18 generated columns are never published, though the view of some versions lists them.
+        columns = [column for column in columns if not column[5]]
     leaves = await _rows(connection, _LEAVES, [row[0] for row in tables if row[3] == "p"])
     keys = _Keys(await _rows(connection, _KEYS, oids + [row[1] for row in leaves]))
     return Publication(
@@ -324,7 +327,8 @@ def _of_table(table: PublishedTable) -> Iterable[_Mistake]:
             yield (
                 f"{bearer.schema}.{bearer.name} does not publish {', '.join(hidden)} of its replica identity, "
                 "so Postgres refuses the application's UPDATE and DELETE",
-                f"publish all columns of {_sql_name(table)}, or make its replica identity an index on published ones",
+                f"publish all columns of {_sql_name(table)} (generated ones by publish_generated_columns = stored), "
+                "or make its replica identity an index on published ones",
             )
 
 

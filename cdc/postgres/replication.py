@@ -19,7 +19,6 @@ after a quiet moment is never held back.
 
 import asyncio
 import contextlib
-import select
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +32,7 @@ from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.pgoutput.frames import encode_status_update
+from cdc.postgres.pump import Pump
 from cdc.postgres.quoting import quote_identifier, quote_literal
 from cdc.postgres.refusal import (
     Refusal,
@@ -79,19 +79,15 @@ class ReplicationStream:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
-        self._pgconn.nonblocking = 1
-        self._socket = self._pgconn.socket
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-        # Under TLS the rest of a record (16 KiB at most, libpq reads at least 8) can wait where poll does not see it.
-        self._dry_reads = 2 if self._pgconn.ssl_in_use else 0
+        self._pump = Pump(connection.pgconn)
         self._slot = self._publication = ""
         self._started = False
         self._writing = False
         self._unsent: bytes | None = None
-        self._failure: CdcError | None = None
         self._steady_reads = 0
         self._read_at = 0.0
+        self._read_bytes = 0
+        self._ending: CdcError | None = None
 
     @classmethod
     async def open(cls, settings: PostgresSettings, server_encoding: str = "UTF8") -> Self:
@@ -125,8 +121,8 @@ class ReplicationStream:
         try:
             self._pgconn.send_query(command.encode())
             async with asyncio.timeout(_ANSWER_S):
-                await self._flush()
-                result = await self._result()
+                await self._pump.flushed()
+                result = await self._pump.result()
         except TimeoutError:
             raise Unavailable("Postgres did not start the stream in time", detail=f"waited {_ANSWER_S:.0f} s") from None
         except psycopg.Error as error:
@@ -141,20 +137,19 @@ class ReplicationStream:
 
         Raises Unavailable, SlotLost or Invalid when the stream has ended; safe to cancel.
         """
-        if self._steady_reads >= _STEADY_READS:
-            await asyncio.sleep(_REST_S)
+        await self._rest()
         while True:
-            messages, nbytes = self._drain()
+            messages, nbytes = self._pump.drain(_RECEIVE_BYTES)
             if messages:
-                self._moderate(nbytes)
+                self._note_read(nbytes)
                 return messages
-            if self._failure is not None:
-                raise self._failure
-            await self._readable()
+            if self._pump.over:
+                raise self._end_of_stream()
+            await self._pump.readable()
 
     def send_status(self, written: int, flushed: int, applied: int) -> None:
         """Tell the server what is durable. Never waits, never raises: a dead stream shows in `receive()`."""
-        if self._failure is not None or not self._started:
+        if self._pump.over or not self._started:
             return
         self._unsent = encode_status_update(written, flushed, applied, time.time_ns() // 1000)
         if not self._writing:
@@ -163,7 +158,7 @@ class ReplicationStream:
     async def close(self) -> None:
         """End the stream: the last status, CopyDone, and the connection. Waits a moment at most."""
         try:
-            if self._started and self._failure is None:
+            if self._started and not self._pump.over:
                 with contextlib.suppress(psycopg.Error, TimeoutError):
                     async with asyncio.timeout(_CLOSE_S):
                         await self._end_copy()
@@ -174,70 +169,32 @@ class ReplicationStream:
 
     # Reading
 
-    def _drain(self) -> tuple[list[bytes], int]:
-        """Everything that libpq and the socket hold, up to the bound; notes the end of the stream when it meets it."""
-        messages: list[bytes] = []
-        nbytes = dry_reads = 0
-        get_copy_data, consume_input = self._pgconn.get_copy_data, self._pgconn.consume_input
-        try:
-            while nbytes < _RECEIVE_BYTES:
-                size, data = get_copy_data(1)
-                if size > 0:
-                    messages.append(bytes(data))
-                    nbytes += size
-                    dry_reads = 0
-                elif size < 0:
-                    self._failure = self._failure or self._end_of_stream()
-                    break
-                elif self._poll.poll(0):
-                    # libpq reads one buffer (16 KiB) at a time, so the socket may hold more.
-                    consume_input()
-                elif dry_reads < self._dry_reads:
-                    consume_input()
-                    dry_reads += 1
-                else:
-                    break
-        except psycopg.Error as error:
-            self._failure = self._failure or self._broken(error)
-        return messages, nbytes
+    async def _rest(self) -> None:
+        """Let more gather under steady traffic; let others run when the socket never runs dry."""
+        if self._steady_reads >= _STEADY_READS:
+            await asyncio.sleep(_REST_S)
+            self._read_at = time.monotonic()
+        elif self._read_bytes >= _SMALL_BYTES:
+            await asyncio.sleep(0)
 
-    def _moderate(self, nbytes: int) -> None:
+    def _note_read(self, nbytes: int) -> None:
         """Count small reads that follow one another closely: many in a row are steady traffic."""
         now = time.monotonic()
-        quiet = now - self._read_at > _QUIET_S + _REST_S
+        quiet = now - self._read_at > _QUIET_S
         self._steady_reads = 0 if quiet or nbytes >= _SMALL_BYTES else self._steady_reads + 1
-        self._read_at = now
-
-    async def _readable(self) -> None:
-        """Wait for the socket, leaving no trace on cancellation."""
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_reader(self._socket, _wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(self._socket)
-
-    async def _result(self) -> pq.abc.PGresult | None:
-        while self._pgconn.is_busy():
-            await self._readable()
-            self._pgconn.consume_input()
-        return self._pgconn.get_result()
+        self._read_at, self._read_bytes = now, nbytes
 
     def _end_of_stream(self) -> CdcError:
-        """Why the server ended the copy. Its error message is complete, or the connection is gone: no wait."""
-        result = None if self._pgconn.is_busy() else self._pgconn.get_result()
-        if result is None or result.status == pq.ExecStatus.COMMAND_OK:
-            return Unavailable("Postgres ended the stream", hint="if this repeats, read the server's log")
-        return in_stream(_refusal(result), self._slot, self._publication)
-
-    def _broken(self, error: psycopg.Error) -> CdcError:
-        """A connection that broke; the server may have said why before it went."""
-        with contextlib.suppress(psycopg.Error):
-            result = None if self._pgconn.is_busy() else self._pgconn.get_result()
+        """Why the stream is over, in the server's own words if it had the time to say them."""
+        if self._ending is None:
+            result = self._pump.result_at_hand()
             if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-                return in_stream(_refusal(result), self._slot, self._publication)
-        return in_session(refusal_of_exception(error))
+                self._ending = in_stream(refusal_of_result(result), self._slot, self._publication)
+            elif self._pump.broken is not None:
+                self._ending = in_session(refusal_of_exception(self._pump.broken))
+            else:
+                self._ending = Unavailable("Postgres ended the stream", hint="if this repeats, read the server's log")
+        return self._ending
 
     # Writing
 
@@ -251,36 +208,26 @@ class ReplicationStream:
             # The reading side meets the same broken connection and says why.
             self._unsent, blocked = None, False
         if blocked and not self._writing:
-            asyncio.get_running_loop().add_writer(self._socket, self._write)
+            asyncio.get_running_loop().add_writer(self._pgconn.socket, self._write)
             self._writing = True
         elif not blocked:
             self._stop_writing()
 
     def _stop_writing(self) -> None:
         if self._writing:
-            asyncio.get_running_loop().remove_writer(self._socket)
+            asyncio.get_running_loop().remove_writer(self._pgconn.socket)
             self._writing = False
-
-    async def _flush(self) -> None:
-        """Wait until libpq's output buffer is empty."""
-        self._stop_writing()
-        loop = asyncio.get_running_loop()
-        while self._pgconn.flush() == 1:
-            ready = loop.create_future()
-            loop.add_writer(self._socket, _wake, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_writer(self._socket)
 
     async def _end_copy(self) -> None:
         """CopyDone, then read until the server's own: closing over unread data could discard our last status."""
+        self._stop_writing()
         self._pgconn.put_copy_end()
-        await self._flush()
-        while self._failure is None:
-            messages, _ = self._drain()
-            if not messages and self._failure is None:
-                await self._readable()
+        await self._pump.flushed()
+        while not self._pump.over:
+            messages, _ = self._pump.drain(_RECEIVE_BYTES)
+            if not messages and not self._pump.over:
+                await self._pump.readable()
+            await asyncio.sleep(0)
 
 
 async def identify_system(connection: Connection) -> Identity:
@@ -297,8 +244,3 @@ async def identify_system(connection: Connection) -> Identity:
 
 def _refusal(result: pq.abc.PGresult | None) -> Refusal:
     return Refusal("", "Postgres gave no answer") if result is None else refusal_of_result(result)
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

@@ -1,0 +1,181 @@
+"""A snapshot's rows: the tables exactly as they were where the slot begins, in the very bytes the stream would send.
+
+Rows come through COPY in text format, streaming, so that memory stays bounded whatever the table's size. COPY escapes
+what pgoutput does not; `decode_row` takes the escapes off again, and then both texts are the same, because both come
+from the type's output function under the same session settings (manual, COPY, "Text Format").
+
+Only what the publication lets through is read: its columns, its row filter, and for a root published in its
+partitions' place, all of them. Row-level security, which the stream does not know, is an error here, not fewer rows.
+"""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import psycopg
+from psycopg import pq
+
+from cdc.config import PostgresSettings
+from cdc.errors import CdcError, Invalid, Unavailable
+from cdc.postgres.publication import PublishedTable
+from cdc.postgres.pump import Pump
+from cdc.postgres.quoting import quote_identifier, quote_literal
+from cdc.postgres.refusal import Refusal, in_session, refusal_of_exception, refusal_of_result
+from cdc.postgres.session import Connection, connect
+from cdc.postgres.slot import ExportedSnapshot
+from cdc.row import Row
+
+_BATCH_ROWS: Final = 1000
+_BATCH_BYTES: Final = 1024 * 1024
+
+_ESCAPE: Final = re.compile(rb"\\(.)", re.DOTALL)
+# The escapes that COPY TO writes (copyto.c, CopyAttributeOutText); every other escaped byte stands for itself.
+_UNESCAPED: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`column operator value`, where Postgres reads the value as the column's type."""
+
+    column: str
+    operator: Literal["=", "<", "<=", ">", ">="]
+    value: str
+
+
+class SnapshotReader:
+    """Reads tables in one snapshot, one after another."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+
+    async def rows(
+        self, table: PublishedTable, *, where: Condition | None = None, order_by: Sequence[str] = ()
+    ) -> AsyncIterator[list[Row]]:
+        """The table's published rows in batches, values in the order of `table.columns`.
+
+        Raises Unavailable when the server goes away, Invalid for what the role may not read. Whoever stops early must
+        close the reader too: the rest of the COPY is still under way.
+        """
+        pump = Pump(self._pgconn)
+        width = len(table.columns)
+        await self._start_copy(pump, f"COPY ({select_rows(table, where, order_by)}) TO STDOUT")
+        while True:
+            lines, _ = pump.drain(_BATCH_BYTES)
+            for first in range(0, len(lines), _BATCH_ROWS):
+                yield [decode_row(line, width) for line in lines[first : first + _BATCH_ROWS]]
+            if pump.over:
+                break
+            if not lines:
+                await pump.readable()
+        await self._finish_copy(pump)
+
+    async def estimate_rows(self, table: PublishedTable, *, where: Condition | None = None) -> int:
+        """How many rows the planner expects: for progress, not for proof."""
+        try:
+            cursor = await self._connection.execute(f"EXPLAIN (FORMAT JSON) {select_rows(table, where, ())}".encode())
+            row = await cursor.fetchone()
+        except psycopg.Error as error:
+            raise _refused(refusal_of_exception(error), table) from None
+        return 0 if row is None else int(row[0][0]["Plan"]["Plan Rows"])
+
+    async def _start_copy(self, pump: Pump, command: str) -> None:
+        try:
+            self._pgconn.send_query(command.encode())
+            await pump.flushed()
+            result = await pump.result()
+        except psycopg.Error as error:
+            raise in_session(refusal_of_exception(error)) from None
+        if result is None or result.status != pq.ExecStatus.COPY_OUT:
+            await self._clear(pump)
+            raise _refused(Refusal("", "Postgres gave no answer") if result is None else refusal_of_result(result))
+
+    async def _finish_copy(self, pump: Pump) -> None:
+        """Only the server's own word that the COPY is complete makes the rows complete."""
+        if pump.broken is not None:
+            raise in_session(refusal_of_exception(pump.broken))
+        try:
+            result = await pump.result()
+        except psycopg.Error as error:
+            raise in_session(refusal_of_exception(error)) from None
+        await self._clear(pump)
+        if result is None:
+            raise Unavailable("Postgres did not complete the COPY")
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            raise _refused(refusal_of_result(result))
+
+    async def _clear(self, pump: Pump) -> None:
+        with contextlib.suppress(psycopg.Error):
+            while await pump.result() is not None:
+                pass
+
+
+def select_rows(table: PublishedTable, where: Condition | None, order_by: Sequence[str]) -> str:
+    """The query for a table's published rows. A partitioned root's are in its partitions; others read their own only."""
+    columns = ", ".join(quote_identifier(column.name) for column in table.columns)
+    conditions = [f"({table.row_filter})"] if table.row_filter else []
+    if where is not None:
+        conditions.append(f"{quote_identifier(where.column)} {where.operator} {quote_literal(where.value)}")
+    return (
+        f"SELECT {columns} FROM {'' if table.is_partitioned else 'ONLY '}{table.sql_name}"
+        + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
+        + (f" ORDER BY {', '.join(map(quote_identifier, order_by))}" if order_by else "")
+    )
+
+
+def decode_row(line: bytes, width: int) -> Row:
+    """One line of COPY text, its line feed included, as values."""
+    if not width:
+        return []
+    fields = line[:-1].split(b"\t")
+    if b"\\" not in line:
+        return list(fields)
+    return [_unescape(field) if b"\\" in field else field for field in fields]
+
+
+def _unescape(field: bytes) -> bytes | None:
+    if field == rb"\N":
+        return None
+    return _ESCAPE.sub(lambda match: _UNESCAPED.get(match[1], match[1]), field)
+
+
+@contextlib.asynccontextmanager
+async def open_snapshot(settings: PostgresSettings, exported: ExportedSnapshot) -> AsyncIterator[SnapshotReader]:
+    """A reader in the exported snapshot. Raises Unavailable if that is gone: its connection must still be open."""
+    connection = await connect(settings)
+    try:
+        await _adopt(connection, exported)
+        yield SnapshotReader(connection)
+    finally:
+        await connection.close()
+
+
+async def _adopt(connection: Connection, exported: ExportedSnapshot) -> None:
+    try:
+        if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+            await connection.execute("SET client_encoding TO SQL_ASCII")
+        await connection.execute("SET row_security = off")
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await connection.execute(f"SET TRANSACTION SNAPSHOT {quote_literal(exported.snapshot_name)}".encode())
+    except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject) as error:
+        raise Unavailable(
+            f"the snapshot of slot {exported.slot} is gone",
+            detail=refusal_of_exception(error).explanation,
+            hint="it lives as long as the connection that created the slot; the backfill starts over",
+        ) from None
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+
+
+def _refused(refusal: Refusal, table: PublishedTable | None = None) -> CdcError:
+    """Why a table could not be read."""
+    if refusal.sqlstate == "42501":
+        name = table.sql_name if table else "..."
+        return Invalid(
+            "the role may not read all rows of a published table",
+            detail=refusal.explanation,
+            hint=f"GRANT SELECT ON {name} TO role; under row-level security also: ALTER ROLE role BYPASSRLS;",
+        )
+    return in_session(refusal)
