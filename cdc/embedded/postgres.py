@@ -257,6 +257,8 @@ class PostgresServer:
         (self.data_dir / _SETTINGS_FILE).write_text("".join(lines))
 
     def _accepts_connections(self) -> bool:
+        if not self._started().listens_on(self.port):
+            return False
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(_startup_message(user="postgres", database="postgres"))

@@ -150,6 +150,16 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def listens_on(self, port: int) -> bool:
+        """Whether this process, and not a stranger, holds the port."""
+        try:
+            connections = psutil.Process(self.pid).net_connections("inet")
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True  # a hardened /proc: then the server's answer must do
+        return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+
     def last_words(self) -> str:
         """The end of what the server logged, for an error's detail."""
         return self._log_path.read_text(errors="replace")[-2000:].strip()

@@ -147,6 +147,8 @@ class ValkeyServer:
 
     def _answers(self) -> bool:
         """PING says PONG, or NOAUTH where a password is set; LOADING means not yet."""
+        if self._process is None or not self._process.listens_on(self.port):
+            return False
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(b"PING\r\n")
