@@ -25,7 +25,7 @@ import structlog
 from cdc import metrics
 from cdc.cache.connection import Connection, NoScript, pack
 from cdc.cache.plan import Plan
-from cdc.cache.projection import META_KEY, Bound, Template, bind, find_conflicts
+from cdc.cache.projection import META_KEY, Bound, Template, WarmQuery, bind, find_conflicts, warm_queries
 from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction, Truncate, format_time
 from cdc.config import CacheSettings, Projection
 from cdc.errors import Invalid, Moved, Unavailable
@@ -113,6 +113,20 @@ class CacheSink:
     @property
     def _position(self) -> Position:
         return self._checkpoint.position(self._epoch)
+
+    @property
+    def epoch(self) -> Epoch:
+        return self._epoch
+
+    @property
+    def position(self) -> Position | None:
+        """Where the cache stood after the last call; None if it must be warmed."""
+        return self._position if self._usable(self._checkpoint) else None
+
+    @property
+    def warm_queries(self) -> list[WarmQuery]:
+        """What a warm-up asks of Postgres."""
+        return warm_queries(self._settings.projections)
 
     async def _check_server(self) -> None:
         facts = _parse_info(await self._connection.call(b"INFO"))
@@ -328,7 +342,6 @@ class CacheSink:
         await self._unlink_all(None)  # 2
         await self._load(rows, snapshot_time_us // 1000)  # 3
         await self._call(Plan(), filling._replace(lsn=format_lsn(position.lsn).encode()))  # 4
-        metrics.warm_ups.inc()
 
     async def _load(self, rows: AsyncIterator[tuple[Relation, list[Row]]], snapshot_ms: int) -> None:
         plan = Plan()
