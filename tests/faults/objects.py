@@ -1,0 +1,258 @@
+"""The archive as a stranger reads it: objects by key, zstd, JSON lines, and the public contract. No code of ours.
+
+`read_archive` proves what the contract promises of the objects themselves (dense keys, the chain of digests, dense
+ordinals, increasing positions, no abandoned piece left standing) and gives back the transactions, the rows of the base,
+and how far the archive says it is covered. What is wrong is collected in `faults`; nothing raises.
+"""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import zstandard
+
+from tests.faults.history import Change, Json, Row, Transaction, Value, loads, shorten
+from tests.service import parse_lsn
+
+_LOG_KEY = re.compile(r"(?:.*/)?log/(\d{16})\.ndjson\.zst")
+_INTEGERS = {"smallint", "integer", "bigint", "int2", "int4", "int8"}
+_FLOATS = {"real", "double precision", "float4", "float8"}
+_ABSENT: Any = object()
+
+
+@dataclass
+class Archive:
+    """What the archive holds. `base` is by table; `consistent_lsn` is where the base stands (0 without one)."""
+
+    transactions: list[Transaction] = field(default_factory=list)
+    base: dict[str, list[Row]] = field(default_factory=dict)
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    consistent_lsn: int = 0
+    covered_upto: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    writers: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def read_directory(url: str) -> dict[str, bytes]:
+    """All objects of a `file://` archive, by key."""
+    root = Path(unquote(urlsplit(url).path))
+    files = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(files)}
+
+
+def log_objects(objects: Mapping[str, bytes]) -> dict[int, bytes]:
+    """The segments of the log, by sequence number."""
+    found = {int(match[1]): body for key, body in objects.items() if (match := _LOG_KEY.fullmatch(key))}
+    return dict(sorted(found.items()))
+
+
+def read_lines(body: bytes) -> list[Any]:
+    """The lines of one object, numbers as `["number", digits]`."""
+    text = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(body), read_across_frames=True).read()
+    return [loads(line) for line in text.splitlines()]
+
+
+def covered_upto(body: bytes) -> int:
+    """How far one segment says that the archive is covered, once it is there."""
+    return parse_lsn(str(read_lines(body)[0]["covered_upto"]))
+
+
+def read_archive(objects: Mapping[str, bytes]) -> Archive:
+    return _Reader(objects).read()
+
+
+class _Reader:
+    def __init__(self, objects: Mapping[str, bytes]) -> None:
+        self._objects = objects
+        self._archive = Archive()
+        self._relations: dict[str, Any] = {}
+        self._pending: list[Any] = []
+        self._pending_commit = ""
+        self._ordinal = 0
+        self._end_lsn = 0
+
+    def read(self) -> Archive:
+        log = log_objects(self._objects)
+        expected = 0
+        previous: bytes | None = None
+        for seq, body in log.items():
+            if seq != expected:
+                self._fault(f"segments {expected} to {seq - 1} are missing")
+            expected = seq + 1
+            self._read_segment(seq, body, previous)
+            previous = body
+        if not log:
+            self._fault("there is no log")
+        return self._archive
+
+    def _fault(self, text: str) -> None:
+        self._archive.faults.append(text)
+
+    def _read_segment(self, seq: int, body: bytes, previous: bytes | None) -> None:
+        try:
+            lines = read_lines(body)
+            header = lines[0]
+            self._check_header(seq, header, previous)
+            self._relations |= header["relations"]
+            self._note_keys(header["relations"])
+            self._read_kind(seq, header, lines[1:])
+        except Exception as error:  # whatever is wrong with an object is the object's fault
+            self._fault(f"segment {seq} cannot be read: {type(error).__name__}: {error}")
+
+    def _check_header(self, seq: int, header: dict[str, Any], previous: bytes | None) -> None:
+        digest = None if previous is None else hashlib.sha256(previous).hexdigest()
+        if header["prev_sha256"] != digest:
+            self._fault(f"segment {seq} does not follow its predecessor's bytes")
+        if _int(header["seq"]) != seq:
+            self._fault(f"segment {seq} says it is {_int(header['seq'])}")
+        if _int(header["first_ordinal"]) != self._ordinal:
+            self._fault(f"segment {seq} begins at ordinal {_int(header['first_ordinal'])}, not {self._ordinal}")
+        covered = parse_lsn(header["covered_upto"])
+        if covered < self._archive.covered_upto:
+            self._fault(f"segment {seq} takes coverage back")
+        self._archive.covered_upto = covered
+        self._archive.kinds[header["kind"]] = self._archive.kinds.get(header["kind"], 0) + 1
+        if header["writer"]["id"] not in self._archive.writers[-1:]:
+            self._archive.writers.append(header["writer"]["id"])
+
+    def _note_keys(self, relations: dict[str, Any]) -> None:
+        for table, relation in relations.items():
+            self._archive.keys[table] = tuple(c["name"] for c in relation["columns"] if c["key"])
+
+    def _read_kind(self, seq: int, header: dict[str, Any], lines: list[Any]) -> None:
+        match header["kind"]:
+            case "part":
+                self._read_part(seq, header, lines)
+                return
+            case "data":
+                self._read_data(seq, header, lines)
+            case "snapshot":
+                self._read_base(header["base"])
+            case "fence" | "coverage":
+                if lines:
+                    self._fault(f"segment {seq} is a {header['kind']} with lines")
+            case "gap" | "fork":
+                self._fault(f"segment {seq} is a {header['kind']}")
+            case other:
+                self._fault(f"segment {seq} is of an unknown kind {other!r}")
+        self._ordinal += _int(header["transactions"])
+
+    def _read_part(self, seq: int, header: dict[str, Any], lines: list[Any]) -> None:
+        part = header["part"]
+        first = _int(part["first_seq"])
+        if first == 0:
+            self._pending, self._pending_commit = [], part["commit_lsn"]
+        elif self._pending_commit != part["commit_lsn"] or len(self._pending) != first:
+            self._fault(f"segment {seq} continues a transaction at change {first}, after {len(self._pending)}")
+        self._pending += lines
+        if part["last"]:
+            self._emit(seq, self._pending, _int(header["ends"][0]))
+            self._pending, self._pending_commit = [], ""
+        self._ordinal += _int(header["transactions"])
+
+    def _read_data(self, seq: int, header: dict[str, Any], lines: list[Any]) -> None:
+        groups: dict[int, list[Any]] = {}
+        for line in lines:
+            groups.setdefault(_int(line["ord"]), []).append(line)
+        if list(groups) != list(range(self._ordinal, self._ordinal + len(groups))):
+            self._fault(f"segment {seq}: its ordinals are not dense from {self._ordinal}: {list(groups)[:5]}")
+        if len(groups) != _int(header["transactions"]) or len(lines) != _int(header["changes"]):
+            self._fault(f"segment {seq} holds {len(groups)} transactions, {len(lines)} changes; its header differs")
+        for group, length in zip(groups.values(), header["ends"], strict=True):
+            self._emit(seq, group, _int(length))
+
+    def _emit(self, seq: int, lines: list[Any], length: int) -> None:
+        commit_lsn = parse_lsn(lines[0]["lsn"])
+        if {line["lsn"] for line in lines} != {lines[0]["lsn"]} or len({_int(line["xid"]) for line in lines}) != 1:
+            self._fault(f"segment {seq}: lines of several transactions under ordinal {lines[0].get('ord')}")
+        if [_int(line["seq"]) for line in lines] != list(range(len(lines))):
+            self._fault(f"segment {seq}: the changes of {lines[0]['lsn']} are not numbered 0, 1, 2 ...")
+        if commit_lsn < self._end_lsn:
+            self._fault(f"segment {seq}: {lines[0]['lsn']} comes after a later commit")
+        self._end_lsn = commit_lsn + length
+        changes = tuple(self._change(line) for line in lines)
+        self._archive.transactions.append(Transaction(_int(lines[0]["xid"]), self._end_lsn, changes, commit_lsn))
+
+    def _change(self, line: dict[str, Any]) -> Change:
+        op = line["op"]
+        if op == "m":
+            note = f"{int(line['transactional'])} {line['prefix']} {shorten(_string(line['content']))}"
+            return Change("m", note=note)
+        table = line["table"]
+        if op == "t":
+            return Change("t", table=table, note=f"cascade={line['cascade']} restart={line['restart_identity']}")
+        new, old = self._row(table, line.get("after")), self._row(table, line.get("before"))
+        self._check_key(line, new, old)
+        without_nulls = None if old is None else {name: value for name, value in old.items() if value is not None}
+        return Change(op, table, new, without_nulls, frozenset(line.get("unchanged", ())))
+
+    def _check_key(self, line: dict[str, Any], new: Row | None, old: Row | None) -> None:
+        row = (old if new is None else new) or {}
+        key = self._row(line["table"], line["key"]) or {}
+        if tuple(key) != self._archive.keys[line["table"]] or any(row.get(name) != key[name] for name in key):
+            self._fault(f"the key of {line['lsn']} change {_int(line['seq'])} is not its row's")
+
+    def _row(self, table: str, values: dict[str, Any] | None) -> Row | None:
+        if values is None:
+            return None
+        types = {column["name"]: column["type"] for column in self._relations[table]["columns"]}
+        return {name: _value(types[name], value) for name, value in values.items()}
+
+    def _read_base(self, base: dict[str, Any]) -> None:
+        self._archive.consistent_lsn = parse_lsn(base["consistent_lsn"])
+        for chunk in base["chunks"]:
+            body = next((body for key, body in self._objects.items() if key.endswith(chunk["key"])), None)
+            if body is None or hashlib.sha256(body).hexdigest() != chunk["sha256"]:
+                self._fault(f"{chunk['key']} is missing or not what was committed")
+                continue
+            header, *lines = read_lines(body)
+            self._relations |= header["relations"]
+            self._note_keys(header["relations"])
+            rows = self._archive.base.setdefault(chunk["table"], [])
+            rows += [row for line in lines if (row := self._row(chunk["table"], line["after"])) is not None]
+
+
+def _int(number: Any) -> int:
+    """The number that `loads` left as digits."""
+    if not isinstance(number, list) or number[:1] != ["number"]:
+        raise TypeError(f"not a number: {number!r}")
+    return int(number[1])
+
+
+def _string(value: Any) -> str:
+    if isinstance(value, dict) and list(value) == ["$base64"]:
+        return base64.b64decode(value["$base64"]).decode("latin-1")
+    if not isinstance(value, str):
+        raise TypeError(f"not a string: {value!r}")
+    return value
+
+
+def _value(type_name: str, value: Any) -> Value:
+    """The value as text, if it is spelled as the contract says for its type."""
+    if value is None:
+        return None
+    base_type = type_name.removeprefix("pg_catalog.")
+    if base_type in _INTEGERS:
+        return str(_int(value))
+    if base_type in _FLOATS:
+        return value if isinstance(value, str) else _digits(value)
+    if base_type in ("boolean", "bool"):
+        if not isinstance(value, bool):
+            raise TypeError(f"not a boolean: {value!r}")
+        return "true" if value else "false"
+    if base_type in ("json", "jsonb"):
+        inner = value["$json"] if isinstance(value, dict) and list(value)[:1] == ["$json"] else value
+        return Json.of(inner)
+    return shorten(_string(value))
+
+
+def _digits(number: list[str]) -> str:
+    _kind, digits = number
+    return digits
