@@ -158,7 +158,11 @@ class Segment:
 
     def transactions(self) -> list[Transaction]:
         """The transactions (or the piece of one) in this segment. Raises DataError."""
-        return list(_decode_transactions(self.header, self.lines))
+        return list(self.iterate())
+
+    def iterate(self) -> Iterator[Transaction]:
+        """The same, decoded one after another. Raises DataError."""
+        return _decode_transactions(self.header, self.lines)
 
     def rows(self) -> list[RowChange]:
         """The rows of a base chunk. Raises DataError."""
@@ -310,15 +314,17 @@ def _decode_transactions(header: Header, lines: list[bytes]) -> Iterator[Transac
         yield _decode_piece(header, lines)
         return
     gathered: Transaction | None = None
-    ordinal, count = None, 0
+    ordinal, lsn, count = None, "", 0
     for number, (line, change) in enumerate(_decode_changes(header, lines)):
         if line.op == READ:
             raise DataError(f"segment {header.seq} holds a snapshot's row")
         if gathered is None or line.ord != ordinal:
             if gathered is not None:
                 yield gathered
-            gathered, ordinal = _begin(header, line, count), line.ord
+            gathered, ordinal, lsn = _begin(header, line, count), line.ord, line.lsn
             count += 1
+        if line.lsn != lsn:
+            raise DataError(f"ordinal {ordinal} in segment {header.seq} is of two transactions")
         gathered.changes.append(change)
         gathered.nbytes += len(lines[number]) + _CHANGE_OVERHEAD_BYTES
     if gathered is not None:
@@ -328,6 +334,8 @@ def _decode_transactions(header: Header, lines: list[bytes]) -> Iterator[Transac
 def _begin(header: Header, line: _Line, count: int) -> Transaction:
     if count >= len(header.ends):
         raise DataError(f"segment {header.seq} holds more transactions than its header counts")
+    if line.ord != header.first_ordinal + count:
+        raise DataError(f"segment {header.seq} holds ordinal {line.ord} where {header.first_ordinal + count} belongs")
     commit_lsn, time_us = _identity(header, line)
     return Transaction(line.xid, commit_lsn, time_us, [], end_lsn=commit_lsn + header.ends[count], first_seq=line.seq)
 
@@ -344,7 +352,11 @@ def _decode_piece(header: Header, lines: list[bytes]) -> Transaction:
     assert part is not None  # noqa: S101 - the caller looked
     if part.last != (len(header.ends) == 1):
         raise DataError(f"segment {header.seq} is a part whose header contradicts itself")
-    changes = [change for _, change in _decode_changes(header, lines)]
+    lsn, changes = format_lsn(part.commit_lsn), []
+    for line, change in _decode_changes(header, lines):
+        if (line.ord, line.lsn) != (header.first_ordinal, lsn) or line.op == READ:
+            raise DataError(f"segment {header.seq} holds a line that is not of its transaction")
+        changes.append(change)
     return Transaction(
         part.xid,
         part.commit_lsn,

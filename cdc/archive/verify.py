@@ -1,0 +1,280 @@
+"""Proof that an archive is whole, by reading all of it: what `cdc archive verify` runs, and what restore runs first.
+
+For each object of the log, in order: its bytes decode; it is the segment that its key says, of the same archive, and
+names the SHA-256 of the one before; no number is missing; ordinals are dense and commit LSNs increase within an epoch;
+series of parts are complete or visibly abandoned; coverage never goes back; and what the header counts is what the
+lines hold. For each snapshot record: every chunk is there, with the recorded bytes, checksum and rows.
+
+Damage is collected, not raised: one bad object must not hide the next. Only being unable to read raises.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from cdc.archive.bucket import Bucket
+from cdc.archive.header import Base, Chunk, Header
+from cdc.archive.segment import Segment, decode_segment
+from cdc.archive.tail import BASE, LOG, seq_of
+from cdc.change import Transaction
+from cdc.errors import DataError
+from cdc.lsn import format_lsn
+
+Progress = Callable[[int, int], None]
+"""Called with the objects read so far, and how many there are."""
+
+# Enough to hide a bucket's latency, few enough that their bytes stay small.
+_READ_AHEAD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that an intact archive does not have."""
+
+    key: str
+    problem: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What an archive holds, and what is wrong with it."""
+
+    segments: int = 0
+    transactions: int = 0
+    changes: int = 0
+    nbytes: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    base_chunks: int = 0
+    base_rows: int = 0
+    abandoned_parts: int = 0
+    uncommitted_chunks: int = 0
+    archive: str = ""
+    last_seq: int = -1
+    last_commit_lsn: int = 0
+    covered_upto: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def intact(self) -> bool:
+        return not self.findings
+
+
+async def verify(bucket: Bucket, *, progress: Progress | None = None) -> Report:
+    """Read the whole archive and report. Raises Unavailable or Invalid if it cannot be read."""
+    audit = Audit()
+    keys = [key async for key in bucket.list(LOG)]
+    foreign = [key for key in keys if seq_of(key) is None]
+    audit.report.findings += [Finding(key, "is not a segment's key") for key in foreign]
+    log_keys = [key for key in keys if seq_of(key) is not None]
+    done = 0
+    async for key, body in _read_ahead(bucket, log_keys):
+        await asyncio.to_thread(audit.see, key, body)
+        done += 1
+        if progress is not None:
+            progress(done, len(log_keys))
+    audit.finish()
+    await _verify_bases(bucket, audit)
+    return audit.report
+
+
+async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
+    chunks = {chunk.key: (base, chunk) for base in audit.bases for chunk in base.chunks}
+    async for key, body in _read_ahead(bucket, list(chunks)):
+        await asyncio.to_thread(audit.see_chunk, *chunks[key], body)
+    async for key in bucket.list(BASE):
+        audit.report.uncommitted_chunks += key not in chunks  # left by a backfill that a crash started over
+
+
+async def _read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncIterator[tuple[str, bytes | None]]:
+    ahead: deque[tuple[str, asyncio.Task[bytes | None]]] = deque()
+    waiting = iter(keys)
+    try:
+        while True:
+            while len(ahead) < _READ_AHEAD and (key := next(waiting, None)) is not None:
+                ahead.append((key, asyncio.create_task(bucket.get(key), name=f"read {key}")))
+            if not ahead:
+                return
+            key, task = ahead.popleft()
+            yield key, await task
+    finally:
+        for _, task in ahead:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
+
+
+class Audit:
+    """Looks at one object after another and notes what does not fit to those before."""
+
+    def __init__(self) -> None:
+        self.report = Report()
+        self.bases: list[Base] = []
+        self._key = ""
+        self._digest: str | None = None
+        self._previous: Header | None = None
+        self._damaged = False
+        self._series: Header | None = None
+
+    def see(self, key: str, body: bytes | None) -> None:
+        """The next object of the log, in the order of keys."""
+        self._key = key
+        seq = seq_of(key)
+        if body is None or seq is None:
+            self._find("vanished while it was being read")
+            return
+        self.report.segments += 1
+        self.report.nbytes += len(body)
+        self._check_density(seq)
+        self.report.last_seq = seq
+        try:
+            self._check(seq, decode_segment(body))
+            self._damaged = False
+        except DataError as error:
+            self._find(f"{error.message} ({error.detail})" if error.detail else error.message)
+            self._damaged = True
+        self._digest = sha256(body).hexdigest()
+
+    def finish(self) -> None:
+        """After the last object."""
+        self._abandon_series()
+
+    def see_chunk(self, base: Base, chunk: Chunk, body: bytes | None) -> None:
+        """One object of a snapshot's rows."""
+        self._key = chunk.key
+        if body is None:
+            self._find(f"is missing, though the snapshot at {format_lsn(base.consistent_lsn)} names it")
+            return
+        self.report.base_chunks += 1
+        self.report.nbytes += len(body)
+        if (len(body), sha256(body).hexdigest()) != (chunk.bytes, chunk.sha256):
+            self._find("does not have the bytes that the snapshot record names")
+        try:
+            segment = decode_segment(body)
+            rows = segment.rows()
+        except DataError as error:
+            self._find(f"{error.message} ({error.detail})" if error.detail else error.message)
+            return
+        self.report.base_rows += len(rows)
+        self._expect(segment.header.kind == "base", "is not a chunk of a snapshot")
+        self._expect(len(rows) == chunk.rows, f"holds {len(rows)} rows, the snapshot record says {chunk.rows}")
+        same_table = {row.relation.qualified_name for row in rows} <= {chunk.table}
+        self._expect(same_table, f"holds rows of other tables than {chunk.table}")
+
+    def _find(self, problem: str) -> None:
+        self.report.findings.append(Finding(self._key, problem))
+
+    def _expect(self, true: bool, problem: str) -> None:
+        if not true:
+            self._find(problem)
+
+    def _check_density(self, seq: int) -> None:
+        expected = self.report.last_seq + 1
+        if seq != expected:
+            missing = f"segment {expected} is" if seq == expected + 1 else f"segments {expected} to {seq - 1} are"
+            self._find(f"{missing} missing before this one")
+            self._digest, self._damaged = None, True
+
+    def _check(self, seq: int, segment: Segment) -> None:
+        header = segment.header
+        self._expect(header.seq == seq, f"says that it is segment {header.seq}")
+        if self._digest is not None or seq == 0:
+            self._expect(header.prev_sha256 == self._digest, "does not name the SHA-256 of the segment before it")
+        if self._previous is not None:
+            self._check_succession(self._previous, header)
+        transactions = list(segment.iterate())
+        self._check_series(header)
+        for problem in _check_lines(header, transactions):
+            self._find(problem)
+        self._check_order(header, transactions)
+        self._count(header)
+
+    def _check_succession(self, previous: Header, header: Header) -> None:
+        self._expect(header.archive == previous.archive, "is of another archive than the segment before it")
+        takes_over = header.kind in {"fence", "fork"}
+        if not self._damaged:
+            expected = previous.writer.epoch + takes_over
+            self._expect(header.writer.epoch == expected, f"is of writer {header.writer.epoch}, not {expected}")
+            ordinal = previous.first_ordinal + previous.transactions
+            self._expect(header.first_ordinal == ordinal, f"begins at ordinal {header.first_ordinal}, not {ordinal}")
+        if header.fork is not None:
+            self._expect(header.fork.previous == previous.epoch, "forks from another epoch than the one before it")
+            return
+        self._expect(header.epoch == previous.epoch, "is of another epoch, without a fork record")
+        self._expect(header.source.database == previous.source.database, "is of another database")
+        self._expect(header.covered_upto >= previous.covered_upto, "covers less than the segment before it")
+        self._expect(header.last_lsn >= previous.last_lsn, "goes back in commit order")
+
+    def _check_series(self, header: Header) -> None:
+        part, series = header.part, self._series
+        if part is None or part.index == 0:
+            self._abandon_series()
+        elif not self._damaged:
+            follows = (
+                series is not None
+                and series.part is not None
+                and (series.part.commit_lsn, series.part.index + 1) == (part.commit_lsn, part.index)
+                and series.part.first_seq + series.changes == part.first_seq
+            )
+            self._expect(follows, f"is part {part.index} of a transaction whose parts before it are not there")
+        self._series = None if part is None or part.last else header
+
+    def _abandon_series(self) -> None:
+        if self._series is not None and self._series.part is not None:
+            self.report.abandoned_parts += self._series.part.index + 1
+        self._series = None
+
+    def _check_order(self, header: Header, transactions: Sequence[Transaction]) -> None:
+        previous = self._previous
+        last = previous.last_lsn if previous is not None and header.fork is None else 0
+        for transaction in transactions:
+            if transaction.commit_lsn <= last:
+                self._find(f"holds {format_lsn(transaction.commit_lsn)} after {format_lsn(last)}")
+            last = max(last, transaction.commit_lsn)
+
+    def _count(self, header: Header) -> None:
+        report = self.report
+        report.archive, report.last_commit_lsn = header.archive, header.last_lsn
+        report.covered_upto = header.covered_upto
+        report.transactions += header.transactions
+        report.changes += header.changes
+        report.kinds[header.kind] += 1
+        self.bases += [] if header.base is None else [header.base]
+        self._previous = header
+
+
+def _check_lines(header: Header, transactions: Sequence[Transaction]) -> Iterator[str]:
+    """Whether a header is true to its lines. Yields what is wrong."""
+    yield from _check_kind(header)
+    complete = [transaction for transaction in transactions if transaction.last]
+    if len(complete) != header.transactions:
+        yield f"holds {len(complete)} complete transactions, its header says {header.transactions}"
+    if len(complete) != len(header.ends):
+        yield f"holds {len(complete)} complete transactions, its header has ends of {len(header.ends)}"
+    if transactions and header.first_lsn != transactions[0].commit_lsn:
+        yield "begins with another transaction than its header says"
+    if complete and header.last_lsn != complete[-1].commit_lsn:
+        yield "ends with another transaction than its header says"
+    if complete and header.covered_upto < max(transaction.end_lsn for transaction in complete):
+        yield "holds a transaction past what its header covers"
+    times = [transaction.commit_time_us for transaction in transactions]
+    if times and (min(times), max(times)) != (header.from_time_us, header.to_time_us):
+        yield "holds other commit times than its header says"
+    for transaction in transactions:
+        if [change.seq for change in transaction.changes] != _dense(transaction):
+            yield f"holds the changes of {format_lsn(transaction.commit_lsn)} out of order or not all of them"
+
+
+def _dense(transaction: Transaction) -> list[int]:
+    return list(range(transaction.first_seq, transaction.first_seq + len(transaction.changes)))
+
+
+def _check_kind(header: Header) -> Iterator[str]:
+    if header.kind not in {"data", "part"} and header.changes:
+        yield f"holds changes, though it is a {header.kind} segment"
+    wants = {"part": header.part, "snapshot": header.base, "gap": header.gap, "fork": header.fork}
+    for kind, record in wants.items():
+        if (header.kind == kind) != (record is not None):
+            yield f"is a {header.kind} segment, and what belongs to a {kind} is {'there' if record else 'missing'}"
+    if header.kind == "base":
+        yield "is a chunk of a snapshot, in the log"
