@@ -32,6 +32,7 @@ from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.pgoutput.frames import encode_status_update
+from cdc.postgres.moment import Moment
 from cdc.postgres.pump import Pump
 from cdc.postgres.quoting import quote_identifier, quote_literal
 from cdc.postgres.refusal import (
@@ -52,11 +53,11 @@ log = structlog.get_logger()
 
 # One call of receive() hands over about this much; more waits in the socket, and so holds the WAL sender back.
 _RECEIVE_BYTES: Final = 1024 * 1024
-# Less than this means that the pump ran ahead of the WAL sender: resting lets more gather. Well under the 200 KiB
-# or so that a Unix socket holds, which the sender must never find full.
+# A read of less than this means that the pump ran ahead of the WAL sender: resting lets more gather. A Unix socket holds
+# some 280 messages, however small, and the sender must not find it full: it needs about 1 ms to write so many.
 _SMALL_BYTES: Final = 32 * 1024
-_REST_S: Final = 0.0003
-# Traffic is steady after so many small reads in a row, none of which had to wait longer than _QUIET_S.
+_REST_S: Final = 0.0004
+# Traffic is steady after so many reads in a row, none of which came later than _QUIET_S after the one before.
 _STEADY_READS: Final = 8
 _QUIET_S: Final = 0.001
 # How long close() waits for the server to answer CopyDone, and a starting stream for its answer.
@@ -87,6 +88,7 @@ class ReplicationStream:
         self._steady_reads = 0
         self._read_at = 0.0
         self._read_bytes = 0
+        self._moment = Moment()
         self._ending: CdcError | None = None
 
     @classmethod
@@ -164,24 +166,23 @@ class ReplicationStream:
                         await self._end_copy()
         finally:
             self._stop_writing()
-            self._started = False
+            self._moment.close()
             await self._connection.close()
 
     # Reading
 
     async def _rest(self) -> None:
         """Let more gather under steady traffic; let others run when the socket never runs dry."""
-        if self._steady_reads >= _STEADY_READS:
-            await asyncio.sleep(_REST_S)
-            self._read_at = time.monotonic()
-        elif self._read_bytes >= _SMALL_BYTES:
+        if self._read_bytes >= _SMALL_BYTES:
             await asyncio.sleep(0)
+        elif self._steady_reads >= _STEADY_READS:
+            await self._moment.rest(_REST_S)
+            self._read_at = time.monotonic()
 
     def _note_read(self, nbytes: int) -> None:
-        """Count small reads that follow one another closely: many in a row are steady traffic."""
+        """Count reads that follow one another closely: many in a row are steady traffic."""
         now = time.monotonic()
-        quiet = now - self._read_at > _QUIET_S
-        self._steady_reads = 0 if quiet or nbytes >= _SMALL_BYTES else self._steady_reads + 1
+        self._steady_reads = 0 if now - self._read_at > _QUIET_S else self._steady_reads + 1
         self._read_at, self._read_bytes = now, nbytes
 
     def _end_of_stream(self) -> CdcError:

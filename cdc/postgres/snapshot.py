@@ -113,7 +113,7 @@ class SnapshotReader:
 
 
 def select_rows(table: PublishedTable, where: Condition | None, order_by: Sequence[str]) -> str:
-    """The query for a table's published rows. A partitioned root's are in its partitions; others read their own only."""
+    """The query for a table's published rows. A partitioned root's are in its partitions."""
     columns = ", ".join(quote_identifier(column.name) for column in table.columns)
     conditions = [f"({table.row_filter})"] if table.row_filter else []
     if where is not None:
