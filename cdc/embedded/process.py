@@ -150,6 +150,11 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative if a signal ended it."""
+        return self._process.poll()
+
     def listens_on(self, port: int) -> bool:
         """Whether this process, and not a stranger, holds the port."""
         try:

@@ -1,0 +1,125 @@
+"""What is shown while the demo runs: one table that renews itself, or plain lines where nobody watches a terminal."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from cdc.lsn import format_lsn
+
+# A terminal is renewed often, a log file is read by people.
+LIVE_INTERVAL_S, PLAIN_INTERVAL_S = 0.25, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What is known at one moment. A latency is None until one was measured."""
+
+    elapsed_s: float
+    seconds: float
+    phase: str
+    rate: float
+    committed: int
+    rolled_back: int
+    cache_p50_s: float | None
+    cache_p99_s: float | None
+    cache_keys: int
+    archive_p50_s: float | None
+    archive_p99_s: float | None
+    archive_segments: int
+    archive_bytes: int
+    archive_lsn: int
+    confirmed_lsn: int | None
+    lag_bytes: float
+    retained_bytes: float
+
+
+def format_s(seconds: float | None) -> str:
+    """Seconds as people read them: `0.8 ms`, `12 ms`, `1.25 s`, or a dash for none."""
+    if seconds is None:
+        return "-"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes as people read them: `712 B`, `80 kB`, `1.4 MB`."""
+    if count == float("inf"):
+        return "unknown"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit != "MB" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def facts(moment: Moment) -> list[tuple[str, str]]:
+    """The rows of the table: a label and what is to be said."""
+    confirmed = "none yet" if moment.confirmed_lsn is None else format_lsn(moment.confirmed_lsn)
+    return [
+        ("application", f"{moment.rate:.0f} tx/s, {moment.committed:,} committed, {moment.rolled_back:,} rolled back"),
+        (
+            "commit → Redis",
+            f"p50 {format_s(moment.cache_p50_s)}, p99 {format_s(moment.cache_p99_s)}, {moment.cache_keys:,} keys",
+        ),
+        (
+            "commit → archive",
+            f"p50 {format_s(moment.archive_p50_s)}, p99 {format_s(moment.archive_p99_s)}, "
+            f"{moment.archive_segments} segments, {format_bytes(moment.archive_bytes)}, "
+            f"up to {format_lsn(moment.archive_lsn)}",
+        ),
+        (
+            "slot",
+            f"confirmed {confirmed}, {format_bytes(moment.lag_bytes)} behind, "
+            f"{format_bytes(moment.retained_bytes)} of WAL retained",
+        ),
+    ]
+
+
+class Screen(Protocol):
+    """Where moments are shown."""
+
+    interval_s: float
+
+    def show(self, moment: Moment) -> None: ...
+
+
+class _LiveScreen:
+    interval_s = LIVE_INTERVAL_S
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def show(self, moment: Moment) -> None:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        table.add_column()
+        for label, text in facts(moment):
+            table.add_row(label, text)
+        title = f"waltier demo: {moment.phase}, {moment.elapsed_s:.0f} s of {moment.seconds:.0f} s"
+        self._live.update(Panel(table, title=title, title_align="left", expand=False), refresh=True)
+
+
+class _PlainScreen:
+    interval_s = PLAIN_INTERVAL_S
+
+    def show(self, moment: Moment) -> None:
+        told = "; ".join(f"{label}: {text}" for label, text in facts(moment))
+        print(f"[{moment.elapsed_s:5.1f} s] {moment.phase}: {told}", flush=True)
+
+
+@contextlib.contextmanager
+def open_screen() -> Iterator[Screen]:
+    """The screen that suits where stdout goes."""
+    if not sys.stdout.isatty():
+        yield _PlainScreen()
+        return
+    with Live(console=Console(), auto_refresh=False) as live:
+        yield _LiveScreen(live)
