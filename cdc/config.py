@@ -46,7 +46,7 @@ class _Section(BaseModel):
 class PostgresSettings(_Section):
     dsn: SecretStr = Field(
         description="connection string of the role that replicates",
-        examples=["postgresql://cdc@db.example.net/chat?sslmode=verify-full"],
+        examples=["postgresql://cdc_replicator@db.example.net/chat?sslmode=verify-full"],
     )
     slot: str = Field("cdc", description="name of the logical replication slot")
     publication: str = Field("cdc", min_length=1, max_length=63, description="name of the publication")
@@ -140,7 +140,7 @@ class HistoryProjection(_Projection):
     """A sorted set of the newest rows that share a key: score = `order_by`, member = the row as JSON."""
 
     kind: Literal["history"] = Field("history", description="a sorted set of the newest rows that share a key")
-    order_by: str = Field(min_length=1, description="the column that orders the rows, a number", examples=["id"])
+    order_by: str = Field(min_length=1, description="the column that orders the rows, a number or a time", examples=["id"])
     limit: int = Field(200, ge=1, le=10_000, description="how many rows are kept")
     ttl_s: int = Field(7 * 86_400, ge=1, description="life of the key, from the commit of its newest row")
 

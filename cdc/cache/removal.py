@@ -1,0 +1,33 @@
+"""Removing the cache's keys: those that the configured projections write, and the checkpoint, which goes first.
+
+Without its checkpoint the cache is "not warmed", so a removal that stops half-way leaves nothing that claims to be
+complete. Keys of projections that are no longer configured are not known here; they expire by themselves.
+"""
+
+from cdc.cache.connection import Connection
+from cdc.cache.projection import META_KEY, Template
+from cdc.config import CacheSettings
+
+_PAGE = b"1000"
+
+
+async def remove_keys(settings: CacheSettings) -> int:
+    """Unlink them all; return how many there were. Raises Unavailable or Invalid."""
+    connection = Connection(settings)
+    try:
+        removed = int(await connection.call(b"UNLINK", META_KEY))
+        for pattern in {Template(projection.key).pattern for projection in settings.projections}:
+            removed += await _remove_matching(connection, pattern)
+        return removed
+    finally:
+        await connection.close()
+
+
+async def _remove_matching(connection: Connection, pattern: bytes) -> int:
+    removed, cursor = 0, b"0"
+    while True:
+        cursor, keys = await connection.call(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _PAGE)
+        if keys:
+            removed += int(await connection.call(b"UNLINK", *keys))
+        if cursor == b"0":
+            return removed

@@ -1,0 +1,241 @@
+"""The `cdc` command: one small function per command, and no knowledge of its own.
+
+A command reads the configuration, calls one room or the service, prints what came back and ends with an exit code:
+0 done, 1 failed, 2 usage or configuration, 75 fenced by another writer, 78 a person must decide. Errors that we raise
+on purpose are printed to stderr in their three parts, message, detail and hint; anything else is a bug and shows its
+traceback.
+
+The rooms are imported inside the commands, so that `cdc --help` does not wait for drivers that it will not use.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import SecretStr
+
+from cdc import __version__
+from cdc.config import load, load_archive, load_postgres
+from cdc.errors import CdcError
+
+
+def _effective_file(context: typer.Context, value: Path | None) -> Path | None:
+    """`--config` may stand before the command or after it."""
+    file = value or context.find_root().params.get("file")
+    return file if isinstance(file, Path) else None
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="CDC_CONFIG", callback=_effective_file, help="Configuration file.", metavar="FILE"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+app = typer.Typer(
+    help="From the WAL of Postgres to an append-only archive and a warm Redis cache.",
+    epilog="Configuration: ./cdc.toml, else /etc/waltier/cdc.toml, overridden by CDC_POSTGRES__DSN and so on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, and those may hold secrets
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+archive_app = typer.Typer(help="Look into the archive: ls, cat, verify.", no_args_is_help=True)
+app.add_typer(archive_app, name="archive")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        app(arguments, prog_name="cdc")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except CdcError as error:
+        print(f"cdc: {error.explain()}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _end(exit_code: int) -> NoReturn:
+    raise typer.Exit(exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"waltier {__version__}")
+        _end(0)
+
+
+@app.callback()
+def _root(
+    file: ConfigFile = None,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    from cdc import log
+
+    log.to_stderr("warning")
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=1, help="How long the workload runs.")] = 20,
+    rate: Annotated[int, typer.Option(min=1, help="Transactions a second.")] = 200,
+) -> None:
+    """Show everything at work on embedded servers; ends by itself with a checked summary."""
+    from cdc import demo as theatre
+
+    _end(asyncio.run(theatre.run(seconds, rate)))
+
+
+@app.command()
+def init(
+    file: ConfigFile = None,
+    dsn: Annotated[
+        str | None,
+        typer.Option(envvar="CDC_ADMIN_DSN", show_envvar=True, help="Administrator who may create tables and roles."),
+    ] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the SQL and touch nothing.")] = False,
+) -> None:
+    """Install the tables, the publication and the roles of sql/; harmless to repeat."""
+    from cdc.postgres import install
+
+    if only_print:
+        print("\n".join(f"-- {sql.name}\n\n{sql.text}" for sql in install.read_sql()))
+        return
+    for name in asyncio.run(install.apply(dsn or load_postgres(file).dsn.get_secret_value())):
+        print(f"applied {name}")
+
+
+@app.command()
+def run(file: ConfigFile = None) -> None:
+    """Archive and warm until SIGTERM; logs JSON lines to stderr."""
+    from cdc import log, service
+
+    settings = load(file)
+    log.to_stderr(settings.log.level)
+    _end(asyncio.run(service.run(settings)))
+
+
+@app.command()
+def status(file: ConfigFile = None, as_json: Json = False) -> None:
+    """Say in one screen whether all is well: exit code 0 well, 1 not well, 78 a person must decide."""
+    from cdc import status as health
+
+    found = asyncio.run(health.examine(load(file)))
+    if as_json:
+        _print_json(health.facts(found))
+    else:
+        _print_table(health.lines(found))
+        print(f"\n{found.verdict}")
+        for trouble in found.troubles:
+            _print_trouble(f"{trouble.subject:8}", trouble.message, trouble.hint)
+    _end(found.exit_code)
+
+
+@app.command()
+def doctor(file: ConfigFile = None, as_json: Json = False) -> None:
+    """Examine server, publication, bucket and cache, and say what to mend; exit code 1 if anything is wrong."""
+    from cdc import doctor as surgery
+
+    findings = asyncio.run(surgery.examine(load(file)))
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            _print_trouble(f"{finding.level:7}  {finding.subject:11}", finding.message, finding.hint)
+    _end(surgery.exit_code(findings))
+
+
+@app.command()
+def slots(file: ConfigFile = None, as_json: Json = False) -> None:
+    """List every replication slot of the server and the WAL that it retains."""
+    from cdc import slots as registry
+
+    found, current_lsn = asyncio.run(registry.read_all(load_postgres(file)))
+    if as_json:
+        _print_json([registry.facts(slot, current_lsn) for slot in found])
+    else:
+        _print_table([registry.HEADINGS, *(registry.row(slot, current_lsn) for slot in found)])
+
+
+@app.command()
+def teardown(
+    file: ConfigFile = None,
+    publication: Annotated[bool, typer.Option("--publication", help="Drop the publication too.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Remove the cache's keys too.")] = False,
+    dsn: Annotated[
+        str | None, typer.Option(envvar="CDC_ADMIN_DSN", show_envvar=True, help="Administrator, for --publication.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Drop our replication slot, so that Postgres keeps no WAL for us any more; the archive stays."""
+    from cdc import teardown as removal
+
+    settings = load(file)
+    admin = settings.postgres.model_copy(update={"dsn": SecretStr(dsn)}) if dsn else settings.postgres
+    if not yes:
+        print("\n".join(removal.plan(settings, publication=publication, cache=cache)))
+        typer.confirm("Go on?", abort=True)
+    done = asyncio.run(removal.carry_out(settings, publication=publication, cache=cache, admin=admin))
+    print("\n".join(done))
+
+
+# The archive ----------------------------------------------------------------------------------------------------------
+
+From = Annotated[int, typer.Option("--from", min=0, help="First segment.", metavar="SEQ")]
+To = Annotated[int | None, typer.Option("--to", min=0, help="Last segment.", metavar="SEQ")]
+
+
+@archive_app.command("ls")
+def archive_ls(file: ConfigFile = None, first: From = 0, last: To = None, as_json: Json = False) -> None:
+    """List segments: kind, positions, transactions, changes, time and size."""
+    from cdc import listing
+
+    asyncio.run(_write(listing.ls(load_archive(file), first, last, as_json=as_json)))
+
+
+@archive_app.command("cat")
+def archive_cat(
+    file: ConfigFile = None,
+    first: From = 0,
+    last: To = None,
+    headers: Annotated[bool, typer.Option("--headers", help="Print each segment's header line too.")] = False,
+) -> None:
+    """Print changes as they are archived, one JSON object a line."""
+    from cdc import listing
+
+    asyncio.run(_write(listing.cat(load_archive(file), first, last, headers=headers)))
+
+
+@archive_app.command("verify")
+def archive_verify(file: ConfigFile = None, as_json: Json = False) -> None:
+    """Prove the chain, the order, the density and the checksums of the whole archive."""
+
+
+# Printing -------------------------------------------------------------------------------------------------------------
+
+
+async def _write(lines: AsyncIterator[bytes]) -> None:
+    async for line in lines:
+        sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _print_json(facts: Any) -> None:
+    print(json.dumps(facts, indent=2))
+
+
+def _print_table(rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; never cut to a terminal's width, for a pipe has none."""
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_trouble(subject: str, message: str, hint: str) -> None:
+    print(f"{subject}  {message}" + (f"\n{'':{len(subject)}}  hint: {hint}" if hint else ""))
