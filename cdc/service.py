@@ -35,6 +35,7 @@ from cdc.pipeline.snapshot import warm_up
 from cdc.postgres.publication import Publication, check_publication, read_publication, type_names
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
+from cdc.postgres.server import Server
 from cdc.postgres.session import check_dsn, connect
 from cdc.postgres.slot import read_slot
 from cdc.progress import Progress
@@ -97,7 +98,7 @@ class Service:
         self._feed: CacheFeed | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._publication: Publication | None = None
-        self._wrote = False
+        self._writer_epoch = 0
 
     async def run(self) -> None:
         """Work until stopped. Raises the error that a person or a supervisor must see."""
@@ -146,22 +147,25 @@ class Service:
             archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
             source = start.source_of(upstream, settings)
-            position = await archive.open(source)  # 3
+            position = await archive.open()  # 3
+            archive.check_source(source)
             await start.ensure_slot(upstream, settings, archive, position)  # 4
             stream = await stack.enter_async_context(
                 await ReplicationStream.open(settings.postgres, upstream.server.encoding)
             )
-            if not await start.acquire_stream(stream, settings, archive, self._stop, wrote=self._wrote):  # 5
+            if not await start.acquire_stream(
+                stream, settings, archive, self._stop, writer_epoch=self._writer_epoch
+            ):  # 5
                 return
             slot = await read_slot(connection, settings.postgres.slot)  # 6
-            position = await archive.open(source)
+            position = await archive.open()
             if slot is None or position is None:
                 raise Unavailable("slot or archive changed hands during the start")
             start.check_covered(slot, position.lsn)
             await archive.fence(source)
-            self._wrote = True
+            self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
             self._publication = upstream.publication
-            sentinel = await stack.enter_async_context(Sentinel(settings.postgres))
+            sentinel = await self._open_sentinel(stack)
             confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
             log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(position.lsn))
@@ -173,9 +177,22 @@ class Service:
                 Progress(confirmed_lsn),
                 settings.archive,
                 recheck=self._recheck_publication,
-                status_interval_s=min(settings.postgres.status_interval_s, upstream.server.wal_sender_timeout_s / 3),
+                status_interval_s=self._status_interval_s(upstream.server),
             )
             await session.run(self._stop, sentinel)
+
+    async def _open_sentinel(self, stack: AsyncExitStack) -> Sentinel | None:
+        try:
+            return await stack.enter_async_context(Sentinel(self._settings.postgres))
+        except Unavailable as error:
+            log.warning("sentinel_unavailable", **_fields(error))
+            return None
+
+    def _status_interval_s(self, server: Server) -> float:
+        """Well inside `wal_sender_timeout`, whatever the configuration says."""
+        interval_s = self._settings.postgres.status_interval_s
+        timeout_s = server.wal_sender_timeout_s
+        return min(interval_s, timeout_s / 4) if timeout_s else interval_s
 
     async def _open_bucket(self) -> Bucket:
         if self._bucket is None:

@@ -40,10 +40,14 @@ class SegmentFacts:
 
 
 class ArchiveReader:
-    """Reads one archive. Holds nothing; any number may read beside a writer."""
+    """Reads one archive; any number may read beside a writer.
+
+    `covered_upto` is how far `transactions` has read, also over WAL that held no changes of ours.
+    """
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
+        self.covered_upto = 0
 
     async def find_tail(self) -> Tail | None:
         """Where the archive stands; None if it is empty. Raises DataError for a damaged tail."""
@@ -88,13 +92,16 @@ class ArchiveReader:
             if segment.header.part is None:
                 async for transaction in _transactions_of(segment, after):
                     yield transaction
+                self.covered_upto = segment.header.covered_upto
                 continue
             end_seq = await self._end_of_series(segment.header)
             if end_seq is None:
                 return
             for part_seq in range(segment.header.seq, max(0, end_seq)):
-                async for piece in _transactions_of(await self._read_surely(part_seq), after):
+                segment = await self._read_surely(part_seq)
+                async for piece in _transactions_of(segment, after):
                     yield piece
+                self.covered_upto = segment.header.covered_upto
             seq = abs(end_seq)
 
     async def _read_surely(self, seq: int) -> Segment:

@@ -6,12 +6,12 @@
 3. Then it **follows** the live queue. When the queue overflows, it is dropped, and the feed goes back to 2; when the
    cache is away, the feed tries again with backoff and goes back to 1.
 
-Nothing here can fail the service but a bug or a person's mistake: `Unavailable` and `Moved` are this feed's daily bread.
+Nothing here can fail the service but a bug: `Unavailable` and `Moved` are this feed's daily bread.
 """
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import structlog
 
@@ -41,6 +41,10 @@ class FeedState(enum.Enum):
     LIVE = "live"
 
 
+class _ColdCacheError(Exception):
+    """The archive does not lead from where the cache is to where it must go: it has to be filled from a snapshot."""
+
+
 class CacheFeed:
     """Brings every change to the cache, in order, from wherever it can be had."""
 
@@ -59,6 +63,7 @@ class CacheFeed:
         self._held: tuple[Since, Batch] | None = None
         self._archive_advanced = asyncio.Event()
         self._covered_lsn = 0
+        self._cold = False
 
     def restart(self, since_lsn: int) -> None:
         """A replication connection begins that will send everything after `since_lsn` again."""
@@ -84,7 +89,7 @@ class CacheFeed:
         self.queue.drop()
 
     def archive_advanced(self, covered_lsn: int, *, idle: bool = False) -> None:
-        """The archive holds more. `idle` says that nothing was received that is not in it: so has the cache seen all."""
+        """The archive holds more. `idle` says that everything received is in it, so the cache can stand there too."""
         self._archive_advanced.set()
         if idle:
             self._covered_lsn = covered_lsn
@@ -98,11 +103,14 @@ class CacheFeed:
                 await self._bring_up()
                 backoff_s = BACKOFF_FIRST_S
                 await self._follow()
+            except _ColdCacheError as cold:
+                log.warning("cache_cannot_catch_up", reason=str(cold))
+                self._cold = True
             except Moved as moved:
                 log.warning("cache_checkpoint_moved", reason=moved.message)
                 await asyncio.sleep(BACKOFF_FIRST_S)
             except (Unavailable, Invalid) as error:
-                # Also Invalid: at the start it ends the service, but a password changed later must not stop the archive.
+                # Also Invalid: at its start it ends the service, but a password changed later must not.
                 self._enter(FeedState.AWAY)
                 metrics.retries.labels(sink="cache").inc()
                 log.warning("cache_unavailable", reason=error.message, hint=error.hint, retry_s=round(backoff_s, 1))
@@ -123,10 +131,11 @@ class CacheFeed:
 
     async def _bring_up(self) -> None:
         position = await self._sink.open()
-        if position is None:
+        if position is None or self._cold:
             self._enter(FeedState.WARMING)
             metrics.warm_ups.inc()
             position = await self._warm_up(self._sink, self._sink.epoch)
+            self._cold = False
         while not self._since().reached_by(position):
             if self.state is not FeedState.CATCHING_UP:
                 self._enter(FeedState.CATCHING_UP)
@@ -139,7 +148,7 @@ class CacheFeed:
         self._archive_advanced.clear()
         pieces: list[Transaction] = []
         nbytes = 0
-        async for piece in self._reader.transactions(position):
+        async for piece in self._archived(position):
             pieces.append(piece)
             nbytes += piece.nbytes
             if nbytes >= BATCH_BYTES:
@@ -156,6 +165,14 @@ class CacheFeed:
             except TimeoutError:
                 pass
         return position
+
+    async def _archived(self, position: Position) -> AsyncIterator[Transaction]:
+        try:
+            async for piece in self._reader.transactions(position):
+                yield piece
+        except Moved as moved:
+            # A snapshot or a gap lies between: transactions alone do not lead across it.
+            raise _ColdCacheError(moved.message) from moved
 
     def _sink_position(self) -> Position:
         position = self._sink.position

@@ -80,7 +80,7 @@ class Session:
             archive = tasks.create_task(self._archive_loop(), name="archive")
             feedback = tasks.create_task(self._feedback_loop(sentinel), name="feedback")
             receive = tasks.create_task(self._receive_loop(), name="receive")
-            endings = [
+            endings: list[asyncio.Task[object]] = [
                 tasks.create_task(self._end.wait(), name="end"),
                 tasks.create_task(stop.wait(), name="stop"),
             ]

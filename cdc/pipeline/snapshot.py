@@ -6,25 +6,22 @@ the WAL. The archive's slot is the permanent one; the cache's is temporary and g
 
 import time
 import uuid
+from collections.abc import AsyncIterator
 
 import structlog
 
 from cdc.archive.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
-from cdc.change import Relation
+from cdc.change import Relation, format_time
 from cdc.config import Settings
 from cdc.lsn import format_lsn
-from cdc.postgres.publication import Publication, PublishedTable
+from cdc.postgres.publication import Publication
 from cdc.postgres.slot import create_slot
-from cdc.postgres.snapshot import open_snapshot
+from cdc.postgres.snapshot import Condition, SnapshotReader, open_snapshot
+from cdc.row import Row
 from cdc.sink import Epoch, Position
 
 log = structlog.get_logger()
-
-
-def relation_of(table: PublishedTable) -> Relation:
-    """The published table as the stream would describe it."""
-    return Relation(table.oid, table.schema, table.name, table.replica_identity, table.columns)
 
 
 async def backfill(settings: Settings, publication: Publication, archive: ArchiveSink) -> None:
@@ -42,9 +39,9 @@ async def backfill(settings: Settings, publication: Publication, archive: Archiv
         chunks = []
         async with open_snapshot(settings.postgres, exported) as reader:
             for table in publication.tables:
-                rows = reader.rows(table)
-                chunks += await archive.write_base(relation_of(table), rows)
-        await archive.write_snapshot(exported.consistent_lsn, chunks)
+                chunks += await archive.write_base(table.relation, reader.rows(table), exported.consistent_lsn)
+        relations = [table.relation for table in publication.tables]
+        await archive.write_snapshot(exported.consistent_lsn, chunks, relations)
     rows_read = sum(chunk.rows for chunk in chunks)
     log.info("backfill_finished", rows=rows_read, seconds=round(time.monotonic() - started, 1))
 
@@ -55,8 +52,22 @@ async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, ca
     async with create_slot(settings.postgres, name, temporary=True) as exported:
         log.info("warm_up_started", consistent_lsn=format_lsn(exported.consistent_lsn))
         position = Position(epoch, exported.consistent_lsn)
+        now_us = time.time_ns() // 1000
         async with open_snapshot(settings.postgres, exported) as reader:
-            rows = _rows_for_cache(reader, publication, cache)
-            await cache.warm(rows, position, time.time_ns() // 1000)
+            await cache.warm(_rows_for_cache(reader, publication, cache, now_us), position, now_us)
     log.info("warm_up_finished", lsn=format_lsn(position.lsn))
     return position
+
+
+async def _rows_for_cache(
+    reader: SnapshotReader, publication: Publication, cache: CacheSink, now_us: int
+) -> AsyncIterator[tuple[Relation, list[Row]]]:
+    for query in cache.warm_queries:
+        table = publication.table(query.table)
+        if table is None:
+            continue
+        where = None
+        if query.time_column is not None:
+            where = Condition(query.time_column, ">=", format_time(now_us - query.window_s * 1_000_000))
+        async for rows in reader.rows(table, where=where, order_by=query.order_by):
+            yield table.relation, rows

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 import structlog
 
-from cdc.archive.sink import ArchiveSink, Source
+from cdc.archive.header import Source
+from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
 from cdc.errors import Diverged, Fenced, SlotLost, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pipeline.snapshot import backfill
+from cdc.postgres.lock import try_lock
 from cdc.postgres.publication import Publication, check_publication, read_publication
 from cdc.postgres.replication import ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
-from cdc.postgres.slot import Slot, drop_slot, read_slot, try_lock
+from cdc.postgres.slot import Slot, check_slot, drop_slot, read_slot
 from cdc.sink import Position
 
 log = structlog.get_logger()
@@ -38,7 +40,7 @@ class Upstream:
 async def examine_upstream(connection: Connection, settings: Settings) -> Upstream:
     """1. The server can be replicated from, and the publication serves archive and cache."""
     server = await read_server(connection)
-    check_server(server)
+    await check_server(connection, server, settings.postgres.slot)
     publication = await read_publication(connection, settings.postgres.publication)
     check_publication(publication, settings.cache.projections if settings.cache.url else ())
     return Upstream(connection, server, publication)
@@ -48,8 +50,7 @@ def source_of(upstream: Upstream, settings: Settings) -> Source:
     """Whose changes the archive holds, for its segments' headers."""
     server = upstream.server
     return Source(
-        system_identifier=server.epoch.system_identifier,
-        timeline=server.epoch.timeline,
+        epoch=server.epoch,
         database=server.database,
         slot=settings.postgres.slot,
         publication=settings.postgres.publication,
@@ -70,15 +71,15 @@ async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSi
         raise SlotLost(
             f"the replication slot {name!r} is gone, but the archive ends at {_end_of(position)}",
             detail="what was committed since then and not archived can no longer be read from the WAL",
-            hint="start a new archive beside it: set another archive.url (the old one stays readable)",
+            hint="start a new archive beside it, with another archive.url; the old one stays readable",
         )
-    check_slot(slot)
+    check_slot(slot, upstream.server.database)
     return slot
 
 
 async def _begin_archive(upstream: Upstream, settings: Settings, archive: ArchiveSink, slot: Slot | None) -> None:
     name = settings.postgres.slot
-    if slot is not None and not archive.begun:
+    if slot is not None and archive.tail is None:
         raise Diverged(
             f"the replication slot {name!r} exists, but the archive {settings.archive.url} is empty",
             detail="is archive.url the one this slot belongs to? An archive must begin with its slot, "
@@ -98,17 +99,6 @@ def _end_of(position: Position | None) -> str:
     return "its beginning" if position is None else format_lsn(position.lsn)
 
 
-def check_slot(slot: Slot) -> None:
-    """The slot can still be read from."""
-    if slot.wal_status == "lost" or slot.invalidation_reason:
-        raise SlotLost(
-            f"Postgres has invalidated the replication slot {slot.name!r}",
-            detail=f"wal_status {slot.wal_status}, reason {slot.invalidation_reason or 'not given'}",
-            hint=f"SELECT pg_drop_replication_slot('{slot.name}'); then start a new archive under another archive.url, "
-            "and raise max_slot_wal_keep_size",
-        )
-
-
 def check_covered(slot: Slot, covered_upto: int) -> None:
     """6. Postgres has forgotten nothing that the archive lacks: `confirmed_flush_lsn <= covered_upto`."""
     confirmed = slot.confirmed_flush_lsn
@@ -123,19 +113,24 @@ def check_covered(slot: Slot, covered_upto: int) -> None:
 
 
 async def acquire_stream(
-    stream: ReplicationStream, settings: Settings, archive: ArchiveSink, stop: asyncio.Event, *, wrote: bool
+    stream: ReplicationStream, settings: Settings, archive: ArchiveSink, stop: asyncio.Event, *, writer_epoch: int
 ) -> bool:
     """5. START_REPLICATION, which is the lock. Stands by while another service holds it; False if stopped meanwhile.
 
-    A service that was the writer before, and finds that another one has written since, ends as `Fenced`.
+    `writer_epoch` is that of this service's last fence, 0 if it never wrote. A service that was the writer before, and
+    finds that another one has fenced it since, ends as `Fenced`.
     """
     standing_by = False
     while not stop.is_set():
         try:
             await stream.start(settings.postgres.slot, settings.postgres.publication)
         except SlotActive as active:
-            if wrote and await archive.overtaken():
-                raise Fenced("another service writes to this archive now", detail=active.detail) from None
+            if writer_epoch and await _overtaken(archive, writer_epoch):
+                raise Fenced(
+                    "another service writes to this archive now",
+                    detail=active.detail,
+                    hint="cdc archive ls   # names the writers; this process has changed nothing since",
+                ) from None
             if not standing_by:
                 log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
                 standing_by = True
@@ -147,3 +142,8 @@ async def acquire_stream(
         else:
             return True
     return False
+
+
+async def _overtaken(archive: ArchiveSink, writer_epoch: int) -> bool:
+    await archive.open()
+    return archive.tail is not None and archive.tail.writer_epoch > writer_epoch

@@ -37,7 +37,8 @@ SELECT system_identifier::text,
        current_setting('server_version_num')::int / 10000,
        current_setting('server_version'),
        current_setting('server_encoding'),
-       pg_is_in_recovery()
+       pg_is_in_recovery(),
+       (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_sender_timeout')
   FROM pg_control_system()
 """
 
@@ -53,6 +54,7 @@ class Server:
     encoding: str
     wal_level: str
     in_recovery: bool
+    wal_sender_timeout_s: float
     settings: dict[str, str]
     configuration: dict[str, str]
 
@@ -66,7 +68,7 @@ async def read_server(connection: Connection) -> Server:
         raise in_session(refusal_of_exception(error)) from None
     if row is None:
         raise Unavailable("Postgres did not answer")
-    system_identifier, timeline, database, version, server_version, encoding, in_recovery = row
+    system_identifier, timeline, database, version, server_version, encoding, in_recovery, timeout_s = row
     return Server(
         epoch=Epoch(system_identifier, timeline),
         database=database,
@@ -75,6 +77,7 @@ async def read_server(connection: Connection) -> Server:
         encoding=encoding,
         wal_level=configuration["wal_level"],
         in_recovery=in_recovery,
+        wal_sender_timeout_s=timeout_s,
         settings=session_settings(encoding),
         configuration=configuration,
     )
