@@ -129,8 +129,9 @@ class Transaction:
     """A committed transaction, or a piece of a large one.
 
     `commit_time_us` is microseconds since 1970 (UTC). `nbytes` estimates the memory the piece holds, not its size on
-    the wire. A logical message outside any transaction flows as a transaction of its own, with xid 0 and its own
-    position as both `commit_lsn` and `end_lsn`. `end_lsn` is 0 in a piece that is not the last.
+    the wire. `end_lsn` is 0 in a piece that is not the last. A logical message outside any transaction flows as a
+    transaction of its own: xid 0, `end_lsn` where its WAL record ends, and `commit_lsn` one byte before that, because a
+    commit record may begin right there (seen) and two transactions must never share a `commit_lsn`.
     """
 
     __slots__ = ("changes", "commit_lsn", "commit_time_us", "end_lsn", "first_seq", "last", "nbytes", "xid")

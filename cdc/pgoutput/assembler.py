@@ -236,8 +236,10 @@ class Assembler:
         if self._begin is not None or message.transactional:
             self._add(change, nbytes, done)
         else:
+            # Its record ends at `lsn`, and a commit record may begin just there. The last byte of its own record is a
+            # position that no other transaction has.
             time_us = decode_frame(data).send_time_us
-            done.append(Transaction(0, message.lsn, time_us, [change], end_lsn=message.lsn, nbytes=nbytes))
+            done.append(Transaction(0, message.lsn - 1, time_us, [change], end_lsn=message.lsn, nbytes=nbytes))
 
 
 def _wrong_width(row: Row, relation: Relation) -> DataError:

@@ -360,6 +360,8 @@ def _decode_truncate(data: bytes, at: int) -> TruncateMessage:
 
 def _decode_emitted(data: bytes, at: int) -> EmittedMessage:
     flags, lsn = _LOGICAL_MESSAGE(data, at)
+    if lsn == 0:
+        raise _Malformed("it has no position", at + 1)
     prefix, at = _read_string(data, at + 9)
     begin = at + 4
     end = begin + _U32(data, at)[0]
