@@ -5,7 +5,7 @@ created that is there already (a duplicate), or one updated or deleted that is n
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cdc.change import DELETE, UPDATE, LogicalMessage, Relation, RowChange, Transaction, Truncate
 from cdc.row import ABSENT, Row, Value
@@ -24,6 +24,11 @@ class Replay:
         self.changes = 0
         self.duplicates: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
+
+    def begin_with(self, rows: Iterable[RowChange]) -> None:
+        """Rows that were there before the first transaction."""
+        for row in rows:
+            self._apply_row(row)
 
     def apply(self, transaction: Transaction) -> None:
         """Apply a transaction or a piece of one; it counts with its last piece."""

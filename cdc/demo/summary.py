@@ -13,13 +13,15 @@ import orjson
 
 from cdc.archive.bucket import Bucket
 from cdc.archive.reader import ArchiveReader
+from cdc.archive.segment import decode_segment
 from cdc.archive.verify import verify
 from cdc.cache.reader import CacheReader
+from cdc.change import RowChange
 from cdc.config import Projection
 from cdc.demo.expectation import Expectation, expectations
 from cdc.demo.replay import Key, Replay, compare, key_of
 from cdc.demo.workload import Tally
-from cdc.errors import CdcError
+from cdc.errors import CdcError, DataError
 from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.session import Connection
 from cdc.row import Row
@@ -71,15 +73,32 @@ async def check_archive(bucket: Bucket) -> Check:
         report = await verify(bucket)
     except CdcError as error:
         return Check("archive", False, error.explain())
-    return Check("archive", report.ok, str(report))
+    if report.findings:
+        first = report.findings[0]
+        return Check("archive", False, f"{len(report.findings)} findings; {first.key} {first.problem}")
+    found = (
+        f"verified: {report.segments:,} segments, {report.transactions:,} transactions, {report.changes:,} changes, "
+        f"{report.base_rows:,} rows from before"
+    )
+    return Check("archive", report.segments > 0, found)
 
 
 async def replay_archive(bucket: Bucket) -> Replay:
-    """The state that the archive tells. Raises DataError."""
-    replay = Replay()
-    async for transaction in ArchiveReader(bucket).transactions(None):
+    """The state that the archive tells: the rows from before it began, then its transactions. Raises DataError."""
+    replay, reader = Replay(), ArchiveReader(bucket)
+    async for segment in reader.segments():
+        for chunk in segment.header.base.chunks if segment.header.base else ():
+            replay.begin_with(await _read_chunk(bucket, chunk.key))
+    async for transaction in reader.transactions(None):
         replay.apply(transaction)
     return replay
+
+
+async def _read_chunk(bucket: Bucket, key: str) -> list[RowChange]:
+    body = await bucket.get(key)
+    if body is None:
+        raise DataError(f"{key} is missing from the archive")
+    return decode_segment(body).rows()
 
 
 def check_transactions(replay: Replay, tally: Tally) -> Check:
