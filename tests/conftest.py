@@ -92,9 +92,7 @@ def postgres_server(request: pytest.FixtureRequest, services: str, server_dir: P
         return
     if services == "docker":
         docker = request.getfixturevalue("docker_services")
-        remote = RemotePostgres(
-            f"postgresql://postgres:postgres@127.0.0.1:{docker.port_for('postgres', 5432)}/postgres"
-        )
+        remote = RemotePostgres(f"postgresql://postgres@127.0.0.1:{docker.port_for('postgres', 5432)}/postgres")
     else:
         remote = RemotePostgres(address_from_environment("CDC_TEST_POSTGRES_DSN"))
     wait_until_answering(remote)

@@ -69,13 +69,14 @@ def address_from_environment(name: str) -> str:
 
 def check_docker() -> None:
     """Somebody asked for Docker: its absence is a failure, not a reason to skip."""
-    try:
-        found = subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=60)
-    except OSError as error:
-        raise pytest.UsageError(f"--services=docker, but docker does not run: {error}") from error
-    if found.returncode != 0:
-        reason = found.stderr.decode(errors="replace").strip()
-        raise pytest.UsageError(f"--services=docker, but no Docker engine answers: {reason}")
+    for command in (["docker", "compose", "version"], ["docker", "info"]):
+        try:
+            found = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        except OSError as error:
+            raise pytest.UsageError(f"--services=docker, but docker does not run: {error}") from error
+        if found.returncode != 0:
+            reason = found.stderr.decode(errors="replace").strip()
+            raise pytest.UsageError(f"--services=docker, but `{' '.join(command)}` fails: {reason}")
 
 
 def wait_until_answering(address: PostgresAddress, timeout_s: float = 120) -> None:
