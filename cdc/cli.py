@@ -203,17 +203,25 @@ def archive_cat(
     file: ConfigFile = None,
     first: From = 0,
     last: To = None,
-    headers: Annotated[bool, typer.Option("--headers", help="Print each segment's header line too.")] = False,
+    table: Annotated[str | None, typer.Option(help="Of this table only, as public.turns.", metavar="NAME")] = None,
 ) -> None:
     """Print changes as they are archived, one JSON object a line."""
     from cdc import listing
 
-    asyncio.run(_write(listing.cat(load_archive(file), first, last, headers=headers)))
+    asyncio.run(_write(listing.cat(load_archive(file), first, last, table=table)))
 
 
 @archive_app.command("verify")
 def archive_verify(file: ConfigFile = None, as_json: Json = False) -> None:
-    """Prove the chain, the order, the density and the checksums of the whole archive."""
+    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged."""
+    from cdc import listing
+
+    report = asyncio.run(listing.read_report(load_archive(file)))
+    if as_json:
+        _print_json(listing.report_facts(report))
+    else:
+        print("\n".join(listing.report_lines(report)))
+    _end(0 if report.intact else 1)
 
 
 # Printing -------------------------------------------------------------------------------------------------------------

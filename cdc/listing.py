@@ -1,37 +1,40 @@
-"""`cdc archive ls`, `cat` and `verify`: what is in the archive, segment by segment, as it lies there.
-
-Segments are read one after another from the bucket and printed as they come, so that a large archive needs neither
-memory nor patience. Keys are dense: the first that is not there is the end.
-"""
+"""`cdc archive ls`, `cat` and `verify`: what is in the archive, as it lies there, and the proof that it is whole."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import Header, encode_header, header_facts
-from cdc.archive.segment import decode_segment, decode_segment_header
+from cdc.archive.header import header_facts
+from cdc.archive.reader import SegmentFacts, cat_lines, list_segments
 from cdc.archive.tail import log_key
+from cdc.archive.verify import Report, verify
 from cdc.change import format_time
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
 from cdc.lsn import format_lsn
 from cdc.slots import size
 
+# Of fixed widths, because segments are printed as they are read: a large archive needs no memory.
 _ROW = "{:>8}  {:<8}  {:>17}  {:>17}  {:>9}  {:>8}  {:>8}  {:<27}  {}"
-HEADINGS = _ROW.format("seq", "kind", "last_lsn", "covered_upto", "ordinal", "tx", "changes", "to_time", "size")
+_HEADINGS = _ROW.format("seq", "kind", "last_lsn", "covered_upto", "ordinal", "tx", "changes", "to_time", "size")
 
 
 async def ls(settings: ArchiveSettings, first: int, last: int | None, *, as_json: bool) -> AsyncIterator[bytes]:
-    """A line for each segment; as JSON, its header with `bytes` added."""
-    if not as_json:
-        yield HEADINGS.encode()
-    async for body in _objects(settings, first, last):
-        header = decode_segment_header(body)
-        line = json.dumps(header_facts(header) | {"bytes": len(body)}) if as_json else _row(header, len(body))
-        yield line.encode()
+    """A line for each segment; as JSON, its header with key, size and checksum."""
+    bucket = open_bucket(settings)
+    try:
+        await _check_there(bucket, first)
+        if not as_json:
+            yield _HEADINGS.encode()
+        async for facts in list_segments(bucket, first, last):
+            yield (_json(facts) if as_json else _row(facts)).encode()
+    finally:
+        await bucket.close()
 
 
-def _row(header: Header, nbytes: int) -> str:
+def _row(facts: SegmentFacts) -> str:
+    header = facts.header
     return _ROW.format(
         header.seq,
         header.kind,
@@ -41,37 +44,74 @@ def _row(header: Header, nbytes: int) -> str:
         header.transactions,
         header.changes,
         "-" if header.to_time_us is None else format_time(header.to_time_us),
-        size(nbytes),
+        size(facts.nbytes),
     )
 
 
-async def cat(settings: ArchiveSettings, first: int, last: int | None, *, headers: bool) -> AsyncIterator[bytes]:
-    """The lines of the segments, byte for byte."""
-    async for body in _objects(settings, first, last):
-        segment = decode_segment(body)
-        if headers:
-            yield encode_header(segment.header)
-        for line in segment.lines:
-            yield line
+def _json(facts: SegmentFacts) -> str:
+    own = {"key": facts.key, "bytes": facts.nbytes, "sha256": facts.sha256}
+    return json.dumps(header_facts(facts.header) | own, separators=(",", ":"))
 
 
-async def _objects(settings: ArchiveSettings, first: int, last: int | None) -> AsyncIterator[bytes]:
+async def cat(settings: ArchiveSettings, first: int, last: int | None, *, table: str | None) -> AsyncIterator[bytes]:
+    """The changes, byte for byte as they were archived."""
     bucket = open_bucket(settings)
     try:
-        seq = first
-        while last is None or seq <= last:
-            body = await bucket.get(log_key(seq))
-            if body is None:
-                break
-            yield body
-            seq += 1
-        if seq == first:
-            await _refuse_nothing(bucket, first)
+        await _check_there(bucket, first)
+        async for line in cat_lines(bucket, first, last, table=table):
+            yield line
     finally:
         await bucket.close()
 
 
-async def _refuse_nothing(bucket: Bucket, first: int) -> None:
-    if first or await bucket.get(log_key(0)) is None:
-        what = f"there is no segment {first} in" if first else "there is no archive yet at"
-        raise Invalid(f"{what} {bucket.url}", hint="cdc archive ls; cdc status")
+async def _check_there(bucket: Bucket, first: int) -> None:
+    if await bucket.head(log_key(first)) is None:
+        what = f"there is no segment {first} in {bucket.url}" if first else f"there is no archive yet at {bucket.url}"
+        raise Invalid(what, hint="cdc archive ls; cdc status")
+
+
+async def read_report(settings: ArchiveSettings) -> Report:
+    """Read all of the archive. Raises Unavailable or Invalid if it cannot be read or is not there."""
+    bucket = open_bucket(settings)
+    try:
+        await _check_there(bucket, 0)
+        return await verify(bucket)
+    finally:
+        await bucket.close()
+
+
+def report_facts(report: Report) -> dict[str, Any]:
+    """The report as plain values, for `--json`."""
+    return {
+        "intact": report.intact,
+        "archive": report.archive,
+        "segments": report.segments,
+        "kinds": dict(report.kinds),
+        "transactions": report.transactions,
+        "changes": report.changes,
+        "bytes": report.nbytes,
+        "base_chunks": report.base_chunks,
+        "base_rows": report.base_rows,
+        "abandoned_parts": report.abandoned_parts,
+        "uncommitted_chunks": report.uncommitted_chunks,
+        "last_seq": report.last_seq,
+        "last_commit_lsn": format_lsn(report.last_commit_lsn),
+        "covered_upto": format_lsn(report.covered_upto),
+        "findings": [{"key": finding.key, "problem": finding.problem} for finding in report.findings],
+    }
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """The report for people; what is wrong comes last, where it is seen."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
+    yield f"archive {report.archive or 'of unknown identity'}, {size(report.nbytes)}"
+    yield f"{report.segments} segments ({kinds})"
+    covered = format_lsn(report.covered_upto)
+    yield f"{report.transactions} transactions, {report.changes} changes, covered up to {covered}"
+    yield f"{report.base_rows} rows in {report.base_chunks} chunks of snapshots"
+    if report.abandoned_parts or report.uncommitted_chunks:
+        left = f"{report.abandoned_parts} parts and {report.uncommitted_chunks} chunks"
+        yield f"left by interrupted work, and of no consequence: {left}"
+    for finding in report.findings:
+        yield f"{finding.key}: {finding.problem}"
+    yield "intact" if report.intact else f"NOT INTACT: {len(report.findings)} findings"
