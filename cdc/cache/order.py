@@ -74,6 +74,8 @@ def _float_score(text: bytes) -> bytes:
 
 def rank(kind: int, text: bytes) -> Rank:
     """An exact number that sorts as Postgres sorts these values."""
+    if text.isdigit():
+        return int(text)
     if kind == TIME:
         return time_us(text)
     if text == b"NaN":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from cdc.cache.order import Rank, rank
+from cdc.cache.order import rank
 from cdc.row import Row, RowCodec
 
 # As in script.lua.
@@ -46,18 +46,26 @@ class _Replacement:
 class _History:
     """One history's operations: what is settled, and the members (score, member, score …) that still gather."""
 
-    __slots__ = ("expiry_ms", "gathering", "limit", "settled")
+    __slots__ = ("expiry_ms", "limit", "members", "settled")
 
-    def __init__(self, limit: int, score: bytes, member: bytes, expiry_ms: int) -> None:
+    def __init__(self, limit: int, members: list[bytes], expiry_ms: int) -> None:
         self.limit = limit
-        self.settled: list[_Replacement | tuple[list[bytes], int] | None] = []
-        self.gathering = [score, member]
+        self.members = members
         self.expiry_ms = expiry_ms
+        self.settled: list[_Replacement | _Members | None] = []
 
     def settle(self) -> None:
-        if self.gathering:
-            self.settled.append((self.gathering, self.expiry_ms))
-            self.gathering = []
+        if self.members:
+            self.settled.append(_Members(self.members, self.expiry_ms))
+            self.members = []
+
+
+class _Members:
+    __slots__ = ("expiry_ms", "members")
+
+    def __init__(self, members: list[bytes], expiry_ms: int) -> None:
+        self.members = members
+        self.expiry_ms = expiry_ms
 
 
 class LatestShape:
@@ -73,7 +81,7 @@ class LatestShape:
 
 
 class _Revision:
-    """One operation on a `latest`. Without `old_order` the row is new; without `row` it went."""
+    """One operation on a `latest`: a row is new (no `old_order`), changed, or went (no `row`), or all is forgotten."""
 
     __slots__ = ("expiry_ms", "old_order", "order", "row")
 
@@ -84,33 +92,39 @@ class _Revision:
         self.expiry_ms = expiry_ms
 
 
-class _Latest:
-    __slots__ = ("revisions", "shape", "top")
+class _Latest(_Revision):
+    """The last operation on a `latest`, and those before it that it could not be joined with."""
 
-    def __init__(self, shape: LatestShape, first: _Revision | None = None) -> None:
+    __slots__ = ("settled", "shape")
+
+    def __init__(
+        self, shape: LatestShape, row: Row | None, order: bytes, old_order: bytes | None, expiry_ms: int
+    ) -> None:
         self.shape = shape
-        self.revisions: list[_Revision | None] = [] if first is None else [first]
-        self.top: Rank | None = None
+        self.row = row
+        self.order = order
+        self.old_order = old_order
+        self.expiry_ms = expiry_ms
+        self.settled: list[_Revision] = []
 
     def insert(self, row: Row, order: bytes, expiry_ms: int) -> None:
-        previous = self.revisions[-1]
-        if previous is None or previous.old_order is not None or previous.row is None:
-            self.revisions.append(_Revision(row, order, None, expiry_ms))
-            self.top = None
-            return
-        if self.top is None:
-            self.top = rank(self.shape.kind, previous.order)
-        new = rank(self.shape.kind, order)
-        if new >= self.top:
-            previous.row, previous.order, previous.expiry_ms = row, order, expiry_ms
-            self.top = new
+        if self.old_order is not None or not self.order:
+            self._settle(row, order, None, expiry_ms)
+        elif order == self.order or rank(self.shape.kind, order) >= rank(self.shape.kind, self.order):
+            self.row, self.order, self.expiry_ms = row, order, expiry_ms
 
     def revise(self, row: Row | None, order: bytes, old_order: bytes, expiry_ms: int) -> None:
-        previous = self.revisions[-1]
-        if row and previous and previous.row and previous.order == order == old_order:
-            previous.row, previous.expiry_ms = row, expiry_ms
-            return
-        self.revisions.append(_Revision(row, order, old_order, expiry_ms))
+        if row is not None and self.row is not None and self.order == order == old_order:
+            self.row, self.expiry_ms = row, expiry_ms
+        else:
+            self._settle(row, order, old_order, expiry_ms)
+
+    def forget(self) -> None:
+        self._settle(None, b"", None, 0)
+
+    def _settle(self, row: Row | None, order: bytes, old_order: bytes | None, expiry_ms: int) -> None:
+        self.settled.append(_Revision(self.row, self.order, self.old_order, self.expiry_ms))
+        self.row, self.order, self.old_order, self.expiry_ms = row, order, old_order, expiry_ms
 
 
 class Plan:
@@ -138,10 +152,10 @@ class Plan:
         """A new member of a history."""
         history = self._histories.get(key)
         if history is None:
-            self._histories[key] = _History(limit, score, member, expiry_ms)
-            return
-        history.gathering += (score, member)
-        history.expiry_ms = expiry_ms
+            self._histories[key] = _History(limit, [score, member], expiry_ms)
+        else:
+            history.members += (score, member)
+            history.expiry_ms = expiry_ms
 
     def replace(
         self, key: bytes, limit: int, old: Identity, pair: list[bytes], expiry_ms: int, *, reordered: bool
@@ -153,11 +167,10 @@ class Plan:
         """Let a whole history go."""
         self._settled(key, limit).append(None)
 
-    def _settled(self, key: bytes, limit: int) -> list[_Replacement | tuple[list[bytes], int] | None]:
+    def _settled(self, key: bytes, limit: int) -> list["_Replacement | _Members | None"]:
         history = self._histories.get(key)
         if history is None:
-            history = self._histories[key] = _History(limit, b"", b"", 0)
-            history.gathering = []
+            history = self._histories[key] = _History(limit, [], 0)
         history.settle()
         return history.settled
 
@@ -165,7 +178,7 @@ class Plan:
         """A new row that may be the newest."""
         latest = self._latests.get(key)
         if latest is None:
-            self._latests[key] = _Latest(shape, _Revision(row, order, None, expiry_ms))
+            self._latests[key] = _Latest(shape, row, order, None, expiry_ms)
         else:
             latest.insert(row, order, expiry_ms)
 
@@ -175,14 +188,17 @@ class Plan:
         """The row with `old_order` is now `row` with `order`, or went."""
         latest = self._latests.get(key)
         if latest is None:
-            self._latests[key] = _Latest(shape, _Revision(row, order, old_order, expiry_ms))
+            self._latests[key] = _Latest(shape, row, order, old_order, expiry_ms)
         else:
             latest.revise(row, order, old_order, expiry_ms)
 
     def forget_latest(self, key: bytes, shape: LatestShape) -> None:
         """Let the key go, whichever row is there."""
-        latest = self._latests.setdefault(key, _Latest(shape))
-        latest.revisions.append(None)
+        latest = self._latests.get(key)
+        if latest is None:
+            self._latests[key] = _Latest(shape, None, b"", None, 0)
+        else:
+            latest.forget()
 
     def flatten(self, first_value: int) -> tuple[list[bytes], bytes, list[bytes]]:
         """KEYS after the checkpoint, the plan as JSON, and the values; the first of these is ARGV[first_value]."""
@@ -196,9 +212,9 @@ class Plan:
 
 
 class _Flat:
-    """KEYS, ARGV and the plan while they grow."""
+    """KEYS, ARGV and the plan while they grow. Places count from 1; KEYS[1] is the checkpoint."""
 
-    __slots__ = ("_base", "_expiries", "_members", "keys", "numbers", "values")
+    __slots__ = ("_base", "_expiries", "keys", "numbers", "values")
 
     def __init__(self, first_value: int) -> None:
         self.keys: list[bytes] = []
@@ -206,11 +222,10 @@ class _Flat:
         self.numbers: list[int] = []
         self._base = first_value
         self._expiries: dict[int, int] = {}
-        self._members: dict[int, int] = {}
 
     def key(self, key: bytes) -> int:
         self.keys.append(key)
-        return len(self.keys) + 1  # KEYS[1] is the checkpoint
+        return len(self.keys) + 1
 
     def value(self, value: bytes) -> int:
         self.values.append(value)
@@ -231,33 +246,29 @@ class _Flat:
             place = self._expiries[expiry_ms] = self.value(b"%d" % expiry_ms)
         return place
 
-    def strings(self, strings: dict[bytes, tuple[bytes, int] | None]) -> None:
-        members, numbers = self._members, self.numbers
-        for key, content in strings.items():
-            if content is None:
-                numbers += (_UNLINK, self.key(key))
-                continue
-            value, expiry_ms = content
-            numbers += (_SET, self.key(key), self.expiry(expiry_ms), members.get(id(value)) or self.value(value))
-
     def histories(self, histories: dict[bytes, _History]) -> None:
+        keys, values, base = self.keys, self.values, self._base
         for key, history in histories.items():
-            place = self.key(key)
-            for operation in history.settled:
-                if operation is None:
-                    self.numbers += (_UNLINK, place)
-                elif isinstance(operation, _Replacement):
-                    self._replace(place, history.limit, operation)
-                else:
-                    self._add(place, history.limit, *operation)
-            if history.gathering:
-                self._add(place, history.limit, history.gathering, history.expiry_ms)
+            keys.append(key)
+            if history.settled:
+                self._settled(history)
+            members = history.members
+            if members:
+                expiry = self.expiry(history.expiry_ms)
+                first = base + len(values)
+                values += members
+                self.numbers += (_ADD, len(keys) + 1, history.limit, expiry, first, first + len(members) - 1)
 
-    def _add(self, place: int, limit: int, pairs: list[bytes], expiry_ms: int) -> None:
-        first, last = self.run(pairs)
-        for index in range(1, len(pairs), 2):
-            self._members[id(pairs[index])] = first + index
-        self.numbers += (_ADD, place, limit, self.expiry(expiry_ms), first, last)
+    def _settled(self, history: _History) -> None:
+        place = len(self.keys) + 1
+        for operation in history.settled:
+            if operation is None:
+                self.numbers += (_UNLINK, place)
+            elif isinstance(operation, _Replacement):
+                self._replace(place, history.limit, operation)
+            else:
+                expiry = self.expiry(operation.expiry_ms)
+                self.numbers += (_ADD, place, history.limit, expiry, *self.run(operation.members))
 
     def _replace(self, place: int, limit: int, replacement: _Replacement) -> None:
         old = replacement.identity
@@ -265,23 +276,38 @@ class _Flat:
         member, score = self.optional(old.member), self.optional(old.score)
         identity_first, identity_last = self.run(old.key_tokens)
         first, last = self.run(replacement.pair) if replacement.pair else (0, 0)
-        if last:
-            self._members[id(replacement.pair[1])] = last
         self.numbers += (_REPLACE, place, limit, expiry, member, score, identity_first, identity_last, first, last)
         self.numbers.append(int(replacement.reordered))
 
+    def strings(self, strings: dict[bytes, tuple[bytes, int] | None]) -> None:
+        keys, numbers = self.keys, self.numbers
+        # A row that is a history's member too is the same object, and travels once.
+        members = dict(zip(map(id, self.values), range(self._base, self._base + len(self.values)), strict=True))
+        for key, content in strings.items():
+            keys.append(key)
+            if content is None:
+                numbers += (_UNLINK, len(keys) + 1)
+            else:
+                value, expiry_ms = content
+                numbers += (
+                    _SET, len(keys) + 1, self.expiry(expiry_ms), members.get(id(value)) or self.value(value)
+                )  # fmt: skip
+
     def latests(self, latests: dict[bytes, _Latest]) -> None:
         for key, latest in latests.items():
-            place, shape = self.key(key), latest.shape
-            for revision in latest.revisions:
-                if revision is None:
-                    self.numbers += (_UNLINK, place)
-                    continue
-                row = revision.row
-                value = 0 if row is None else self.value(shape.codec.encode(row, shape.only))
-                expiry = self.expiry(revision.expiry_ms)
-                if revision.old_order is None:
-                    self.numbers += (_NEWEST, place, shape.kind, shape.skip, expiry, value)
-                else:
-                    old = self.value(revision.old_order)
-                    self.numbers += (_REVISE, place, shape.kind, shape.skip, expiry, value, old)
+            self.keys.append(key)
+            for revision in latest.settled:
+                self._revision(latest.shape, revision)
+            self._revision(latest.shape, latest)
+
+    def _revision(self, shape: LatestShape, revision: _Revision) -> None:
+        place, row, old_order = len(self.keys) + 1, revision.row, revision.old_order
+        if row is None and old_order is None:
+            self.numbers += (_UNLINK, place)
+            return
+        value = 0 if row is None else self.value(shape.codec.encode(row, shape.only))
+        expiry = self.expiry(revision.expiry_ms)
+        if old_order is None:
+            self.numbers += (_NEWEST, place, shape.kind, shape.skip, expiry, value)
+        else:
+            self.numbers += (_REVISE, place, shape.kind, shape.skip, expiry, value, self.value(old_order))

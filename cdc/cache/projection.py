@@ -33,7 +33,7 @@ import orjson
 
 from cdc.cache.order import is_time, order_kind, score_of_type, time_us
 from cdc.cache.plan import Identity, LatestShape, Plan
-from cdc.change import CREATE, DELETE, READ, Relation, RowChange
+from cdc.change import UPDATE, Relation, RowChange
 from cdc.config import HistoryProjection, LatestProjection, Projection, RowProjection
 from cdc.errors import Invalid
 from cdc.row import ABSENT, Row, Value
@@ -71,21 +71,19 @@ class Template:
 class _Key:
     """A template bound to a relation's columns."""
 
-    __slots__ = ("_indexes", "_literals", "_prefix", "_single", "_suffix")
+    __slots__ = ("_indexes", "_literals", "prefix", "single", "suffix")
 
     def __init__(self, template: Template, relation: Relation) -> None:
         self._literals = template.literals
         self._indexes = [relation.column_index[column] for column in template.columns]
-        self._single = self._indexes[0] if len(self._indexes) == 1 else -1
-        self._prefix = template.literals[0]
-        self._suffix = template.literals[-1]
+        self.single = self._indexes[0] if len(self._indexes) == 1 else -1
+        """The only column's index: for the many projections with one, whoever is in a hurry joins the key himself."""
+        self.prefix = template.literals[0]
+        self.suffix = template.literals[-1]
 
     def of(self, row: Row) -> bytes | None:
         """The row's key; None where a column of it is NULL or not known."""
-        if self._single >= 0:
-            value = row[self._single]
-            return self._prefix + value + self._suffix if value.__class__ is bytes else None
-        parts = [self._prefix]
+        parts = [self.prefix]
         for index, literal in zip(self._indexes, self._literals[1:], strict=True):
             value = row[index]
             if not isinstance(value, bytes):
@@ -109,6 +107,7 @@ class Bound:
 
     def __init__(self, projection: Projection, relation: Relation) -> None:
         self._key = _Key(Template(projection.key), relation)
+        self._single, self._prefix, self._suffix = self._key.single, self._key.prefix, self._key.suffix
         self._relation = relation
         self._ttl_ms = projection.ttl_s * 1000
         time_index = relation.column_index.get(projection.time_column or "", -1)
@@ -117,14 +116,19 @@ class Bound:
 
     def apply(self, change: RowChange, commit_ms: int, plan: Plan) -> None:
         """Add to the plan what this change does, for a transaction committed at `commit_ms` (since 1970)."""
-        op, new = change.op, change.new
-        expiry_ms = commit_ms + self._ttl_ms
-        if new is not None and op in (CREATE, READ):
-            self._insert(new, change, expiry_ms, plan)
-        elif op == DELETE:
-            self._apply_delete(change, expiry_ms, plan)
-        elif new is not None:
-            self._apply_update(change, new, expiry_ms, plan)
+        new = change.new
+        if new is None:
+            self._apply_delete(change, commit_ms + self._ttl_ms, plan)
+        elif change.op == UPDATE:
+            self._apply_update(change, new, commit_ms + self._ttl_ms, plan)
+        else:
+            self._insert(new, change, commit_ms + self._ttl_ms, plan)
+
+    def _key_of(self, row: Row) -> bytes | None:
+        if self._single < 0:
+            return self._key.of(row)
+        value = row[self._single]
+        return self._prefix + value + self._suffix if isinstance(value, bytes) else None
 
     def _apply_delete(self, change: RowChange, expiry_ms: int, plan: Plan) -> None:
         if change.old is None or not self._key.known(change.old):
@@ -176,13 +180,13 @@ class Bound:
 
 class BoundRow(Bound):
     def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
-        key = key or self._key.of(row)
+        key = key or self._key_of(row)
         if key is not None:
             self._update(key, change, row, expiry_ms, plan)
 
     def _update(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
         after = change.after
-        if after is None or (change.op != CREATE and ABSENT in new):
+        if after is None or (change.op == UPDATE and ABSENT in new):
             plan.unlink(key)
         else:
             plan.set(key, after, expiry_ms)
@@ -202,11 +206,11 @@ class BoundHistory(Bound):
         self._key_names = [(index, orjson.dumps(relation.columns[index].name)) for index in relation.key_indexes]
 
     def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
-        key = key or self._key.of(row)
+        key = key or self._key_of(row)
         order, after = row[self._order], change.after
         if key is None or after is None or not isinstance(order, bytes):
             return
-        if change.op != CREATE and ABSENT in row:
+        if change.op == UPDATE and ABSENT in row:
             plan.forget(key, self._limit)
         else:
             plan.add(key, self._limit, self._score(order), after, expiry_ms)
@@ -263,11 +267,11 @@ class BoundLatest(Bound):
         self._shape = LatestShape(relation.codec, 0 if kind is None else kind, self._only, skip)
 
     def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
-        key = key or self._key.of(row)
+        key = key or self._key_of(row)
         order = row[self._order]
         if key is None or not isinstance(order, bytes):
             return
-        if change.op != CREATE and self._has_hole(row):
+        if change.op == UPDATE and self._has_hole(row):
             plan.forget_latest(key, self._shape)
         else:
             plan.newest(key, self._shape, row, order, expiry_ms)
