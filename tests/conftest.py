@@ -1,5 +1,6 @@
 """Fixtures of servers. `--services` says where they come from; see tests/servers.py."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -9,9 +10,11 @@ from typing import Protocol
 
 import pytest
 
+from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
 from tests.servers import (
     COMPOSE_FILE,
+    COMPOSE_S3_CREDENTIALS,
     DEBIAN_POSTGRES_BIN,
     TEST_SETTINGS,
     PostgresAddress,
@@ -22,6 +25,7 @@ from tests.servers import (
     check_docker,
     flushed_redis,
     fresh_database,
+    s3_archive,
     wait_until_answering,
 )
 
@@ -129,6 +133,21 @@ def redis_url(valkey_server: RedisAddress, services: str, worker_number: int) ->
 def archive_dir(tmp_path: Path) -> str:
     """A `file://` archive that does not exist yet."""
     return (tmp_path / "archive").as_uri()
+
+
+@pytest.fixture
+def archive_settings(
+    request: pytest.FixtureRequest, services: str, archive_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> ArchiveSettings:
+    """An archive of this test's own where `--services` says: a directory, the compose file's S3, or a real bucket."""
+    if services == "local":
+        return ArchiveSettings(url=archive_dir)
+    if services == "docker":
+        docker = request.getfixturevalue("docker_services")
+        for name, value in COMPOSE_S3_CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+        return s3_archive("s3://archive", f"http://127.0.0.1:{docker.port_for('s3', 9000)}")
+    return s3_archive(address_from_environment("CDC_TEST_S3_URL"), os.environ.get("CDC_TEST_S3_ENDPOINT"))
 
 
 @pytest.fixture(scope="session")

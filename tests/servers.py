@@ -25,7 +25,10 @@ import pytest
 import redis
 from psycopg import conninfo, sql
 
+from cdc.config import ArchiveSettings
+
 COMPOSE_FILE = Path(__file__).parent.parent / "deploy" / "compose.yaml"
+COMPOSE_S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "waltier", "AWS_SECRET_ACCESS_KEY": "first-try-only"}
 DEBIAN_POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 
 # Quick and unsafe: a test's data need not survive the machine. A process that is killed loses nothing by it.
@@ -126,6 +129,12 @@ def _drop_slots(admin: psycopg.Connection[Any], database: str, timeout_s: float 
         if time.monotonic() > deadline:
             raise TimeoutError(f"slots are still in use: {slots}")
         time.sleep(0.02)
+
+
+def s3_archive(base_url: str, endpoint_url: str | None) -> ArchiveSettings:
+    """An archive below `base_url` that nobody else writes to. What tests leave there is the owner's to remove."""
+    url = f"{base_url.rstrip('/')}/test-{uuid4().hex[:12]}"
+    return ArchiveSettings(url=url, endpoint_url=endpoint_url)
 
 
 def flushed_redis(address: RedisAddress, worker: int) -> str:

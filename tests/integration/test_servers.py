@@ -3,6 +3,9 @@
 import psycopg
 import redis
 
+from cdc.archive.bucket import open_bucket, prove_conditional_put
+from cdc.config import ArchiveSettings
+
 
 def test_a_fresh_database_speaks_logical_replication(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
@@ -26,3 +29,14 @@ def test_a_redis_url_is_an_empty_database(redis_url: str) -> None:
 def test_a_redis_url_is_empty_again_for_the_next_test(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
+
+
+async def test_an_archive_is_empty_and_takes_each_key_once(archive_settings: ArchiveSettings) -> None:
+    bucket = open_bucket(archive_settings)
+    try:
+        assert await bucket.get("left_behind") is None
+        await bucket.create("left_behind", b"1")
+        assert await bucket.get("left_behind") == b"1"
+        await prove_conditional_put(bucket)
+    finally:
+        await bucket.close()

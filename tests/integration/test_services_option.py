@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import MakePostgres, MakeValkey
+from tests.s3 import S3Server
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -41,9 +42,18 @@ def test_docker_whose_engine_does_not_answer_is_a_failure(tmp_path: Path) -> Non
 
 
 def test_external_takes_its_servers_from_the_environment(make_postgres: MakePostgres, make_valkey: MakeValkey) -> None:
-    run = _pytest("external", CDC_TEST_POSTGRES_DSN=make_postgres().dsn(), CDC_TEST_REDIS_URL=make_valkey().url)
-    assert run.returncode == 0, run.stdout
-    assert "4 passed" in run.stdout
+    with S3Server(tls=True) as s3:
+        run = _pytest(
+            "external",
+            CDC_TEST_POSTGRES_DSN=make_postgres().dsn(),
+            CDC_TEST_REDIS_URL=make_valkey().url,
+            CDC_TEST_S3_URL="s3://archive/tests",
+            CDC_TEST_S3_ENDPOINT=s3.endpoint_url,
+            **s3.environment,
+        )
+        assert run.returncode == 0, run.stdout
+        assert "5 passed" in run.stdout
+        assert s3.violations == []
 
 
 def test_external_without_addresses_is_a_failure() -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from cdc.config import load
+from tests.servers import COMPOSE_S3_CREDENTIALS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
@@ -22,10 +23,8 @@ def services() -> dict[str, dict[str, Any]]:
 def test_the_compose_file_gives_the_service_a_configuration_that_loads(
     services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, value in services["cdc"]["environment"].items():
-        monkeypatch.setenv(name, value)
-    settings = load()
+    monkeypatch.chdir(tmp_path)  # where no cdc.toml lies
+    settings = load(environ=services["cdc"]["environment"])
     assert settings.archive.url == "s3://archive/chat"
     assert settings.postgres.allow_insecure
 
@@ -35,6 +34,11 @@ def test_the_compose_file_has_the_services_that_the_tests_start(services: dict[s
         assert services[name]["ports"] == [f"127.0.0.1::{port}"]
         assert services[name]["healthcheck"]["test"][0] == "CMD"
     assert "wal_level=logical" in services["postgres"]["command"]
+
+
+def test_the_tests_know_the_keys_of_the_compose_files_bucket(services: dict[str, dict[str, Any]]) -> None:
+    environment = services["cdc"]["environment"]
+    assert {name: environment[name] for name in COMPOSE_S3_CREDENTIALS} == COMPOSE_S3_CREDENTIALS
 
 
 def test_only_the_loopback_interface_is_published(services: dict[str, dict[str, Any]]) -> None:
