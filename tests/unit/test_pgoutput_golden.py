@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,8 @@ def test_commit_lsns_strictly_increase_though_a_message_ends_where_a_commit_begi
     decoded = transactions(version)
     lsns = [transaction.commit_lsn for transaction in decoded]
     assert lsns == sorted(set(lsns))
-    assert all(b.commit_lsn >= a.end_lsn for a, b in zip(decoded, decoded[1:], strict=False))
-    message, commit = next((a, b) for a, b in zip(decoded, decoded[1:], strict=False) if a.end_lsn == b.commit_lsn)
+    assert all(b.commit_lsn >= a.end_lsn for a, b in pairwise(decoded))
+    message, commit = next((a, b) for a, b in pairwise(decoded) if a.end_lsn == b.commit_lsn)
     assert (message.xid, message.commit_lsn) == (0, message.end_lsn - 1)
     assert commit.xid != 0
 
@@ -138,7 +139,7 @@ def test_json_null_is_not_null_and_bytes_survive_the_archive(version: str) -> No
         assert change.new is not None
         assert change.after is not None
         decoded = codec.decode(change.after)
-        expected = [value.replace(b"\n", b" ") if value else value for value in change.new]
+        expected = [value.replace(b"\n", b" ") if isinstance(value, bytes) else value for value in change.new]
         assert decoded == expected
 
 

@@ -51,5 +51,5 @@ def capture(bin_dir: Path | None) -> Path:
 
 
 if __name__ == "__main__":
-    for bin_dir in [Path(argument) for argument in sys.argv[1:]] or [None]:
-        print(capture(bin_dir))
+    for argument in sys.argv[1:] or [""]:
+        print(capture(Path(argument) if argument else None))
