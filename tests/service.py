@@ -25,6 +25,9 @@ import redis
 
 PATIENCE_S = 60.0
 
+# The installed command's content, so that it runs by this interpreter whatever PATH says.
+_COMMAND = (sys.executable, "-c", "import sys; from cdc.cli import main; sys.exit(main())")
+
 
 def wait_until(true: Callable[[], bool], what: str, *, timeout_s: float = PATIENCE_S, poll_s: float = 0.05) -> None:
     """Poll until it is true. Fails the test after a generous while."""
@@ -69,7 +72,7 @@ def run_cdc(
 ) -> subprocess.CompletedProcess[str]:
     """A `cdc` command to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "cdc.cli", *arguments],
+        [*_COMMAND, *arguments],
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
@@ -122,7 +125,7 @@ class Service:
     def start(self) -> Self:
         with self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cdc.cli", "run", "--config", str(self.config_file)],
+                [*_COMMAND, "run", "--config", str(self.config_file)],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,

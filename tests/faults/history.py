@@ -1,10 +1,11 @@
-"""What happened, as either witness tells it: committed transactions, their changes, their values. And how two tales differ.
+"""What happened, as either witness tells it: committed transactions, their changes, values; and how two tales differ.
 
 Values are text as Postgres printed it; NULL is None; json and jsonb are `Json`, compared by content, for the archive
 may change white space. Text that is long is replaced by its digest, so that a long run fits into memory.
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def compare(expected: Sequence[Transaction], actual: Sequence[Transaction]) -> D
     found.lost = [name for name in truth if name not in told]
     found.phantom = [name for name in told if name not in truth]
     found.duplicate = [name for name, times in told.items() if times > 1]
-    for before, after in zip(actual, actual[1:], strict=False):
+    for before, after in itertools.pairwise(actual):
         if (after.commit_lsn or after.end_lsn) < before.end_lsn and after.name != before.name:
             found.reordered.append(after.name)
     for transaction in actual:

@@ -23,7 +23,6 @@ from tests.service import parse_lsn
 _LOG_KEY = re.compile(r"(?:.*/)?log/(\d{16})\.ndjson\.zst")
 _INTEGERS = {"smallint", "integer", "bigint", "int2", "int4", "int8"}
 _FLOATS = {"real", "double precision", "float4", "float8"}
-_ABSENT: Any = object()
 
 
 @dataclass
@@ -190,8 +189,7 @@ class _Reader:
             return Change("t", table=table, note=f"cascade={line['cascade']} restart={line['restart_identity']}")
         new, old = self._row(table, line.get("after")), self._row(table, line.get("before"))
         self._check_key(line, new, old)
-        without_nulls = None if old is None else {name: value for name, value in old.items() if value is not None}
-        return Change(op, table, new, without_nulls, frozenset(line.get("unchanged", ())))
+        return Change(op, table, new, _without_nulls(old), frozenset(line.get("unchanged", ())))
 
     def _check_key(self, line: dict[str, Any], new: Row | None, old: Row | None) -> None:
         row = (old if new is None else new) or {}
@@ -203,7 +201,7 @@ class _Reader:
         if values is None:
             return None
         types = {column["name"]: column["type"] for column in self._relations[table]["columns"]}
-        return {name: _value(types[name], value) for name, value in values.items()}
+        return {name: decode_value(types[name], value) for name, value in values.items()}
 
     def _read_base(self, base: dict[str, Any]) -> None:
         self._archive.consistent_lsn = parse_lsn(base["consistent_lsn"])
@@ -217,6 +215,10 @@ class _Reader:
             self._note_keys(header["relations"])
             rows = self._archive.base.setdefault(chunk["table"], [])
             rows += [row for line in lines if (row := self._row(chunk["table"], line["after"])) is not None]
+
+
+def _without_nulls(row: Row | None) -> Row | None:
+    return None if row is None else {name: value for name, value in row.items() if value is not None}
 
 
 def _int(number: Any) -> int:
@@ -234,7 +236,7 @@ def _string(value: Any) -> str:
     return value
 
 
-def _value(type_name: str, value: Any) -> Value:
+def decode_value(type_name: str, value: Any) -> Value:
     """The value as text, if it is spelled as the contract says for its type."""
     if value is None:
         return None

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from tests.faults.history import Change, Json, Row, Transaction, Value, shorten
 from tests.service import parse_lsn
@@ -34,34 +33,33 @@ _UNCHANGED = object()
 
 
 class Witness:
-    """Make it before the workload. `transactions()` is everything that has been committed until now."""
+    """Make it before the workload; its slot goes when its database goes.
+
+    `transactions()` is everything that has been committed until now.
+    """
 
     def __init__(self, dsn: str, tables: Sequence[str], slot: str = "witness") -> None:
         self._tables = set(tables)
         self._slot = slot
         self._told: list[Transaction] = []
         self._open: list[Change] = []
-        self._connection: psycopg.Connection[Any] = psycopg.connect(dsn, autocommit=True)
-        self._connection.execute(_SESSION)
-        self._connection.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [slot])
+        self._dsn = dsn
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [slot])
 
     def transactions(self) -> list[Transaction]:
         """Read on, and tell everything from the beginning. Transactions without a published change are left out."""
-        while self._read() >= _AT_ONCE:
-            pass
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            connection.execute(_SESSION)
+            while self._read(connection) >= _AT_ONCE:
+                pass
         return list(self._told)
 
-    def close(self, *, drop: bool = True) -> None:
-        if drop:
-            self._connection.execute("SELECT pg_drop_replication_slot(%s)", [self._slot])
-        self._connection.close()
-
-    def _read(self) -> int:
+    def _read(self, connection: psycopg.Connection[Any]) -> int:
         lines = 0
-        with self._connection.cursor(name=None) as cursor:
-            for lsn, xid, data in cursor.execute(_CHANGES, [self._slot, _AT_ONCE]):
-                lines += 1
-                self._hear(parse_lsn(lsn), xid, data)
+        for lsn, xid, data in connection.execute(_CHANGES, [self._slot, _AT_ONCE]):
+            lines += 1
+            self._hear(parse_lsn(lsn), xid, data)
         return lines
 
     def _hear(self, lsn: int, xid: int, data: str) -> None:

@@ -1,0 +1,317 @@
+"""The checker: is what the archive and the cache hold what the application committed? It reads only the outside.
+
+The truth is the witness (tests/faults/witness.py) and the tables. `check` gives findings, a sentence each; none means:
+nothing lost, doubled, reordered, torn, invented or altered in the archive; base and log replayed are the tables; the
+cache is the tables. The two samplers look on during the run for what no final state can show: an acknowledgement ahead
+of the archive, and a cache key that goes back to an older version.
+"""
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+import redis
+
+from tests.faults.history import Json, Row, Transaction, Value, compare, loads, shorten
+from tests.faults.objects import Archive, covered_upto, decode_value, log_objects, read_archive
+from tests.service import confirmed_flush_lsn
+
+TABLES = ("public.turns", "public.outbox")
+HISTORY_LIMIT = 200
+STATE_COLUMNS = ("id", "turn_id", "role", "state", "confidence", "metadata", "created_at")
+
+_SESSION = """
+SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET timezone = 'UTC';
+SET extra_float_digits = 3; SET bytea_output = 'hex'
+"""
+_COLUMNS = """
+SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+ WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
+@dataclass
+class Verdict:
+    """`findings` are what is wrong; `figures` what was looked at."""
+
+    findings: list[str] = field(default_factory=list)
+    figures: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={figure}" for name, figure in self.figures.items()) + "".join(
+            f"\n  {finding}" for finding in self.findings[:40]
+        )
+
+
+@dataclass
+class Table:
+    types: dict[str, str]
+    rows: list[Row]
+
+
+def check(dsn: str, objects: Mapping[str, bytes], cache_url: str | None, told: Sequence[Transaction]) -> Verdict:
+    """Everything that can be said at the end of a run, when nobody writes any more and both sinks have caught up."""
+    archive = read_archive(objects)
+    tables = {name: read_table(dsn, name) for name in TABLES}
+    verdict = Verdict(list(archive.faults))
+    check_history(archive, told, verdict)
+    check_replay(archive, tables, verdict)
+    if cache_url is not None:
+        with redis.Redis.from_url(cache_url) as client:
+            check_cache(client, tables["public.turns"], unsettled_sessions(told), verdict)
+    return verdict
+
+
+def check_history(archive: Archive, told: Sequence[Transaction], verdict: Verdict) -> None:
+    """The log is the witness's tale from the base on."""
+    expected = [transaction for transaction in told if transaction.end_lsn > archive.consistent_lsn]
+    differences = compare(expected, archive.transactions)
+    verdict.figures |= {
+        "transactions": len(archive.transactions),
+        "changes": sum(len(transaction.changes) for transaction in archive.transactions),
+        "segments": sum(archive.kinds.values()),
+        "writers": len(archive.writers),
+        "lost": len(differences.lost),
+        "duplicate": len(differences.duplicate),
+        "reordered": len(differences.reordered),
+        "torn": len(differences.torn),
+        "altered": len(differences.altered),
+        "phantom": len(differences.phantom),
+    }
+    if differences:
+        verdict.findings.append(f"archive and witness differ: {differences}")
+    if expected and archive.covered_upto < expected[-1].end_lsn:
+        verdict.findings.append("the archive does not say that it covers the last transaction")
+
+
+def check_replay(archive: Archive, tables: Mapping[str, Table], verdict: Verdict) -> None:
+    """Base and log, applied to empty tables, give the tables."""
+    replayed = replay(archive)
+    for name, table in tables.items():
+        keys = archive.keys.get(name, ("id",))
+        truth = {tuple(row[key] for key in keys): row for row in table.rows}
+        found = replayed.get(name, {})
+        wrong = [key for key in {**truth, **found} if truth.get(key) != found.get(key)]
+        verdict.figures[f"rows_{name.split('.')[1]}"] = len(truth)
+        if wrong:
+            verdict.findings.append(f"replayed, {name} differs in {len(wrong)} rows: {_describe(wrong, truth, found)}")
+
+
+def _describe(wrong: Sequence[Any], truth: Mapping[Any, Row], found: Mapping[Any, Row]) -> str:
+    """The first few rows that differ, and where."""
+    told = []
+    for key in wrong[:5]:
+        a, b = truth.get(key), found.get(key)
+        if a is None or b is None:
+            told.append(f"{key} {'should not be there' if a is None else 'is missing'}")
+        else:
+            told.append(f"{key} " + ", ".join(f"{n}: {a[n]!r} became {b.get(n)!r}" for n in a if a[n] != b.get(n)))
+    return "; ".join(told)
+
+
+def replay(archive: Archive) -> dict[str, dict[tuple[Value, ...], Row]]:
+    state: dict[str, dict[tuple[Value, ...], Row]] = defaultdict(dict)
+
+    def key_of(table: str, row: Row) -> tuple[Value, ...]:
+        return tuple(row.get(name) for name in archive.keys[table])
+
+    for table, rows in archive.base.items():
+        for row in rows:
+            state[table][key_of(table, row)] = row
+    for transaction in archive.transactions:
+        for change in transaction.changes:
+            if change.op == "t":
+                state[change.table].clear()
+            elif change.op != "m":
+                last = change.old if change.old is not None else change.new
+                before = state[change.table].pop(key_of(change.table, last or {}), {})
+                if change.new is not None:
+                    kept = {name: before.get(name) for name in change.unchanged}
+                    state[change.table][key_of(change.table, change.new)] = {**change.new, **kept}
+    return dict(state)
+
+
+def read_table(dsn: str, name: str) -> Table:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(_SESSION)
+        types: dict[str, str] = dict(connection.execute(_COLUMNS, [name]).fetchall())
+        cursor = connection.execute(f"SELECT * FROM {name}".encode())
+        result = cursor.pgresult
+        assert result is not None
+        rows = [
+            {
+                column: _printed(result.get_value(row, at), type_name)
+                for at, (column, type_name) in enumerate(types.items())
+            }
+            for row in range(result.ntuples)
+        ]
+    return Table(types, rows)
+
+
+def _printed(value: bytes | None, type_name: str) -> Value:
+    """What Postgres printed, spelled as the archive's reader spells it."""
+    if value is None:
+        return None
+    text = value.decode()
+    if type_name in ("json", "jsonb"):
+        return Json.parse(text)
+    if type_name == "boolean":
+        return "true" if text == "t" else "false"
+    return shorten(text)
+
+
+def unsettled_sessions(told: Sequence[Transaction]) -> set[str]:
+    """Sessions that a row was taken from: `state` may be missing, for nobody told the cache which turn was second."""
+    found: set[str] = set()
+    for transaction in told:
+        for change in transaction.changes:
+            if change.table == "public.turns" and change.old is not None:
+                before = change.old.get("session_hash")
+                if isinstance(before, str) and (change.new is None or change.new.get("session_hash") != before):
+                    found.add(before)
+    return found
+
+
+def check_cache(client: redis.Redis, turns: Table, unsettled: set[str], verdict: Verdict) -> None:
+    """Every row, every session's history and state, and no key that should not be there."""
+    sessions: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(turns.rows, key=_id):
+        sessions[str(row["session_hash"])].append(row)
+    expected: set[str] = set()
+    wrong: list[str] = []
+    for row in turns.rows:
+        key = f"turn:{row['turn_id']}"
+        expected.add(key)
+        if _cached_row(client.get(key), turns) != row:
+            wrong.append(key)
+    for session, rows in sessions.items():
+        expected |= {f"session:{session}:turns", f"session:{session}:state"}
+        wrong += _wrong_session(client, session, rows, turns, may_be_missing=session in unsettled)
+    found = {key.decode() for pattern in ("turn:*", "session:*") for key in client.scan_iter(match=pattern, count=1000)}
+    verdict.figures |= {"keys": len(found), "sessions": len(sessions), "stale_keys": len(wrong)}
+    if wrong:
+        verdict.findings.append(f"{len(wrong)} cache keys are not what Postgres holds: {wrong[:8]}")
+    if found - expected:
+        verdict.findings.append(f"{len(found - expected)} cache keys have no row: {sorted(found - expected)[:8]}")
+    immortal = [key for key in sorted(found)[:200] if client.pttl(key) <= 0]
+    if immortal:
+        verdict.findings.append(f"{len(immortal)} cache keys never expire: {immortal[:8]}")
+
+
+def _wrong_session(
+    client: redis.Redis,
+    session: str,
+    rows: Sequence[Row],
+    turns: Table,
+    *,
+    may_be_missing: bool,
+) -> list[str]:
+    wrong = []
+    key = f"session:{session}:turns"
+    members: Any = client.zrange(key, 0, -1, withscores=True)
+    told = [(_cached_row(member, turns), score) for member, score in members]
+    if told != [(row, float(_id(row))) for row in rows[-HISTORY_LIMIT:]]:
+        wrong.append(key)
+    key = f"session:{session}:state"
+    state = _cached_row(client.get(key), turns)
+    newest = {name: rows[-1][name] for name in STATE_COLUMNS}
+    if state != newest and not (state is None and may_be_missing):
+        wrong.append(key)
+    return wrong
+
+
+def _id(row: Row) -> int:
+    return int(str(row["id"]))
+
+
+def _cached_row(value: Any, table: Table) -> Row | None:
+    if value is None:
+        return None
+    try:
+        return {name: decode_value(table.types[name], found) for name, found in loads(value).items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {"unreadable": str(value[:200])}
+
+
+class Sampler:
+    """A thread that looks on until stopped, and remembers what it saw go wrong."""
+
+    def __init__(self, look: Callable[[], list[str]], pause_s: float, name: str) -> None:
+        self.findings: list[str] = []
+        self.looks = 0
+        self._look = look
+        self._pause_s = pause_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._pause_s):
+            try:
+                self.findings += self._look()
+                self.looks += 1
+            except (psycopg.OperationalError, redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
+                continue
+            except Exception as error:  # a sampler that dies unseen would prove nothing
+                self.findings.append(f"the sampler failed: {type(error).__name__}: {error}")
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+
+def acknowledgement_sampler(dsn: str, objects: Callable[[], Mapping[str, bytes]], slot: str = "cdc") -> Sampler:
+    """P1: `confirmed_flush_lsn` is never above what the archive holds.
+
+    The slot is read first and the archive after it. The archive only grows, so a finding is never a false alarm.
+    """
+
+    def look() -> list[str]:
+        confirmed = confirmed_flush_lsn(dsn, slot)
+        log = log_objects(objects())
+        covered = covered_upto(log[max(log)]) if log else 0
+        if not confirmed or confirmed <= covered:
+            return []
+        return [f"acknowledged {confirmed:X} while the archive held {covered:X}"]
+
+    return Sampler(look, 0.05, "acknowledgements")
+
+
+def cache_sampler(cache_url: str, *, flushed: bool = False) -> Sampler:
+    """P5: no `turn:` key goes back to an older version, and none that was deleted comes back.
+
+    The workload counts the versions of a row in `redaction_version` and never uses a turn_id twice. `flushed`: somebody
+    flushes the cache during the run, so that absent keys may come back.
+    """
+    versions: dict[bytes, int] = {}
+    gone: set[bytes] = set()
+    client = redis.Redis.from_url(cache_url)
+
+    def look() -> list[str]:
+        findings = []
+        keys = list(client.scan_iter(match="turn:*", count=2000))
+        for key in {*keys, *versions} - gone:
+            value: Any = client.get(key)
+            if value is None:
+                if key in versions and not flushed:
+                    gone.add(key)
+                continue
+            version = int(json.loads(value)["redaction_version"])
+            if version < versions.get(key, 0):
+                findings.append(f"{key.decode()} went back from version {versions[key]} to {version}")
+            versions[key] = max(version, versions.get(key, 0))
+        findings += [f"{key.decode()} came back after it was gone" for key in gone & set(keys) if client.get(key)]
+        return findings
+
+    return Sampler(look, 0.02, "cache")
