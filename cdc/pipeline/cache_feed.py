@@ -35,6 +35,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 class FeedState(enum.Enum):
     """What the cache is doing."""
 
+    OPENING = "opening"
     AWAY = "away"
     WARMING = "warming"
     CATCHING_UP = "catching_up"
@@ -55,7 +56,7 @@ class CacheFeed:
         warm_up: Callable[[CacheSink, Epoch], Awaitable[Position]],
         queue_bytes: int,
     ) -> None:
-        self.state = FeedState.AWAY
+        self.state = FeedState.OPENING
         self.queue = TransactionQueue(queue_bytes)
         self._sink = sink
         self._reader = reader
@@ -77,7 +78,7 @@ class CacheFeed:
         self.queue.put(transactions)
         if not self.queue.full:
             return
-        if self.state is FeedState.LIVE:
+        if self.state in (FeedState.OPENING, FeedState.LIVE):
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     await self.queue.room()

@@ -52,7 +52,7 @@ __all__ = ["Identity", "ReplicationStream", "SlotActive"]
 log = structlog.get_logger()
 
 # One call of receive() hands over about this much; more waits in the socket, and so holds the WAL sender back.
-_RECEIVE_BYTES: Final = 1024 * 1024
+_RECEIVE_BYTES: Final = 256 * 1024
 # A read of less means that the pump ran ahead of the WAL sender: resting lets more gather. A Unix socket holds
 # some 280 messages, however small, and the sender must not find it full: it needs about 1 ms to write so many.
 _SMALL_BYTES: Final = 32 * 1024
