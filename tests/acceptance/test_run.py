@@ -2,7 +2,7 @@
 
 from tests.acceptance.conftest import MakeService
 from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler, check
-from tests.faults.objects import read_archive, read_directory
+from tests.faults.objects import directory_tail, read_archive, read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
 from tests.service import query
@@ -14,7 +14,7 @@ def test_a_run_under_load_leaves_archive_and_cache_equal_to_postgres(
     witness = Witness(installed, TABLES)
     service = make_service(installed, archive_dir, redis_url).start()
     service.wait_until_caught_up(installed)
-    acknowledgements = acknowledgement_sampler(installed, lambda: read_directory(archive_dir))
+    acknowledgements = acknowledgement_sampler(installed, lambda: directory_tail(archive_dir))
     with acknowledgements, cache_sampler(redis_url) as cache:
         Workload(installed, seed=1).run_for(8)
         service.wait_until_caught_up(installed)

@@ -46,6 +46,19 @@ def read_directory(url: str) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(files)}
 
 
+def directory_tail(url: str) -> bytes | None:
+    """The last segment of a `file://` archive."""
+    directory = Path(unquote(urlsplit(url).path)) / "log"
+    names = [path.name for path in directory.glob("*.ndjson.zst") if not path.name.startswith(".")]
+    return (directory / max(names)).read_bytes() if names else None
+
+
+def tail_of(objects: Mapping[str, bytes]) -> bytes | None:
+    """The last segment among these objects."""
+    log = log_objects(objects)
+    return log[max(log)] if log else None
+
+
 def log_objects(objects: Mapping[str, bytes]) -> dict[int, bytes]:
     """The segments of the log, by sequence number."""
     found = {int(match[1]): body for key, body in objects.items() if (match := _LOG_KEY.fullmatch(key))}
