@@ -41,12 +41,13 @@ class Moment:
         await self._elapsed
 
     def close(self) -> None:
-        """Give the timer back. Nobody may be resting."""
+        """Give the timer back; may be called again. Nobody may be resting."""
+        if self._timer < 0:
+            return
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._timer)
-        if self._timer >= 0:
-            os.close(self._timer)
-            self._timer = -1
+        os.close(self._timer)
+        self._timer = -1
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
