@@ -2,8 +2,9 @@
 
 Run as a program, never imported: each step changes the process for good, and together they need an order.
 
-1. Give up root, which Postgres refuses: `userns` maps root to nobody inside a user namespace (files stay reachable),
-   `nobody` really becomes that user, `same` keeps an ordinary one.
+1. Give up root, which Postgres refuses: `userns` maps root to nobody inside a user namespace, `nobody` really becomes
+   that user, `same` keeps an ordinary one. Files stay within reach, wherever the programs and the data lie: in the
+   namespace they are our own, and as nobody we keep root's passage through directories.
 2. Ask the kernel for SIGNAL when the parent dies. After 1, because a change of credentials forgets the request.
 3. Look whether the parent died before 2, when the kernel had nobody to tell.
 4. exec, which keeps all of this.
@@ -15,6 +16,11 @@ import sys
 
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
+_PR_SET_KEEPCAPS = 8
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_CAP_DAC_OVERRIDE = 1
+_CAPABILITY_VERSION_3 = 0x20080522
 _NOBODY = 65534
 
 
@@ -37,10 +43,22 @@ def _enter_user_namespace(libc: ctypes.CDLL) -> None:
     _write("/proc/self/gid_map", f"{_NOBODY} {gid} 1")
 
 
-def _become_nobody() -> None:
+def _become_nobody(libc: ctypes.CDLL) -> None:
     os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    _check(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    _keep_passage(libc)
+
+
+def _keep_passage(libc: ctypes.CDLL) -> None:
+    """Keep CAP_DAC_OVERRIDE alone of root's capabilities, through exec too; do without where root itself lacks it."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    wanted = 1 << _CAP_DAC_OVERRIDE
+    # capset(2): effective, permitted and inheritable, for the capabilities 0 to 31 and then for 32 to 63.
+    data = (ctypes.c_uint32 * 6)(wanted, wanted, wanted, 0, 0, 0)
+    if libc.capset(header, data) == 0:
+        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
 def main() -> None:
@@ -49,7 +67,7 @@ def main() -> None:
     if identity == "userns":
         _enter_user_namespace(libc)
     elif identity == "nobody":
-        _become_nobody()
+        _become_nobody(libc)
     _check(libc.prctl(_PR_SET_PDEATHSIG, death_signal))
     if os.getppid() != parent:
         sys.exit("the parent died before its server could start")

@@ -4,8 +4,8 @@
         connect(server.dsn())
 
 The data directory is initialised once and kept: a second supervisor on it finds the data of the first. Settings are
-written to a file of their own, which postgresql.conf includes first to last, so that `ALTER SYSTEM` still overrides
-them; change `settings` and restart, and they apply.
+written to a file that postgresql.conf includes, so that `ALTER SYSTEM` still overrides them; change `settings` and
+restart, and they apply.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -46,18 +47,19 @@ _SETTINGS: Final[dict[str, str]] = {
     "shared_buffers": "64MB",
     "max_wal_size": "512MB",
     "wal_compression": "off",
-    # A demo's clock is the wall's, and a log in UTC can be compared with ours.
+    # So that its log can be compared with ours.
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%a ",
-    # Several servers of one test run share one machine's memory.
-    "dynamic_shared_memory_type": "posix",
 }
 
 # Addresses of Unix sockets end at 107 bytes (unix(7)); Postgres adds a file name of at most 20.
 _SOCKET_DIR_BYTES = 107 - len("/.s.PGSQL.65535.lock")
 
 _SETTINGS_FILE = "waltier.conf"
+
+_ATTEMPTS = 20
+_ATTEMPT_PAUSE_S = 0.25
 
 
 class PostgresServer:
@@ -156,7 +158,8 @@ class PostgresServer:
         try:
             self.stop("fast", timeout_s=15)
         except Unavailable:
-            self.stop("immediate")
+            self.kill()
+            self.stop()
 
     def __enter__(self) -> "PostgresServer":
         self.start()
@@ -183,7 +186,6 @@ class PostgresServer:
 
     def _prepare(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._give_to_nobody(self.data_dir)
         if not (self.data_dir / "PG_VERSION").exists():
             self._initialise()
         if self._socket_dir is None:
@@ -194,6 +196,12 @@ class PostgresServer:
             os.chown(path, NOBODY, NOBODY)
 
     def _initialise(self) -> None:
+        if any(self.data_dir.iterdir()):
+            raise Invalid(
+                f"{self.data_dir} is neither empty nor a database cluster",
+                hint="choose a directory that does not exist yet, as one under /tmp",
+            )
+        self._give_to_nobody(self.data_dir)
         options = ["--locale=C", f"--encoding={self.encoding}", "--auth=trust", "--username=postgres"]
         if self.settings.get("fsync") == "off":
             options.append("--no-sync")
@@ -207,7 +215,7 @@ class PostgresServer:
             raise Invalid(
                 f"initdb cannot make a database cluster in {self.data_dir}",
                 detail=error.detail,
-                hint="choose an empty directory which the user that runs Postgres can reach, as one under /tmp",
+                hint="choose a directory on another file system, as one under /tmp",
             ) from error
         with (self.data_dir / "postgresql.conf").open("a") as configuration:
             configuration.write(f"\ninclude_if_exists = '{_SETTINGS_FILE}'\n")
@@ -226,7 +234,7 @@ class PostgresServer:
 
     def _spawn(self, timeout_s: float) -> None:
         chosen = self._port
-        for attempts_left in (2, 1, 0):
+        for attempts_left in range(_ATTEMPTS - 1, -1, -1):
             self._port = chosen or free_port()
             self._write_settings()
             self._process = ServerProcess(
@@ -237,13 +245,11 @@ class PostgresServer:
             )
             try:
                 wait_for("Postgres", self._accepts_connections, self._process, timeout_s)
-            except Unavailable:
-                # Somebody else may have taken the port between our look and the server's bind.
-                retry = chosen is None and not self._process.running and attempts_left > 0
-                self._process = self._process if self._process.running else None
-                if not retry:
+            except Unavailable as error:
+                if self._process.running or attempts_left == 0 or not _passes(error, port_is_ours=chosen is None):
                     self.close()
                     raise
+                time.sleep(_ATTEMPT_PAUSE_S)
             else:
                 return
 
@@ -267,6 +273,16 @@ class PostgresServer:
             return False
         # 57P03: starting up, shutting down or in recovery. Any other refusal comes from a server that works.
         return bool(answer) and not (answer[:1] == b"E" and b"57P03" in answer)
+
+
+def _passes(error: Unavailable, *, port_is_ours: bool) -> bool:
+    """Whether a start that failed may succeed in a moment.
+
+    Somebody else may have taken the port between our look and the server's bind: then we look again. And the children
+    of a postmaster that was killed hold its shared memory until they notice.
+    """
+    taken = "could not bind" in error.detail
+    return (taken and port_is_ours) or "is still in use" in error.detail
 
 
 def _quote(value: str) -> str:

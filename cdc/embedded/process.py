@@ -137,10 +137,11 @@ class ServerProcess:
     def __init__(
         self, argv: Sequence[str], log_path: Path, *, identity: Identity = Identity.SAME, death_signal: signal.Signals
     ) -> None:
+        self._log_path = log_path
+        self._log_start = log_path.stat().st_size if log_path.exists() else 0
         spawned: Future[subprocess.Popen[bytes]] = Future()
         _spawner().put((launch_argv(argv, identity, death_signal), log_path, spawned))
         self._process = spawned.result()
-        self._log_path = log_path
 
     @property
     def pid(self) -> int:
@@ -166,8 +167,10 @@ class ServerProcess:
         return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
     def last_words(self) -> str:
-        """The end of what the server logged, for an error's detail."""
-        return self._log_path.read_text(errors="replace")[-2000:].strip()
+        """The end of what the server has logged since it was started, for an error's detail."""
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")[-2000:].strip()
 
     def send(self, signal_number: signal.Signals) -> None:
         self._process.send_signal(signal_number)

