@@ -6,7 +6,9 @@ parsed in order to store it, so `NaN`, `infinity`, BC dates and 16 kB numerics s
 
 - NULL is `null`; booleans are JSON booleans; int2/4/8 and finite floats are JSON numbers, digits unchanged;
 - json and jsonb are embedded (line breaks, which JSON allows only as white space, become spaces);
-- everything else is the string that Postgres printed, or `{"$base64": "..."}` if its bytes are not UTF-8;
+- everything else is the string that Postgres printed;
+- `{"$base64": "..."}` is bytes that are not UTF-8, or a `json` value that Postgres takes and strict parsers do not
+  (half a surrogate pair as an escape, thousands of levels): every line can be read;
 - a JSON `null`, which is not NULL, and a JSON object that starts with one of our own marks, are `{"$json": ...}`.
 
 `RowCodec.encode` and `RowCodec.decode` are inverse to one another (but for the white space of `json`).
@@ -55,6 +57,9 @@ _KIND_OF_TYPE = {
 _MARKED = re.compile(r'\s*\{\s*"\$(?:json|base64)"')
 _JSON_MARK = b'{"$json":'
 _BASE64_MARK = b'{"$base64":'
+# A shorter text is nested too little to trouble any parser: ours stop at about 1000 levels.
+_SUSPICIOUSLY_LONG: Final = 1000
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -95,13 +100,26 @@ def _float(value: bytes) -> object:
 
 
 def _json(value: bytes) -> object:
-    """Embedded as it is. Raises UnicodeDecodeError."""
+    """Embedded as it is, on one line. Raises UnicodeDecodeError."""
     text = value.decode()
     if "\n" in text or "\r" in text:
         text = text.replace("\n", " ").replace("\r", " ")
+    if ("\\u" in text or len(text) > _SUSPICIOUSLY_LONG) and not _is_strict(text):
+        return _base64_of(value)
     if text.strip() == "null" or ('"$' in text and _MARKED.match(text)):
         return {"$json": orjson.Fragment(text)}
     return orjson.Fragment(text)
+
+
+def _is_strict(text: str) -> bool:
+    """Whether every reader of the archive can parse it: `json` may hold half surrogate pairs, and any nesting."""
+    if not _HALF_PAIR.search(text) and text.count("[") + text.count("{") < _SUSPICIOUSLY_LONG // 2:
+        return True
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _json_or_base64(value: bytes) -> object:
@@ -151,9 +169,11 @@ class RowCodec:
         """The row as one JSON object on one line, ABSENT columns left out; `only` picks columns by index."""
         indexes = self._indexes if only is None else only
         try:
-            return orjson.dumps(_fields(row, indexes, self._columns))
+            encoded = orjson.dumps(_fields(row, indexes, self._columns))
         except UnicodeDecodeError:
-            return orjson.dumps(_fields(row, indexes, self._columns_of_bytes))
+            encoded = orjson.dumps(_fields(row, indexes, self._columns_of_bytes))
+        # A copy: what orjson returns sits in its buffer of 4 KiB or more for as long as it lives.
+        return b"".join((encoded, b""))
 
     def decode(self, encoded: bytes) -> Row:
         """The row that gave this JSON object; columns it does not name are ABSENT.
@@ -166,7 +186,7 @@ class RowCodec:
                 self._decode_value(kind, bytes(values[name])) if name in values else ABSENT
                 for name, kind in zip(self._names, self._kinds, strict=True)
             ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError("a row in the archive is not as this program writes rows", detail=str(error)) from error
 
     def _decode_value(self, kind: int, value: bytes) -> bytes | None:

@@ -46,10 +46,12 @@ from cdc.row import ABSENT, Row
 
 PIECE_BYTES: Final = 1024 * 1024
 
-# What a change holds in memory beside its bytes, measured: the objects of the change itself, and of each value. Its
-# bytes count twice, once for the row and once for its JSON, which the first sink that asks for it makes.
-_CHANGE_BYTES: Final = 300
-_VALUE_BYTES: Final = 60
+# What things hold in memory beside the bytes of their values, measured (tests/unit/test_assembler.py). The bytes count
+# twice: once in the row, once in its JSON, which the first sink that asks for it makes. An empty transaction counts
+# too, for a queue bounded in bytes must bound these as well.
+_TRANSACTION_BYTES: Final = 300
+_CHANGE_BYTES: Final = 150
+_VALUE_BYTES: Final = 40
 
 
 class Received:
@@ -167,7 +169,7 @@ class Assembler:
             first_seq=first_seq,
             end_lsn=end_lsn,
             last=last,
-            nbytes=nbytes,
+            nbytes=nbytes + _TRANSACTION_BYTES,
         )
 
     def _add_row(
@@ -239,7 +241,11 @@ class Assembler:
             # Its record ends at `lsn`, and a commit record may begin just there. The last byte of its own record is a
             # position that no other transaction has.
             time_us = decode_frame(data).send_time_us
-            done.append(Transaction(0, message.lsn - 1, time_us, [change], end_lsn=message.lsn, nbytes=nbytes))
+            done.append(
+                Transaction(
+                    0, message.lsn - 1, time_us, [change], end_lsn=message.lsn, nbytes=nbytes + _TRANSACTION_BYTES
+                )
+            )
 
 
 def _wrong_width(row: Row, relation: Relation) -> DataError:

@@ -19,7 +19,7 @@ _TRANSACTIONS = 2000
 _ROUNDS = 15
 _FEED = 100  # CopyData in one feed: what a socket's buffer holds
 
-_TURNS = [
+TURNS = [
     WireColumn(b"id", 20, -1, True),
     WireColumn(b"turn_id", 2950),
     WireColumn(b"domain", 25),
@@ -33,7 +33,7 @@ _TURNS = [
     WireColumn(b"redaction_version", 23),
     WireColumn(b"created_at", 1184),
 ]
-_SMALL = [WireColumn(b"id", 20, -1, True), WireColumn(b"amount", 23), WireColumn(b"label", 25)]
+SMALL = [WireColumn(b"id", 20, -1, True), WireColumn(b"amount", 23), WireColumn(b"label", 25)]
 
 
 def turn(number: int) -> list[WireValue]:
@@ -106,7 +106,7 @@ def words_of_the_archive(changes: list[RowChange]) -> None:
 def main() -> None:
     compiled = "interpreted" if cdc.row.__file__.endswith(".py") else "compiled"
     print(f"Python {sys.version.split()[0]}, {compiled}; microseconds of CPU a row, best of {_ROUNDS} rounds")
-    for name, columns, row, rows_each in (("turns", _TURNS, turn, 3), ("small", _SMALL, small, 2)):
+    for name, columns, row, rows_each in (("turns", TURNS, turn, 3), ("small", SMALL, small, 2)):
         copy_data = stream(columns, row, rows_each)
         changes = [c for transaction in feed(copy_data) for c in transaction.changes if isinstance(c, RowChange)]
         count = len(changes)
