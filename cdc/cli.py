@@ -246,4 +246,6 @@ def _print_table(rows: Iterable[Sequence[str]]) -> None:
 
 
 def _print_trouble(subject: str, message: str, hint: str) -> None:
-    print(f"{subject}  {message}" + (f"\n{'':{len(subject)}}  hint: {hint}" if hint else ""))
+    print(f"{subject}  {message}")
+    for line in f"hint: {hint}".splitlines() if hint else ():
+        print(f"{'':{len(subject)}}  {line.strip()}")

@@ -56,8 +56,12 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _failure(subject: Subject, error: CdcError) -> Finding:
-    message = f"{error.message}: {error.detail}" if error.detail else error.message
-    return Finding("error", subject, message, error.hint)
+    return Finding("error", subject, one_line(error), error.hint)
+
+
+def one_line(error: CdcError) -> str:
+    """Message and detail; a detail may hold what a server said in several lines."""
+    return f"{error.message} ({' '.join(error.detail.split())})" if error.detail else error.message
 
 
 # Postgres -------------------------------------------------------------------------------------------------------------

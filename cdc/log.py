@@ -6,6 +6,7 @@ them, without local variables, which may hold either.
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -17,12 +18,18 @@ _STAMPED: list[Any] = [
     structlog.processors.format_exc_info,
 ]
 
+_FIRST = ("timestamp", "level", "event")
+
+
+def _people_read_this_first(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:
+    return {**{name: fields.pop(name, "") for name in _FIRST}, **fields}
+
 
 def to_stderr(level: str = "info") -> None:
     """Send every log line of at least `level` to stderr."""
     renderer = structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[*_STAMPED, renderer],
+        processors=[*_STAMPED, _people_read_this_first, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
@@ -35,7 +42,11 @@ def _adopt_libraries(renderer: Any) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _people_read_this_first,
+                renderer,
+            ],
             foreign_pre_chain=[*_STAMPED, structlog.stdlib.add_logger_name],
         )
     )

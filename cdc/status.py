@@ -21,6 +21,7 @@ from cdc.archive.tail import Tail, log_key, read_tail
 from cdc.cache.server import Checkpoint, read_cache_server
 from cdc.change import format_time
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
+from cdc.doctor import one_line
 from cdc.errors import CdcError, DataError
 from cdc.lsn import format_lsn
 from cdc.postgres.server import Server, current_wal_lsn, read_server
@@ -254,8 +255,9 @@ def _judge_cache(cache: CacheStatus, archive: ArchiveStatus, postgres: PostgresS
 
 
 def _trouble(subject: str, error: CdcError) -> Trouble:
-    message = f"{error.message} ({error.detail})" if error.detail else error.message
-    return Trouble(subject, message, error.hint, person=isinstance(error, DataError) or error.exit_code == PERSON)
+    return Trouble(
+        subject, one_line(error), error.hint, person=isinstance(error, DataError) or error.exit_code == PERSON
+    )
 
 
 def _lag_bytes(lsn: int, current_lsn: int | None) -> int | None:

@@ -1,0 +1,116 @@
+"""What `cdc status` says of facts: pure judgement, no server."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cdc import status
+from cdc.archive.header import Source
+from cdc.archive.tail import Tail
+from cdc.cache.server import Checkpoint
+from cdc.errors import DataError, Unavailable
+from cdc.postgres.server import Server
+from cdc.sink import Epoch
+from cdc.status import ArchiveStatus, CacheStatus, PostgresStatus, Status
+from tests.unit.test_doctor import slot
+
+EPOCH = Epoch("7000", 1)
+AWAY = Unavailable("nobody listens", hint="check the address")
+
+
+def server(epoch: Epoch = EPOCH) -> Server:
+    return Server(epoch, "chat", 18, "18.1", "UTF8", "logical", False, {}, {})
+
+
+def postgres(**changed: Any) -> PostgresStatus:
+    facts: dict[str, Any] = {"server": server(), "slot": slot(), "current_lsn": 3000}
+    return PostgresStatus("cdc", **(facts | changed))
+
+
+def archive(covered_upto: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> ArchiveStatus:
+    tail = Tail(
+        archive="a", seq=9, sha256="", source=Source(epoch=epoch, database="chat"), last_commit_lsn=2400,
+        covered_upto=covered_upto, next_ordinal=7, writer_epoch=1,
+    )  # fmt: skip
+    return ArchiveStatus("file:///a", **({"tail": tail, "last_time_us": 10_000_000} | changed))
+
+
+def cache(lsn: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> CacheStatus:
+    return CacheStatus(True, **({"checkpoint": Checkpoint(lsn, epoch, "")} | changed))
+
+
+def test_all_is_well() -> None:
+    found = Status(postgres(), archive(), cache())
+    assert (found.exit_code, found.verdict, found.troubles) == (0, "all is well", [])
+
+
+def test_without_a_cache_all_can_be_well() -> None:
+    assert Status(postgres(), archive(), CacheStatus(configured=False)).exit_code == 0
+
+
+NOT_WELL = [
+    (postgres(server=None, slot=None, current_lsn=None, error=AWAY), archive(), cache(), "nobody listens"),
+    (postgres(), ArchiveStatus("file:///a", error=AWAY), cache(), "nobody listens"),
+    (postgres(), archive(), CacheStatus(True, error=AWAY), "nobody listens"),
+    (postgres(slot=None), ArchiveStatus("file:///a"), cache(), "is not there yet"),
+    (postgres(slot=None), archive(covered_upto=0), cache(), "is not there yet"),
+    (postgres(slot=slot(active_pid=None)), archive(), cache(), "nobody reads slot cdc"),
+    (postgres(slot=slot(wal_status="unreserved")), archive(), cache(), "about to be lost"),
+    (postgres(), ArchiveStatus("file:///a"), cache(), "the archive is empty, but slot cdc is there"),
+    (postgres(current_lsn=2**32), archive(), cache(2**32), "the archive is 4.0 GB of WAL behind"),
+    (postgres(), archive(), cache(checkpoint=None), "empty or being warmed"),
+    (postgres(), archive(), cache(epoch=Epoch("7000", 2)), "the cache is of 7000/2, not of 7000/1"),
+    (postgres(current_lsn=2**32), archive(2**32), cache(), "the cache is 4.0 GB of WAL behind"),
+]
+
+FOR_A_PERSON = [
+    (postgres(slot=None), archive(), cache(), "is gone, but the archive ends at 0/9C4"),
+    (postgres(slot=slot(wal_status="lost", restart_lsn=None)), archive(), cache(), "its WAL is gone"),
+    (postgres(slot=slot(invalidation_reason="idle_timeout")), archive(), cache(), "lost (idle_timeout)"),
+    (postgres(server=server(Epoch("7000", 2))), archive(), cache(), "two histories"),
+    (postgres(server=server(Epoch("8000", 1))), archive(), cache(), "two histories"),
+    (postgres(), archive(covered_upto=1999), cache(), "Postgres has forgotten what the archive lacks"),
+    (postgres(), ArchiveStatus("file:///a", error=DataError("the tail is damaged")), cache(), "the tail is damaged"),
+]
+
+
+@pytest.mark.parametrize(("at_postgres", "at_archive", "at_cache", "said"), NOT_WELL)
+def test_what_may_mend_itself_is_exit_code_1(
+    at_postgres: PostgresStatus, at_archive: ArchiveStatus, at_cache: CacheStatus, said: str
+) -> None:
+    found = Status(at_postgres, at_archive, at_cache)
+    assert (found.exit_code, found.verdict) == (1, "not well")
+    assert said in " ".join(trouble.message for trouble in found.troubles)
+    assert all(trouble.hint for trouble in found.troubles)
+
+
+@pytest.mark.parametrize(("at_postgres", "at_archive", "at_cache", "said"), FOR_A_PERSON)
+def test_what_only_a_person_can_decide_is_exit_code_78(
+    at_postgres: PostgresStatus, at_archive: ArchiveStatus, at_cache: CacheStatus, said: str
+) -> None:
+    found = Status(at_postgres, at_archive, at_cache)
+    assert (found.exit_code, found.verdict) == (78, "a person must decide")
+    assert said in " ".join(trouble.message for trouble in found.troubles)
+
+
+@pytest.mark.parametrize(("at_postgres", "at_archive", "at_cache", "said"), NOT_WELL + FOR_A_PERSON)
+def test_whatever_is_wrong_it_can_be_printed(
+    at_postgres: PostgresStatus, at_archive: ArchiveStatus, at_cache: CacheStatus, said: str
+) -> None:
+    found = Status(at_postgres, at_archive, at_cache)
+    assert json.loads(json.dumps(status.facts(found), allow_nan=False))["verdict"] == found.verdict
+    assert [subject for subject, _ in status.lines(found)] == ["postgres", "slot", "archive", "cache"]
+
+
+def test_a_lost_slot_is_never_printed_as_retaining_nothing() -> None:
+    lost = postgres(slot=slot(wal_status="lost", restart_lsn=None, active_pid=None))
+    text = dict(status.lines(Status(lost, archive(), cache())))["slot"]
+    assert text.endswith("lost")
+    facts = status.facts(Status(lost, archive(), cache()))["postgres"]["slot"]
+    assert (facts["lost"], facts["retained_bytes"]) == (True, None)
+
+
+def test_the_age_of_the_last_change_is_from_its_commit() -> None:
+    lines = dict(status.lines(Status(postgres(), archive(), cache()), now_us=13_000_000))
+    assert lines["archive"].endswith("last change 3 s ago")
