@@ -1,5 +1,6 @@
 """What `cdc status` says of facts: pure judgement, no server."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -20,7 +21,8 @@ AWAY = Unavailable("nobody listens", hint="check the address")
 
 
 def server(epoch: Epoch = EPOCH) -> Server:
-    return Server(epoch, "chat", 18, "18.1", "UTF8", "logical", False, {}, {})
+    facts: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Server)}
+    return Server(**(facts | {"epoch": epoch, "database": "chat", "server_version": "18.1"}))
 
 
 def postgres(**changed: Any) -> PostgresStatus:
@@ -33,11 +35,13 @@ def archive(covered_upto: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> A
         archive="a", seq=9, sha256="", source=Source(epoch=epoch, database="chat"), last_commit_lsn=2400,
         covered_upto=covered_upto, next_ordinal=7, writer_epoch=1,
     )  # fmt: skip
-    return ArchiveStatus("file:///a", **({"tail": tail, "last_time_us": 10_000_000} | changed))
+    facts: dict[str, Any] = {"tail": tail, "last_time_us": 10_000_000}
+    return ArchiveStatus("file:///a", **(facts | changed))
 
 
 def cache(lsn: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> CacheStatus:
-    return CacheStatus(True, **({"checkpoint": Checkpoint(lsn, epoch, "")} | changed))
+    facts: dict[str, Any] = {"checkpoint": Checkpoint(lsn, epoch, "")}
+    return CacheStatus(True, **(facts | changed))
 
 
 def test_all_is_well() -> None:
