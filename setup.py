@@ -1,23 +1,32 @@
 """Compiles the pure rooms with mypyc, and only on request: `make compile`, or an install with CDC_COMPILE=1.
 
-They run as they stand without it, two to four times slower. Everything else about the package is in pyproject.toml.
+They run as they stand without it, some two times slower. A plain install needs no C compiler. Everything else about the
+package is in pyproject.toml.
 """
 
 import os
 import sys
 from glob import glob
+from typing import TYPE_CHECKING
 
 from setuptools import setup
 
+if TYPE_CHECKING:
+    from setuptools import Extension
+
 _PURE = ["cdc/lsn.py", "cdc/row.py", "cdc/change.py", "cdc/progress.py", *sorted(glob("cdc/pgoutput/*.py"))]
 
-_wanted = "build_ext" in sys.argv or os.environ.get("CDC_COMPILE") == "1"
+
+def _extensions() -> "list[Extension]":
+    if "build_ext" not in sys.argv and os.environ.get("CDC_COMPILE") != "1":
+        return []
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        raise SystemExit(
+            "compiling needs mypyc: pip install 'mypy[mypyc]' setuptools, then pip install --no-build-isolation ."
+        ) from None
+    return list(mypycify(_PURE, opt_level="3"))
 
 
-def _compiled() -> list[object]:
-    from mypyc.build import mypycify
-
-    return list(mypycify([path for path in _PURE if os.path.exists(path)], opt_level="3"))
-
-
-setup(ext_modules=_compiled() if _wanted else [])
+setup(ext_modules=_extensions())
