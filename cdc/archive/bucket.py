@@ -16,8 +16,7 @@ from cdc.errors import CdcError, Invalid, Unavailable
 
 PROBE_KEY = "probe/conditional-put"
 
-# R2 takes one write a second to a key and answers 429 to the second; the proof writes one key twice.
-_PROBE_PAUSE_S = 1.1
+_PROBE_BODY = b"waltier proves here that this key can be created only once\n"
 _PROBE_ATTEMPTS = 5
 
 
@@ -31,6 +30,11 @@ class Bucket(Protocol):
     @property
     def url(self) -> str:
         """The address, for messages."""
+        ...
+
+    @property
+    def rewrite_pause_s(self) -> float:
+        """How long a key must be left alone between two attempts to write it."""
         ...
 
     async def create(self, key: str, body: bytes) -> None:
@@ -79,10 +83,12 @@ async def prove_conditional_put(bucket: Bucket) -> None:
 
     Some S3 servers accept `If-None-Match: *` and ignore it; with them two writers would destroy each other's segments.
     The probe's key is always the same, so that starts leave no litter and no right to delete is needed: an object left
-    by an earlier start is as good as one just written.
+    by an earlier start proves that creating works, and its refusal now is the proof.
     """
-    await _probe(bucket)
-    if await _probe(bucket):
+    created = await _probe(bucket)
+    if created:
+        await asyncio.sleep(bucket.rewrite_pause_s)
+    if created and await _probe(bucket):
         raise Invalid(
             f"the bucket {bucket.url} overwrites objects that it was asked only to create",
             detail="A PUT with If-None-Match: * succeeded twice on one key, so nothing protects the archive from a "
@@ -101,13 +107,13 @@ async def _probe(bucket: Bucket) -> bool:
     """Try to create the probe; False if it is there already."""
     for attempt in range(_PROBE_ATTEMPTS):
         try:
-            await bucket.create(PROBE_KEY, b"waltier proves here that this key can be created only once\n")
+            await bucket.create(PROBE_KEY, _PROBE_BODY)
         except AlreadyExists:
             return False
         except Unavailable:
             if attempt == _PROBE_ATTEMPTS - 1:
                 raise
-            await asyncio.sleep(_PROBE_PAUSE_S)
+            await asyncio.sleep(bucket.rewrite_pause_s)
         else:
             return True
     raise AssertionError("the loop returns or raises")

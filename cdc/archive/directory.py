@@ -36,6 +36,10 @@ class DirectoryBucket:
     def url(self) -> str:
         return self._root.absolute().as_uri()
 
+    @property
+    def rewrite_pause_s(self) -> float:
+        return 0.0
+
     async def create(self, key: str, body: bytes) -> None:
         await self._run(lambda: _create(self._root, self._root / key, body))
 

@@ -15,9 +15,14 @@ class MemoryBucket:
     def url(self) -> str:
         return "memory:"
 
+    @property
+    def rewrite_pause_s(self) -> float:
+        return 0.0
+
     async def create(self, key: str, body: bytes) -> None:
-        if self.objects.setdefault(key, body) is not body:
+        if key in self.objects:
             raise AlreadyExists(f"{key} exists")
+        self.objects[key] = body
 
     async def get(self, key: str) -> bytes | None:
         return self.objects.get(key)

@@ -28,6 +28,7 @@ from cdc.archive.bucket import AlreadyExists
 from cdc.errors import CdcError, Invalid, Unavailable
 
 _CONNECT_TIMEOUT_S = 10
+_REWRITE_PAUSE_S = 1.1  # R2 takes one write a second to a key, and answers 429 to the second
 
 _HINTS = {
     "NoSuchBucket": "aws s3api create-bucket --bucket {bucket}   # R2: npx wrangler r2 bucket create {bucket}",
@@ -72,6 +73,10 @@ class S3Bucket:
     @property
     def url(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    def rewrite_pause_s(self) -> float:
+        return _REWRITE_PAUSE_S
 
     async def create(self, key: str, body: bytes) -> None:
         await self._put(key, body, IfNoneMatch="*")

@@ -337,7 +337,7 @@ def _begin(header: Header, line: _Line, count: int) -> Transaction:
     if line.ord != header.first_ordinal + count:
         raise DataError(f"segment {header.seq} holds ordinal {line.ord} where {header.first_ordinal + count} belongs")
     commit_lsn, time_us = _identity(header, line)
-    return Transaction(line.xid, commit_lsn, time_us, [], end_lsn=commit_lsn + header.ends[count], first_seq=line.seq)
+    return Transaction(line.xid, commit_lsn, time_us, [], end_lsn=commit_lsn + header.ends[count])
 
 
 def _identity(header: Header, line: _Line) -> tuple[int, int]:

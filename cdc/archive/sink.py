@@ -311,7 +311,8 @@ class ArchiveSink:
             self._hint_task.cancel()
             await asyncio.gather(self._hint_task, return_exceptions=True)
             self._hint_task = None
-        if self._ours and self._tail is not None and self._tail.seq != self._hinted_seq:
+        rested = self._hinted_seq < 0 or time.monotonic() - self._hinted_at >= self._bucket.rewrite_pause_s
+        if rested and self._ours and self._tail is not None and self._tail.seq != self._hinted_seq:
             await self._write_hint(self._tail.seq)
         self._ours = self._opened = False
 
@@ -570,7 +571,8 @@ def base_key(seq: int, relation: Relation, chunk: int) -> str:
 
 def _part_of_key(name: str) -> str:
     """An identifier as a part of a key: letters and digits of any script stay, what could break a path does not."""
-    return "".join(char if char.isalnum() or char in "_-$" else quote(char, safe="") for char in name)
+    quoted = "".join(char if char.isalnum() or char in "_-.$" else quote(char, safe="") for char in name)
+    return quoted.replace(".", "%2E")
 
 
 async def _add_rows(body: _Body, relation: Relation, rows: Sequence[Row], consistent_lsn: int) -> None:
