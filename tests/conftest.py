@@ -16,6 +16,7 @@ from tests.servers import (
     COMPOSE_FILE,
     COMPOSE_S3_CREDENTIALS,
     DEBIAN_POSTGRES_BIN,
+    DEBIAN_REDIS,
     TEST_SETTINGS,
     PostgresAddress,
     RedisAddress,
@@ -155,6 +156,13 @@ def debian_postgres(server_dir: Path) -> Iterator[PostgresServer]:
     """Debian's Postgres, the one with OpenSSL. Mark the tests that need it `wide`."""
     settings = {**TEST_SETTINGS, "ssl": "off"}
     with PostgresServer(server_dir / "debian", settings=settings, bin_dir=DEBIAN_POSTGRES_BIN) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_redis(server_dir: Path) -> Iterator[ValkeyServer]:
+    """Debian's Redis. Mark the tests that need it `wide`."""
+    with ValkeyServer(server_dir / "debian-redis", program=DEBIAN_REDIS) as server:
         yield server
 
 

@@ -30,6 +30,7 @@ from cdc.config import ArchiveSettings
 COMPOSE_FILE = Path(__file__).parent.parent / "deploy" / "compose.yaml"
 COMPOSE_S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "waltier", "AWS_SECRET_ACCESS_KEY": "first-try-only"}
 DEBIAN_POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
+DEBIAN_REDIS = Path("/usr/bin/redis-server")
 
 # Quick and unsafe: a test's data need not survive the machine. A process that is killed loses nothing by it.
 TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}

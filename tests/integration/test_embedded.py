@@ -21,6 +21,7 @@ from cdc.embedded import PostgresServer, ValkeyServer, binaries
 from cdc.embedded.process import NOBODY, Identity, free_port, launch_argv, run
 from cdc.errors import Invalid, Unavailable
 from tests.conftest import MakePostgres, MakeValkey
+from tests.servers import DEBIAN_POSTGRES_BIN
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -280,3 +281,25 @@ def test_a_directory_that_is_not_a_database_cluster_is_explained_and_left_alone(
     with pytest.raises(Invalid, match="neither empty nor a database cluster"):
         PostgresServer(home).start()
     assert [path.name for path in home.iterdir()] == ["precious"]
+
+
+@pytest.mark.wide
+def test_debians_servers_run_under_the_same_supervisors(
+    debian_postgres: PostgresServer, debian_redis: ValkeyServer
+) -> None:
+    debian_postgres.restart()
+    debian_redis.restart()
+    assert debian_postgres.version == 15
+    with redis.Redis.from_url(debian_redis.url) as client:
+        version: str = client.info("server")["redis_version"]
+    assert version.startswith("7.")
+
+
+@pytest.mark.wide
+def test_debians_postgres_can_speak_tls(make_postgres: MakePostgres, home: Path) -> None:
+    key, certificate = home / "server.key", home / "server.crt"
+    request = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout server.key -out server.crt"
+    subprocess.run(request.split(), cwd=home, check=True, capture_output=True)
+    settings = {"ssl": "on", "ssl_key_file": str(key), "ssl_cert_file": str(certificate)}
+    with closing(psycopg.connect(make_postgres(bin_dir=DEBIAN_POSTGRES_BIN, settings=settings).dsn())) as connection:
+        assert connection.pgconn.ssl_in_use
