@@ -166,7 +166,7 @@ class Bound:
 
     def _written_ms(self, row: Row, snapshot_ms: int) -> int | float:
         value = row[self._time_index] if self._time_index >= 0 else None
-        return time_us(value) // 1000 if isinstance(value, bytes) else snapshot_ms
+        return time_us(value) / 1000 if isinstance(value, bytes) else snapshot_ms
 
     def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
         raise NotImplementedError
