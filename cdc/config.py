@@ -84,7 +84,9 @@ class ArchiveSettings(_Section):
     put_timeout_s: float = Field(60.0, gt=0, description="how long one PUT may take before it is tried again")
     coverage_interval_s: float = Field(60.0, ge=1, description="least time between coverage segments when idle")
     coverage_wal_bytes: int = Field(16 * MIB, ge=MIB, description="unpublished WAL after which coverage is written")
-    on_gap: Literal["stop", "resnapshot"] = Field("stop", description="what to do when the slot is lost")
+    on_gap: Literal["stop", "resnapshot"] = Field(
+        "stop", description="when the slot is lost: stop (exit 78); resnapshot is reserved, and stops too"
+    )
     compression_level: int = Field(3, ge=1, le=19, description="zstd level of segments")
 
     @field_validator("url")
@@ -140,7 +142,9 @@ class HistoryProjection(_Projection):
     """A sorted set of the newest rows that share a key: score = `order_by`, member = the row as JSON."""
 
     kind: Literal["history"] = Field("history", description="a sorted set of the newest rows that share a key")
-    order_by: str = Field(min_length=1, description="the column that orders the rows, a number or a time", examples=["id"])
+    order_by: str = Field(
+        min_length=1, description="the column that orders the rows, a number or a time", examples=["id"]
+    )
     limit: int = Field(200, ge=1, le=10_000, description="how many rows are kept")
     ttl_s: int = Field(7 * 86_400, ge=1, description="life of the key, from the commit of its newest row")
 
@@ -212,7 +216,7 @@ class CacheSettings(_Section):
 
 
 class HttpSettings(_Section):
-    listen: str = Field("127.0.0.1:9187", description="address of /metrics and health")
+    listen: str = Field("127.0.0.1:9187", description="address of /metrics and health; reserved, nothing listens yet")
 
     @field_validator("listen")
     @classmethod

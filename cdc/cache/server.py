@@ -27,6 +27,7 @@ class CacheServer:
     software: str
     version: tuple[int, ...]
     role: str
+    cluster: bool
     maxmemory_bytes: int
     maxmemory_policy: str
     append_only: bool
@@ -54,6 +55,7 @@ def _facts(info: dict[str, str], meta: list[Any]) -> CacheServer:
         software=info.get("server_name", "redis"),
         version=tuple(int(part) for part in info.get("redis_version", "0").split(".") if part.isdecimal()),
         role=info.get("role", ""),
+        cluster=info.get("cluster_enabled") == "1",
         maxmemory_bytes=int(info.get("maxmemory", 0)),
         maxmemory_policy=info.get("maxmemory_policy", ""),
         append_only=info.get("aof_enabled") == "1",

@@ -46,6 +46,7 @@ def cache_server(**changed: object) -> CacheServer:
         "software": "valkey",
         "version": (7, 2, 4),
         "role": "master",
+        "cluster": False,
         "maxmemory_bytes": 0,
         "maxmemory_policy": "noeviction",
         "append_only": True,
@@ -107,8 +108,8 @@ def test_only_an_error_makes_the_exit_code_1() -> None:
     ("setting", "value", "level", "said"),
     [
         ("wal_sender_timeout", "0", "warning", "a connection that died unnoticed holds the slot"),
-        ("wal_sender_timeout", "3s", "error", "too short for a status update every 2 s"),
-        ("wal_sender_timeout", "500ms", "error", "too short"),
+        ("wal_sender_timeout", "3s", "warning", "only 3s"),
+        ("wal_sender_timeout", "500ms", "warning", "only 500ms"),
         ("max_slot_wal_keep_size", "-1", "warning", "unlimited: a slot that nobody drains fills the disk"),
         ("max_slot_wal_keep_size", "1GB", "warning", "only 1GB"),
         ("max_slot_wal_keep_size", "512MB", "warning", "only 512MB"),
@@ -184,6 +185,7 @@ def test_a_role_with_too_few_or_too_many_rights_is_named(changed: dict[str, obje
     [
         ({"version": (6, 0, 9)}, "error", "too old"),
         ({"role": "slave"}, "error", "replica"),
+        ({"cluster": True}, "error", "cluster"),
         ({"maxmemory_policy": "allkeys-lru"}, "warning", "may evict the checkpoint"),
         ({"maxmemory_bytes": 10**9}, "warning", "a full Redis refuses every change"),
     ],
