@@ -70,11 +70,14 @@ class Consumer:
         """Receive until so many transactions (or pieces) have arrived, and hand out all of them."""
         async with asyncio.timeout(PATIENCE_S):
             while len(self.transactions) < count:
-                received = self._assembler.feed(await self.stream.receive())
-                self.transactions += received.transactions
-                self.wal_end = received.wal_end
+                self.feed(await self.stream.receive())
         taken, self.transactions = self.transactions, []
         return taken
+
+    def feed(self, messages: list[bytes]) -> None:
+        received = self._assembler.feed(messages)
+        self.transactions += received.transactions
+        self.wal_end = received.wal_end
 
     async def take_changes(self, count: int) -> list[Change]:
         """The changes of the next so many transactions."""

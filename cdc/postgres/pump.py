@@ -88,6 +88,11 @@ class Pump:
             self._pgconn.consume_input()
         return self._pgconn.get_result()
 
+    async def cleared(self) -> None:
+        """Wait until the query is over, so that the connection takes another one. Raises psycopg.Error."""
+        while await self.result() is not None:
+            pass
+
     def result_at_hand(self) -> pq.abc.PGresult | None:
         """The next result if it has arrived; the server may have said why before a connection broke."""
         try:

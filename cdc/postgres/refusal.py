@@ -40,8 +40,10 @@ class Refusal:
         return "; ".join(part for part in (said, self.detail, self.hint) if part)
 
 
-def refusal_of_result(result: pq.abc.PGresult) -> Refusal:
+def refusal_of_result(result: pq.abc.PGresult | None) -> Refusal:
     """Read the error fields of a failed result."""
+    if result is None:
+        return Refusal("", "Postgres gave no answer")
 
     def field(code: pq.DiagnosticField) -> str:
         return (result.error_field(code) or b"").decode("utf-8", "replace")

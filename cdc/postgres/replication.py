@@ -36,7 +36,6 @@ from cdc.postgres.moment import Moment
 from cdc.postgres.pump import Pump
 from cdc.postgres.quoting import quote_identifier, quote_literal
 from cdc.postgres.refusal import (
-    Refusal,
     SlotActive,
     at_slot,
     in_session,
@@ -125,12 +124,14 @@ class ReplicationStream:
             async with asyncio.timeout(_ANSWER_S):
                 await self._pump.flushed()
                 result = await self._pump.result()
+                if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+                    await self._pump.cleared()
         except TimeoutError:
             raise Unavailable("Postgres did not start the stream in time", detail=f"waited {_ANSWER_S:.0f} s") from None
         except psycopg.Error as error:
             raise in_session(refusal_of_exception(error)) from None
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
-            raise at_slot(_refusal(result), slot)
+            raise at_slot(refusal_of_result(result), slot)
         self._started = True
         log.info("stream_started", slot=slot, publication=publication, pid=self.backend_pid)
 
@@ -241,7 +242,3 @@ async def identify_system(connection: Connection) -> Identity:
         raise Unavailable("Postgres did not answer IDENTIFY_SYSTEM")
     system_identifier, timeline, flushed, database = answer
     return Identity(Epoch(str(system_identifier), int(timeline)), parse_lsn(str(flushed)), str(database))
-
-
-def _refusal(result: pq.abc.PGresult | None) -> Refusal:
-    return Refusal("", "Postgres gave no answer") if result is None else refusal_of_result(result)

@@ -61,7 +61,7 @@ class SnapshotReader:
         """
         pump = Pump(self._pgconn)
         width = len(table.columns)
-        await self._start_copy(pump, f"COPY ({select_rows(table, where, order_by)}) TO STDOUT")
+        await self._start_copy(pump, table, select_rows(table, where, order_by))
         while True:
             lines, _ = pump.drain(_BATCH_BYTES)
             for first in range(0, len(lines), _BATCH_ROWS):
@@ -70,7 +70,7 @@ class SnapshotReader:
                 break
             if not lines:
                 await pump.readable()
-        await self._finish_copy(pump)
+        await self._finish_copy(pump, table)
 
     async def estimate_rows(self, table: PublishedTable, *, where: Condition | None = None) -> int:
         """How many rows the planner expects: for progress, not for proof."""
@@ -81,35 +81,29 @@ class SnapshotReader:
             raise _refused(refusal_of_exception(error), table) from None
         return 0 if row is None else int(row[0][0]["Plan"]["Plan Rows"])
 
-    async def _start_copy(self, pump: Pump, command: str) -> None:
+    async def _start_copy(self, pump: Pump, table: PublishedTable, query: str) -> None:
         try:
-            self._pgconn.send_query(command.encode())
+            self._pgconn.send_query(f"COPY ({query}) TO STDOUT".encode())
             await pump.flushed()
             result = await pump.result()
+            if result is None or result.status != pq.ExecStatus.COPY_OUT:
+                await pump.cleared()
         except psycopg.Error as error:
             raise in_session(refusal_of_exception(error)) from None
         if result is None or result.status != pq.ExecStatus.COPY_OUT:
-            await self._clear(pump)
-            raise _refused(Refusal("", "Postgres gave no answer") if result is None else refusal_of_result(result))
+            raise _refused(refusal_of_result(result), table)
 
-    async def _finish_copy(self, pump: Pump) -> None:
+    async def _finish_copy(self, pump: Pump, table: PublishedTable) -> None:
         """Only the server's own word that the COPY is complete makes the rows complete."""
-        if pump.broken is not None:
-            raise in_session(refusal_of_exception(pump.broken))
         try:
+            if pump.broken is not None:
+                raise pump.broken
             result = await pump.result()
+            await pump.cleared()
         except psycopg.Error as error:
             raise in_session(refusal_of_exception(error)) from None
-        await self._clear(pump)
-        if result is None:
-            raise Unavailable("Postgres did not complete the COPY")
-        if result.status != pq.ExecStatus.COMMAND_OK:
-            raise _refused(refusal_of_result(result))
-
-    async def _clear(self, pump: Pump) -> None:
-        with contextlib.suppress(psycopg.Error):
-            while await pump.result() is not None:
-                pass
+        if result is None or result.status != pq.ExecStatus.COMMAND_OK:
+            raise _refused(refusal_of_result(result), table)
 
 
 def select_rows(table: PublishedTable, where: Condition | None, order_by: Sequence[str]) -> str:
@@ -169,13 +163,12 @@ async def _adopt(connection: Connection, exported: ExportedSnapshot) -> None:
         raise in_session(refusal_of_exception(error)) from None
 
 
-def _refused(refusal: Refusal, table: PublishedTable | None = None) -> CdcError:
+def _refused(refusal: Refusal, table: PublishedTable) -> CdcError:
     """Why a table could not be read."""
     if refusal.sqlstate == "42501":
-        name = table.sql_name if table else "..."
         return Invalid(
-            "the role may not read all rows of a published table",
+            f"the role may not read all rows of {table.qualified_name}",
             detail=refusal.explanation,
-            hint=f"GRANT SELECT ON {name} TO role; under row-level security also: ALTER ROLE role BYPASSRLS;",
+            hint=f"GRANT SELECT ON {table.sql_name} TO role; under row-level security also: ALTER ROLE role BYPASSRLS;",
         )
     return in_session(refusal)
