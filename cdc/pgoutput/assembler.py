@@ -94,17 +94,20 @@ class Assembler:
         """Take CopyData as they came; give what they completed, in order. Raises DataError."""
         done: list[Transaction] = []
         reply_requested = False
+        # In network order eight bytes compare like the number they are: the hot path makes no frame object.
+        wal_end = self._wal_end
         for data in copy_data:
             if len(data) > PAYLOAD_BEGIN and data[0] == XLOG_DATA:
-                # In network order eight bytes compare like the number they are: the hot path makes no frame object.
-                if data[WAL_END_BEGIN:WAL_END_END] > self._wal_end:
-                    self._wal_end = data[WAL_END_BEGIN:WAL_END_END]
+                position = data[WAL_END_BEGIN:WAL_END_END]
                 self._apply(decode_message(data, PAYLOAD_BEGIN), data, done)
             else:
                 frame = decode_frame(data)
-                self._wal_end = max(self._wal_end, frame.wal_end.to_bytes(8, "big"))
+                position = frame.wal_end.to_bytes(8, "big")
                 reply_requested = reply_requested or (isinstance(frame, Keepalive) and frame.reply_requested)
-        return Received(done, int.from_bytes(self._wal_end, "big"), reply_requested)
+            if position > wal_end:
+                wal_end = position
+        self._wal_end = wal_end
+        return Received(done, int.from_bytes(wal_end, "big"), reply_requested)
 
     def _apply(self, message: Message, data: bytes, done: list[Transaction]) -> None:
         match message:
@@ -175,7 +178,9 @@ class Assembler:
     def _add_row(
         self, op: str, relation_oid: int, new: Row | None, old: Row | None, data: bytes, done: list[Transaction]
     ) -> None:
-        relation = self._relation(relation_oid)
+        relation = self._relations.get(relation_oid)
+        if relation is None:
+            raise _unknown_table(relation_oid)
         width = len(relation.columns)
         if new is not None and len(new) != width:
             raise _wrong_width(new, relation)
@@ -193,7 +198,7 @@ class Assembler:
     def _relation(self, oid: int) -> Relation:
         relation = self._relations.get(oid)
         if relation is None:
-            raise DataError("a change names a table that the stream has not described", detail=f"relation oid {oid}")
+            raise _unknown_table(oid)
         return relation
 
     def _old_row(self, relation_oid: int, old: Row, old_is_key: bool, new: Row | None) -> Row:
@@ -246,6 +251,10 @@ class Assembler:
                     0, message.lsn - 1, time_us, [change], end_lsn=message.lsn, nbytes=nbytes + _TRANSACTION_BYTES
                 )
             )
+
+
+def _unknown_table(oid: int) -> DataError:
+    return DataError("a change names a table that the stream has not described", detail=f"relation oid {oid}")
 
 
 def _wrong_width(row: Row, relation: Relation) -> DataError:
