@@ -141,7 +141,6 @@ class CacheFeed:
             if self.state is not FeedState.CATCHING_UP:
                 self._enter(FeedState.CATCHING_UP)
                 metrics.catch_ups.inc()
-            self._held = None
             position = await self._catch_up(position)
 
     async def _catch_up(self, position: Position) -> Position:
