@@ -6,7 +6,7 @@ than a segment, goes out as `part` segments, a run of its pieces in each; never 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 
 from cdc.change import Transaction
 
@@ -36,33 +36,44 @@ def cut(transactions: Sequence[Transaction], segment_bytes: int) -> Iterator[Cut
     """Cut a run of transactions, in order, into the contents of segments of about `segment_bytes` of memory."""
     gathered: list[Transaction] = []
     nbytes = 0
-    for _, group in groupby(transactions, key=lambda transaction: transaction.commit_lsn):
-        pieces = list(group)
-        whole = _joined(pieces) if _is_small(pieces, segment_bytes) else None
-        if gathered and (whole is None or nbytes + whole.nbytes > segment_bytes):
+    for pieces in _by_transaction(transactions):
+        whole = _joined(pieces) if isinstance(pieces, list) else pieces
+        small = whole is not None and (whole.nbytes <= segment_bytes or len(whole.changes) <= 1)
+        if gathered and (whole is None or not small or nbytes + whole.nbytes > segment_bytes):
             yield DataCut(tuple(gathered))
             gathered, nbytes = [], 0
-        if whole is not None:
+        if whole is not None and small:
             gathered.append(whole)
             nbytes += whole.nbytes
         else:
-            yield from _cut_large(pieces, segment_bytes)
+            yield from _cut_large(pieces if isinstance(pieces, list) else [pieces], segment_bytes)
     if gathered:
         yield DataCut(tuple(gathered))
 
 
-def _is_small(pieces: list[Transaction], segment_bytes: int) -> bool:
-    complete = pieces[0].first_seq == 0 and pieces[-1].last
-    return complete and (_nbytes(pieces) <= segment_bytes or sum(len(piece.changes) for piece in pieces) <= 1)
+def _by_transaction(transactions: Sequence[Transaction]) -> Iterator[Transaction | list[Transaction]]:
+    """Whole transactions as they are, and pieces of one together."""
+    pieces: list[Transaction] = []
+    for transaction in transactions:
+        if pieces and (transaction.first_seq == 0 or transaction.commit_lsn != pieces[0].commit_lsn):
+            yield pieces
+            pieces = []
+        if transaction.last and transaction.first_seq == 0:
+            yield transaction
+        else:
+            pieces.append(transaction)
+    if pieces:
+        yield pieces
 
 
 def _nbytes(transactions: Sequence[Transaction]) -> int:
     return sum(transaction.nbytes for transaction in transactions)
 
 
-def _joined(pieces: list[Transaction]) -> Transaction:
-    if len(pieces) == 1:
-        return pieces[0]
+def _joined(pieces: list[Transaction]) -> Transaction | None:
+    """All the pieces as one; None if some are not here."""
+    if pieces[0].first_seq > 0 or not pieces[-1].last:
+        return None
     last = pieces[-1]
     changes = [change for piece in pieces for change in piece.changes]
     return Transaction(

@@ -1,7 +1,8 @@
 """A bucket on S3 or Cloudflare R2, spoken to as R2 wants it.
 
 - The SDK never retries: a PUT that succeeded but whose answer was lost would be answered 412 on the retry, and only the
-  sink can tell that 412 from another writer's.
+  sink can tell that 412 from another writer's. (aiohttp below sends a request once more, at once, when a kept
+  connection turns out to be dead. That stays: it is the same bytes, and the sink compares either way.)
 - No checksum trailer: botocore's default (aws-chunked with CRC, over TLS) is refused by R2. Content-MD5 instead.
 - No `Expect: 100-continue`: where it goes unanswered it costs a second a PUT.
 - One client, kept open. A call has a time limit of its own, for a connection may hang in more places than the SDK

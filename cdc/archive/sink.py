@@ -18,7 +18,7 @@ import contextlib
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar, assert_never
@@ -43,7 +43,7 @@ from cdc.archive.header import (
 )
 from cdc.archive.segment import FRAME_BYTES, Encoder, compress_frame, compress_header
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
-from cdc.change import READ, Batch, Relation, RowChange, Transaction
+from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
 from cdc.errors import CdcError, Diverged, Fenced, Moved, Unavailable
 from cdc.lsn import format_lsn
@@ -97,20 +97,34 @@ class _Body:
     _slice_rows: int = 0
     _slice_bytes: int = 0
 
-    async def add(self, ordinal: int | None, transaction: Transaction) -> None:
-        changes = transaction.changes
-        for at in range(0, len(changes), _SLICE_ROWS):
-            part = changes[at : at + _SLICE_ROWS] if len(changes) > _SLICE_ROWS else changes
-            lines = self.encoder.encode(ordinal, transaction, part)
-            self._raw.append(lines)
-            self._raw_bytes += len(lines)
-            self._slice_rows += len(part)
-            self._slice_bytes += len(lines)
-            if self._slice_rows >= _SLICE_ROWS or self._slice_bytes >= _SLICE_BYTES:
-                self._slice_rows = self._slice_bytes = 0
-                await asyncio.sleep(0)
-            if self._raw_bytes >= FRAME_BYTES:
-                await self.flush()
+    async def add(self, first_ordinal: int, transactions: Iterable[Transaction]) -> None:
+        """Encode the lines of some transactions, whose ordinals count up from the first one's."""
+        for ordinal, transaction in enumerate(transactions, first_ordinal):
+            if len(transaction.changes) > _SLICE_ROWS:
+                await self.add_changes(ordinal, transaction)
+            elif self._encode(ordinal, transaction, transaction.changes):
+                await self._pause()
+
+    async def add_changes(self, ordinal: int | None, transaction: Transaction) -> None:
+        """Encode the lines of one transaction, however many."""
+        for at in range(0, len(transaction.changes), _SLICE_ROWS):
+            if self._encode(ordinal, transaction, transaction.changes[at : at + _SLICE_ROWS]):
+                await self._pause()
+
+    def _encode(self, ordinal: int | None, transaction: Transaction, changes: list[Change]) -> bool:
+        """Encode a slice; whether it is time for a pause."""
+        lines = self.encoder.encode(ordinal, transaction, changes)
+        self._raw.append(lines)
+        self._raw_bytes += len(lines)
+        self._slice_rows += len(changes)
+        self._slice_bytes += len(lines)
+        return self._slice_rows >= _SLICE_ROWS or self._slice_bytes >= _SLICE_BYTES
+
+    async def _pause(self) -> None:
+        self._slice_rows = self._slice_bytes = 0
+        await asyncio.sleep(0)
+        if self._raw_bytes >= FRAME_BYTES:
+            await self.flush()
 
     @property
     def nbytes_gathered(self) -> int:
@@ -389,10 +403,8 @@ class ArchiveSink:
             if piece.end_lsn > self.covered_upto:
                 await self._append("coverage", covered_upto=piece.end_lsn)
             return
-        body, ordinal = _Body(self._level), self._writable().next_ordinal
-        for transaction in kept:
-            await body.add(ordinal, transaction)
-            ordinal += 1
+        body = _Body(self._level)
+        await body.add(self._writable().next_ordinal, kept)
         times = [transaction.commit_time_us for transaction in kept]
         await self._append(
             "data",
@@ -412,7 +424,7 @@ class ArchiveSink:
         tail, index = self._writable(), self._next_index(first)
         body = _Body(self._level)
         for transaction in piece.pieces:
-            await body.add(tail.next_ordinal, transaction)
+            await body.add_changes(tail.next_ordinal, transaction)
         await self._append(
             "part",
             body,
@@ -578,7 +590,7 @@ def _part_of_key(name: str) -> str:
 async def _add_rows(body: _Body, relation: Relation, rows: Sequence[Row], consistent_lsn: int) -> None:
     first = body.encoder.lines
     changes = [RowChange(READ, first + number, relation, row, None) for number, row in enumerate(rows)]
-    await body.add(None, Transaction(0, consistent_lsn, time.time_ns() // 1000, list(changes)))
+    await body.add_changes(None, Transaction(0, consistent_lsn, time.time_ns() // 1000, list(changes)))
 
 
 def _observe_latency(*commit_times_us: int) -> None:
