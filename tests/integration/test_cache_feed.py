@@ -147,7 +147,7 @@ async def test_a_replay_after_a_reconnect_has_no_effect_and_nothing_is_skipped(s
 
 
 async def test_a_covered_position_of_the_last_connection_does_not_skip_what_this_one_sends_again(stage: Stage) -> None:
-    """The archive was covered up to 0x1000 when the connection broke; the cache had not applied all it had been sent."""
+    """The archive was covered up to 0x1000 when the connection broke; the cache had not applied all it was sent."""
     async with running(stage) as feed:
         await stage.until(lambda: feed.state is FeedState.LIVE)
         feed.archive_advanced(0x1000, idle=True)
