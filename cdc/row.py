@@ -18,7 +18,7 @@ import base64
 import enum
 import re
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, TypedDict, cast
 
 import msgspec
 import orjson
@@ -60,7 +60,6 @@ _BASE64_MARK = b'{"$base64":'
 # A shorter text is nested too little to trouble any parser: ours stop at about 1000 levels.
 _SUSPICIOUSLY_LONG: Final = 1000
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_text(value: bytes) -> bytes:
@@ -155,13 +154,13 @@ class RowCodec:
     Built from the columns' names and type oids, in the relation's order.
     """
 
-    __slots__ = ("_columns", "_columns_of_bytes", "_indexes", "_kinds", "_names")
+    __slots__ = ("_columns", "_columns_of_bytes", "_decoder", "_indexes", "_kinds")
 
     def __init__(self, names: Sequence[str], type_oids: Sequence[int]) -> None:
         self._indexes = range(len(names))
-        self._names = list(names)
-        self._kinds = [_KIND_OF_TYPE.get(oid, _TEXT) for oid in type_oids]
-        encoders = [_ENCODERS[kind] for kind in self._kinds]
+        self._kinds = [(name, _KIND_OF_TYPE.get(oid, _TEXT)) for name, oid in zip(names, type_oids, strict=True)]
+        self._decoder: msgspec.json.Decoder[dict[str, Any]] | None = None
+        encoders = [_ENCODERS[kind] for _, kind in self._kinds]
         self._columns = [(name, encoder) for name, (encoder, _) in zip(names, encoders, strict=True)]
         self._columns_of_bytes = [(name, encoder) for name, (_, encoder) in zip(names, encoders, strict=True)]
 
@@ -180,25 +179,48 @@ class RowCodec:
 
         Raises DataError for bytes that `encode` cannot have written.
         """
+        if self._decoder is None:
+            self._decoder = _decoder(self._kinds)
+        row: Row = []
         try:
-            values = _OBJECT.decode(encoded)
-            return [
-                self._decode_value(kind, bytes(values[name])) if name in values else ABSENT
-                for name, kind in zip(self._names, self._kinds, strict=True)
-            ]
+            values = self._decoder.decode(encoded)
+            for name, kind in self._kinds:
+                value = values.get(name, ABSENT)
+                if value is None or value is ABSENT:
+                    row.append(value)
+                elif kind == _TEXT and isinstance(value, str):
+                    row.append(value.encode())
+                else:
+                    row.append(_decode_value(kind, value))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError("a row in the archive is not as this program writes rows", detail=str(error)) from error
+        return row
 
-    def _decode_value(self, kind: int, value: bytes) -> bytes | None:
-        if value == b"null":
-            return None
-        if kind == _TEXT:
-            return decode_text(value)
-        if kind == _BOOLEAN:
-            return b"t" if value == b"true" else b"f"
-        if kind == _JSON:
-            return _decode_json(value)
-        return value[1:-1] if value.startswith(b'"') else value
+
+def _decoder(kinds: list[tuple[str, int]]) -> msgspec.json.Decoder[dict[str, Any]]:
+    """Numbers and json are left as they are written, to lose no digit; strings are decoded on the way where we can.
+
+    msgspec (0.22) silently drops fields of a TypedDict whose names are not ASCII, so there every value stays raw.
+    """
+    if not all(name.isascii() for name, _ in kinds):
+        return msgspec.json.Decoder(dict[str, msgspec.Raw])
+    shape = {name: str | dict[str, str] | None if kind == _TEXT else msgspec.Raw for name, kind in kinds}
+    return msgspec.json.Decoder(cast(Any, TypedDict)("Row", shape, total=False))
+
+
+def _decode_value(kind: int, value: Any) -> bytes | None:
+    if isinstance(value, dict):
+        return base64.b64decode(value["$base64"], validate=True)
+    raw = bytes(value)
+    if raw == b"null":
+        return None
+    if kind == _TEXT:
+        return decode_text(raw)
+    if kind == _BOOLEAN:
+        return b"t" if raw == b"true" else b"f"
+    if kind == _JSON:
+        return _decode_json(raw)
+    return raw[1:-1] if raw.startswith(b'"') else raw
 
 
 def _fields(row: Row, indexes: Sequence[int], columns: list[tuple[str, Encoder]]) -> dict[str, object]:
