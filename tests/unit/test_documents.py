@@ -1,0 +1,76 @@
+"""What the documents say about the code is there."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_architecture_begins_with_the_invariant_and_the_crash_table() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["The invariant", "What a crash leaves"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        assert (document.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_tests_and_modules_that_are_named_are_there(document: Path) -> None:
+    for name in re.findall(r"`((?:tests|cdc|deploy|sql|docs)/[\w./-]+)`", document.read_text()):
+        assert list(ROOT.glob(name.rstrip("/"))) or (ROOT / f"{name}.py").exists(), name
+
+
+def test_every_promise_has_a_test() -> None:
+    promises = re.findall(r"^\| \*\*(P\d) .*\| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [promise for promise, _ in promises] == [f"P{number}" for number in range(1, 9)]
+    assert all("tests/" in guards for _, guards in promises)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    source = (ROOT / "cdc" / "cli.py").read_text()
+    commands = re.findall(r"^@app\.command\(\)\ndef (\w+)", source, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    assert [command for command in commands if f"| `cdc {command}" not in readme] == []
+
+
+def keys_of_the_runbook() -> Iterator[str]:
+    for heading in re.findall(r"^### (.+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE):
+        yield from re.findall(r'["`]([^"`]+)["`]', heading)
+
+
+@pytest.mark.parametrize("key", list(keys_of_the_runbook()))
+def test_the_runbook_is_keyed_by_what_the_program_says(key: str) -> None:
+    """Messages are broken over lines of source, so the literals are joined first."""
+    source = "\n".join(path.read_text() for path in (ROOT / "cdc").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    assert key in joined
+
+
+def test_decisions_are_numbered_without_holes_and_have_their_four_parts() -> None:
+    decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(path.name[:4]) for path in decisions] == list(range(len(decisions)))
+    for path in decisions:
+        parts = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
+        assert parts == ["Context", "Decision", "Rejected", "Consequences"], path.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_lines_are_no_longer_than_code(document: Path) -> None:
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 125 and not line.startswith("|")]
+    assert long == []
