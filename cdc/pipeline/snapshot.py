@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 import structlog
 
 from cdc.archive.sink import ArchiveSink
+from cdc.cache.order import is_time
+from cdc.cache.projection import WarmQuery
 from cdc.cache.sink import CacheSink
 from cdc.change import Relation, format_time
 from cdc.config import Settings
@@ -66,8 +68,14 @@ async def _rows_for_cache(
         table = publication.table(query.table)
         if table is None:
             continue
-        where = None
-        if query.time_column is not None:
-            where = Condition(query.time_column, ">=", format_time(now_us - query.window_s * 1_000_000))
+        where = _inside_window(query, table.relation, now_us)
         async for rows in reader.rows(table, where=where, order_by=query.order_by):
             yield table.relation, rows
+
+
+def _inside_window(query: WarmQuery, relation: Relation, now_us: int) -> Condition | None:
+    """None for a table without such a column, or whose column of that name is not a time: all of its rows."""
+    index = relation.column_index.get(query.time_column or "")
+    if query.time_column is None or index is None or not is_time(relation.columns[index].type_oid):
+        return None
+    return Condition(query.time_column, ">=", format_time(now_us - query.window_s * 1_000_000))

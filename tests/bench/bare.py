@@ -9,6 +9,7 @@ import sys
 import time
 
 from psycopg import pq
+from psycopg.conninfo import make_conninfo
 from psycopg.pq.abc import PGconn
 
 from cdc.lsn import parse_lsn
@@ -52,7 +53,7 @@ def _count_until(connection: PGconn, marker_lsn: int) -> int:
 
 def main() -> None:
     dsn, slot, publication, marker_lsn = sys.argv[1:5]
-    connection = pq.PGconn.connect(f"{dsn} replication=database".encode())
+    connection = pq.PGconn.connect(make_conninfo(dsn, replication="database").encode())
     if connection.status != pq.ConnStatus.OK:
         raise SystemExit(connection.error_message.decode())
     _start(connection, slot, publication)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
@@ -59,7 +59,13 @@ def drop_slot(connection: psycopg.Connection[Any], name: str) -> None:
     raise TimeoutError(f"slot {name} is still in use")
 
 
-def wait_active(connection: psycopg.Connection[Any], slot: str, process: subprocess.Popen[bytes]) -> float:
+class Running(Protocol):
+    """A contender's process, as far as it must be watched."""
+
+    def poll(self) -> int | None: ...
+
+
+def wait_active(connection: psycopg.Connection[Any], slot: str, process: Running) -> float:
     """The wall-clock time at which the slot's walsender was first seen, in seconds."""
     query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s"
     deadline = time.monotonic() + _PATIENCE_S
