@@ -14,10 +14,8 @@ from psycopg import pq
 
 from cdc.errors import CdcError, Invalid, SlotLost, Unavailable
 
-SLOT_ACTIVE: Final = "55006"
 UNDEFINED_OBJECT: Final = "42704"
 NOT_IN_PREREQUISITE_STATE: Final = "55000"
-QUERY_CANCELED: Final = "57014"
 
 
 class SlotActive(Unavailable):

@@ -27,6 +27,7 @@ from typing import Final, Self
 import psycopg
 import structlog
 from psycopg import pq
+from psycopg.errors import Diagnostic
 
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
@@ -36,6 +37,9 @@ from cdc.postgres.moment import Moment
 from cdc.postgres.pump import Pump
 from cdc.postgres.quoting import quote_identifier, quote_literal
 from cdc.postgres.refusal import (
+    NOT_IN_PREREQUISITE_STATE,
+    UNDEFINED_OBJECT,
+    Refusal,
     SlotActive,
     at_slot,
     in_session,
@@ -89,6 +93,7 @@ class ReplicationStream:
         self._read_bytes = 0
         self._moment = Moment()
         self._ending: CdcError | None = None
+        connection.add_notice_handler(self._heed)
 
     @classmethod
     async def open(cls, settings: PostgresSettings, server_encoding: str = "UTF8") -> Self:
@@ -143,6 +148,8 @@ class ReplicationStream:
         await self._rest()
         while True:
             messages, nbytes = self._pump.drain(_RECEIVE_BYTES)
+            if self._ending is not None:
+                raise self._ending
             if messages:
                 self._note_read(nbytes)
                 return messages
@@ -197,6 +204,18 @@ class ReplicationStream:
             else:
                 self._ending = Unavailable("Postgres ended the stream", hint="if this repeats, read the server's log")
         return self._ending
+
+    def _heed(self, diagnostic: Diagnostic) -> None:
+        """Make an error of the one warning that means lost rows.
+
+        Since version 18 a publication that does not exist where the WAL is being read is skipped with a warning, and
+        every change with it. Before, it was an error, and here it stays one: what follows is never handed out.
+        """
+        message = diagnostic.message_primary or ""
+        log.warning("server_notice", severity=diagnostic.severity_nonlocalized, message=message)
+        if diagnostic.sqlstate == NOT_IN_PREREQUISITE_STATE and f'"{self._publication}"' in message:
+            refusal = Refusal(UNDEFINED_OBJECT, message, diagnostic.message_detail or "")
+            self._ending = in_stream(refusal, self._slot, self._publication)
 
     # Writing
 

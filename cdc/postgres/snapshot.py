@@ -9,7 +9,6 @@ partitions' place, all of them. Row-level security, which the stream does not kn
 """
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -30,9 +29,8 @@ from cdc.row import Row
 _BATCH_ROWS: Final = 1000
 _BATCH_BYTES: Final = 1024 * 1024
 
-_ESCAPE: Final = re.compile(rb"\\(.)", re.DOTALL)
-# The escapes that COPY TO writes (copyto.c, CopyAttributeOutText); every other escaped byte stands for itself.
-_UNESCAPED: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+# The escapes that COPY TO writes (copyto.c, CopyAttributeOutText), besides the doubled backslash.
+_ESCAPES: Final = ((rb"\n", b"\n"), (rb"\t", b"\t"), (rb"\r", b"\r"), (rb"\b", b"\b"), (rb"\f", b"\f"), (rb"\v", b"\v"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +128,16 @@ def decode_row(line: bytes, width: int) -> Row:
 
 
 def _unescape(field: bytes) -> bytes | None:
+    """Take the escapes off. Between doubled backslashes every other backslash begins an escape of its own."""
     if field == rb"\N":
         return None
-    return _ESCAPE.sub(lambda match: _UNESCAPED.get(match[1], match[1]), field)
+    pieces = field.split(rb"\\")
+    for index, piece in enumerate(pieces):
+        if b"\\" in piece:
+            for escape, byte in _ESCAPES:
+                piece = piece.replace(escape, byte)
+            pieces[index] = piece
+    return b"\\".join(pieces)
 
 
 @contextlib.asynccontextmanager

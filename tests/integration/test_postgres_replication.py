@@ -165,8 +165,6 @@ async def test_a_slot_of_another_database_is_invalid(database: str, postgres_ser
 
 
 async def test_a_publication_younger_than_the_slot_does_not_exist_for_earlier_changes(database: str) -> None:
-    if int(str(fetch(database, "SELECT current_setting('server_version_num')")[0])) >= 180000:
-        pytest.skip("since 18 a missing publication is a WARNING")
     settings = settings_for(database)
     execute(database, "CREATE TABLE t (id int PRIMARY KEY)")
     make_slot(settings)
@@ -175,6 +173,27 @@ async def test_a_publication_younger_than_the_slot_does_not_exist_for_earlier_ch
         async with consuming(settings) as consumer:
             await consumer.take(1)
     assert "CREATE PUBLICATION" in refused.value.hint
+
+
+async def test_a_publication_dropped_under_the_stream_ends_it_before_rows_are_missed(database: str) -> None:
+    """On 18 the server only warns, and goes on without the rows."""
+    settings = settings_for(database)
+    execute(database, *_TABLE)
+    make_slot(settings)
+    async with consuming(settings) as consumer:
+        execute(database, "INSERT INTO t VALUES (1, 'one')")
+        await consumer.take(1)
+        execute(
+            database,
+            "DROP PUBLICATION cdc",
+            "INSERT INTO t VALUES (2, 'unpublished')",
+            "CREATE PUBLICATION cdc FOR TABLE t",
+            "INSERT INTO t VALUES (3, 'published again')",
+        )
+        with pytest.raises(Invalid, match="publication cdc does not exist"):
+            await consumer.take(1)
+        with pytest.raises(Invalid):
+            await consumer.stream.receive()
 
 
 async def test_a_terminated_stream_is_unavailable_after_all_that_arrived_was_read(database: str) -> None:
