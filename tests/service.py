@@ -217,19 +217,19 @@ class Service:
 
     def wait_until_archived(self, admin_dsn: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until everything committed before this call is acknowledged."""
-        target = mark(admin_dsn)
-        self._wait(lambda: confirmed_flush_lsn(admin_dsn, self.slot) >= target, "archived and acknowledged", timeout_s)
-
-    def wait_until_cached(self, admin_dsn: str, *, timeout_s: float = PATIENCE_S) -> None:
-        """Wait until the cache says that it holds everything committed before this call."""
-        target = mark(admin_dsn)
-        self._wait(lambda: self.cached_lsn() >= target, "cached", timeout_s)
+        self._wait_until_acknowledged(admin_dsn, mark(admin_dsn), timeout_s)
 
     def wait_until_caught_up(self, admin_dsn: str, *, timeout_s: float = PATIENCE_S) -> None:
-        """Both sinks."""
-        self.wait_until_archived(admin_dsn, timeout_s=timeout_s)
+        """Wait until everything committed before this call is in both sinks, as they themselves say."""
+        target = mark(admin_dsn)
+        self._wait_until_acknowledged(admin_dsn, target, timeout_s)
         if self.cache_url is not None:
-            self.wait_until_cached(admin_dsn, timeout_s=timeout_s)
+            self._wait(lambda: self.cached_lsn() >= target, "cached", timeout_s)
+
+    def _wait_until_acknowledged(self, admin_dsn: str, target: int, timeout_s: float) -> None:
+        # A new slot confirms the place where it begins, before the rows of the backfill are archived.
+        self.wait_for_event("streaming", timeout_s=timeout_s)
+        self._wait(lambda: confirmed_flush_lsn(admin_dsn, self.slot) >= target, "archived and acknowledged", timeout_s)
 
     def cached_lsn(self) -> int:
         """The cache's own checkpoint; 0 if it has none or is away."""
