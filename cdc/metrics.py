@@ -29,4 +29,3 @@ reconnects = Counter("cdc_reconnects", "Replication connections lost and opened 
 retries = Counter("cdc_retries", "Attempts at a sink that failed for now", ["sink"], registry=REGISTRY)
 catch_ups = Counter("cdc_cache_catch_ups", "Times the cache went back to the archive", registry=REGISTRY)
 warm_ups = Counter("cdc_cache_warm_ups", "Times the cache was filled from a snapshot", registry=REGISTRY)
-state = Gauge("cdc_state", "1 for the state the service is in, 0 for the others", ["state"], registry=REGISTRY)
