@@ -182,8 +182,9 @@ class CacheModel:
         chosen = {name: new[name] for name in ("pos", "id", "content")}
         stored = self.entries.get(new_key)
         stored_pos = None if stored is None or stored.value is None else stored.value["pos"]
-        if old_key != new_key:  # new here
-            if new["pos"] is not None and (stored_pos is None or stored_pos <= new["pos"]):
+        if old_key != new_key:  # new here; one from elsewhere cannot be known to be the newest of an absent key
+            newest = old is None if stored_pos is None else new["pos"] is not None and stored_pos <= new["pos"]
+            if new["pos"] is not None and newest:
                 self.entries[new_key] = Entry(expiry_ms, value=chosen)
         elif old is not None and stored_pos is not None:
             same = old["pos"] == stored_pos

@@ -273,6 +273,10 @@ class BoundLatest(Bound):
             return
         if change.op == UPDATE and self._has_hole(row):
             plan.forget_latest(key, self._shape)
+        elif change.op == UPDATE:
+            # It came from another key. Where nothing is stored, the newest may have gone or expired, and an older row
+            # must not pose as it: an order that no row has lets it in only as the newest of a key that is there.
+            plan.revise(key, self._shape, row, order, b"", expiry_ms)
         else:
             plan.newest(key, self._shape, row, order, expiry_ms)
 

@@ -166,14 +166,18 @@ def _printed(value: bytes | None, type_name: str) -> Value:
 
 
 def unsettled_sessions(told: Sequence[Transaction]) -> set[str]:
-    """Sessions that a row was taken from: `state` may be missing, for nobody told the cache which turn was second."""
+    """Sessions that a turn left or came to from another: their `state` may be missing.
+
+    Whose newest turn goes has no state, for nobody told the cache which turn was second; and a turn that comes from
+    another session cannot be known to be the newest where there is no state.
+    """
     found: set[str] = set()
     for transaction in told:
         for change in transaction.changes:
             if change.table == "public.turns" and change.old is not None:
-                before = change.old.get("session_hash")
-                if isinstance(before, str) and (change.new is None or change.new.get("session_hash") != before):
-                    found.add(before)
+                before, after = change.old.get("session_hash"), (change.new or {}).get("session_hash")
+                if before != after:
+                    found |= {session for session in (before, after) if isinstance(session, str)}
     return found
 
 
