@@ -471,6 +471,17 @@ class TestTrouble:
         assert lsns(await archived(bucket)) == [1]
         await assert_intact(bucket)
 
+    async def test_a_hint_is_left_now_and_then(self, bucket: FaultyBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("cdc.archive.sink._HINT_INTERVAL_S", 0.0)
+        sink = await opened(bucket)
+        for number in range(1, 40):
+            await sink.write(batch(transaction(number)))
+            await asyncio.sleep(0)
+        hinted = json.loads(bucket.objects[HINT_KEY])["seq"]
+        assert 16 <= hinted < 39
+        await sink.close()
+        assert json.loads(bucket.objects[HINT_KEY])["seq"] == 39
+
     async def test_a_hint_that_cannot_be_written_harms_nothing(self, bucket: FaultyBucket) -> None:
         async def replace(key: str, body: bytes) -> None:
             raise Unavailable("down")
