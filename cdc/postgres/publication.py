@@ -8,7 +8,7 @@ be published: it is compared before WAL is acknowledged of which nothing was sen
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -390,9 +390,3 @@ def _sql_name(bearer: Identified | PublishedTable) -> str:
 
 def _sql_name_of(qualified_name: str) -> str:
     return ".".join(quote_identifier(part) for part in qualified_name.split(".", 1))
-
-
-def replica_identities(publication: Publication) -> Mapping[str, str]:
-    """The replica identity of each table by qualified name, in words, for people."""
-    words = {DEFAULT: "default", NOTHING: "nothing", FULL: "full", INDEX: "index"}
-    return {table.qualified_name: words[table.replica_identity] for table in publication.tables}
