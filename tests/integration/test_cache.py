@@ -202,7 +202,9 @@ async def test_an_old_piece_that_comes_again_takes_nothing_back(redis_url: str) 
     await sink.write(batch(first, second))
     await sink.write(batch(first))
     assert (await read_cache(settings))["turn:t1"].value == turn(1, content="new")
+    await command(sink, "CONFIG", "RESETSTAT")
     assert await sink.write(batch(first, second, third)) == end_lsn(1)
+    assert "cmdstat_evalsha:calls=1," in str(await command(sink, "INFO", "commandstats"))
     await sink.close()
 
 
@@ -320,7 +322,7 @@ async def test_a_member_of_another_shape_is_found_by_its_primary_key(redis_url: 
     members = [member["added" if "added" in member else "id"] for _, member in (await _history(settings)).rows]
     assert sorted(map(str, members)) == [str(big), "new"]
     await sink.write(batch(transaction(3, NOW_US, RowChange(DELETE, 0, wider, None, [*row, b"default"]))))
-    assert len((await _history(settings)).rows) == 1
+    assert [member["added"] for _, member in (await _history(settings)).rows] == ["new"]
     await sink.close()
 
 

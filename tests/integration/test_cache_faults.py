@@ -139,6 +139,27 @@ async def test_a_lost_answer_is_settled_by_looking(make_valkey: MakeValkey) -> N
         assert await read_cache(settings_of(url)) == model_of(first, second, third).entries
 
 
+async def test_a_checkpoint_that_went_back_while_nobody_looked_is_noticed(make_valkey: MakeValkey) -> None:
+    """A failover that lost its tail, at the very moment when an answer was lost."""
+    server = make_valkey()
+    wire = Wire(server.port)
+    async with (
+        wire.url() as url,
+        opened(settings_of(url)) as sink,
+        opened(settings_of(server.url), warm=False) as other,
+    ):
+        first, second, third = some_transactions(3)
+        await sink.write(batch(first))
+        wire.lose_answers = True
+        with pytest.raises(Unavailable):
+            await sink.write(batch(second))
+        wire.lose_answers = False
+        await command(other, "HSET", "cdc:meta", "lsn", "0/8")
+        with pytest.raises(Moved):
+            await sink.write(batch(second, third))
+        assert await sink.open() == START
+
+
 async def test_a_command_that_was_cut_in_its_middle_did_nothing(make_valkey: MakeValkey) -> None:
     wire = Wire(make_valkey().port)
     async with wire.url() as url, opened(settings_of(url)) as sink:
