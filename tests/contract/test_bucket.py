@@ -244,8 +244,9 @@ class TestR2:
     async def test_an_answer_that_does_not_come_is_unavailable(
         self, server: S3Server, open: Callable[..., S3Bucket]
     ) -> None:
-        bucket = open(put_timeout_s=0.5)
-        server.delay(after_s=3.0, times=1)
+        bucket = open(put_timeout_s=2.0)
+        assert await bucket.get("log/0") is None  # the client and its connection are made
+        server.delay(after_s=5.0, times=1)
         with pytest.raises(Unavailable):
             await bucket.create("log/0", b"body")
         assert await bucket.get("log/0") == b"body"

@@ -29,7 +29,7 @@ async def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     url = f"s3://archive/{uuid.uuid4().hex}"
-    made = open_bucket(settings(url=url, endpoint_url=server.endpoint_url, put_timeout_s=1.0))
+    made = open_bucket(settings(url=url, endpoint_url=server.endpoint_url, put_timeout_s=3.0))
     yield made
     await made.close()
     server.heal()
@@ -64,9 +64,9 @@ async def test_every_fault_of_a_bucket_leaves_the_archive_intact(server: S3Serve
     await sink.write(batch(transaction(2)))
     server.lose_answer(times=2)
     await sink.write(batch(transaction(3)))
-    server.delay(after_s=1.5, times=1)  # applied, and answered when we no longer listen
+    server.delay(after_s=4.0, times=1)  # applied, and answered when we no longer listen
     await sink.write(batch(transaction(4)))
-    server.delay(before_s=1.5, times=1)  # applied when we no longer listen
+    server.delay(before_s=4.0, times=1)  # applied when we no longer listen
     await sink.write(batch(transaction(5)))
     server.lose_answer(times=2)
     server.fail(500, times=1, methods="GET")  # and when we ask, it is away again
