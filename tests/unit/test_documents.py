@@ -72,7 +72,11 @@ def test_decisions_are_numbered_without_holes_and_have_their_four_parts() -> Non
         assert parts == ["Context", "Decision", "Rejected", "Consequences"], path.name
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+# `make bench` writes docs/benchmarks.md as it likes.
+WRITTEN = [path for path in DOCUMENTS if path.name != "benchmarks.md"]
+
+
+@pytest.mark.parametrize("document", WRITTEN, ids=names(WRITTEN))
 def test_lines_are_no_longer_than_code(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
     long = [line for line in text.splitlines() if len(line) > 125 and not line.startswith("|")]
