@@ -344,12 +344,12 @@ async def test_eviction_takes_rows_but_not_the_checkpoint(make_valkey: MakeValke
     server = make_valkey(settings={"maxmemory-policy": "volatile-lru"})
     async with opened(settings_of(server.url)) as sink:
         used = int(str(await command(sink, "INFO", "memory")).split("used_memory:")[1].split("\\r")[0])
-        await command(sink, "CONFIG", "SET", "maxmemory", str(used + 2_000_000))
+        await command(sink, "CONFIG", "SET", "maxmemory", str(used + 12_000_000))
         large = "x" * 2000
-        transactions = [transaction(n, NOW_US, created(turn(n, content=large))) for n in range(1, 3001)]
-        assert await sink.write(batch(*transactions)) == end_lsn(3000)
-        assert len(await read_cache(settings_of(server.url))) < 2000
-        assert await sink.open() == Position(EPOCH, end_lsn(3000))
+        transactions = [transaction(n, NOW_US, created(turn(n, content=large))) for n in range(1, 8001)]
+        assert await sink.write(batch(*transactions)) == end_lsn(8000)
+        assert len(await read_cache(settings_of(server.url))) < 8000
+        assert await sink.open() == Position(EPOCH, end_lsn(8000))
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
