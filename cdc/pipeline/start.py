@@ -17,7 +17,7 @@ from cdc.lsn import format_lsn
 from cdc.pipeline.snapshot import backfill
 from cdc.postgres.lock import try_lock
 from cdc.postgres.publication import Publication, check_publication, read_publication
-from cdc.postgres.replication import ReplicationStream, SlotActive
+from cdc.postgres.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
 from cdc.postgres.slot import Slot, check_slot, drop_slot, read_slot
@@ -97,6 +97,16 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
 
 def _end_of(position: Position | None) -> str:
     return "its beginning" if position is None else format_lsn(position.lsn)
+
+
+def check_identity(identity: Identity, server: Server) -> None:
+    """The stream talks to the very server that was examined, which several hosts in one DSN do not guarantee."""
+    if identity.epoch != server.epoch:
+        raise Unavailable(
+            "the replication connection reached another server than the SQL session",
+            detail=f"{identity.epoch} is not {server.epoch}: a failover is under way, or postgres.dsn names standbys",
+            hint="add target_session_attrs=read-write to postgres.dsn",
+        )
 
 
 def check_covered(slot: Slot, covered_upto: int) -> None:
