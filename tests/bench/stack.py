@@ -163,6 +163,10 @@ class Scene:
         text = self.cache.hget("cdc:meta", "lsn")
         return parse_lsn(text.decode()) if isinstance(text, bytes) else 0
 
+    def wal_position(self) -> int:
+        row = self.connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        return parse_lsn(row[0]) if row else 0
+
     def segments(self) -> list[tuple[float, Header]]:
         """Every segment: the wall-clock second at which it got its name, and its header."""
         found: list[tuple[float, Header]] = []
