@@ -262,7 +262,7 @@ def test_nothing_leaks_over_many_interruptions(
     service = make_service(installed, archive_dir, redis_url).start()
     service.wait_until_caught_up(installed)
     before = open_files(service)
-    for _ in range(8):
+    for _ in range(4):
         query(installed, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
         service.wait_until_caught_up(installed)
     assert open_files(service) <= before + 4
