@@ -82,7 +82,12 @@ def transaction(number: int, commit_time_us: int, *changes: Change) -> Transacti
     for seq, change in enumerate(changes):
         change.seq = seq
     lsn = number * 16
-    return Transaction(number, lsn, commit_time_us, list(changes), end_lsn=lsn + 8, nbytes=200 * len(changes))
+    return Transaction(number, lsn, commit_time_us, list(changes), end_lsn=lsn + 8, nbytes=sum(map(_nbytes, changes)))
+
+
+def _nbytes(change: Change) -> int:
+    row = change.new if isinstance(change, RowChange) else None
+    return 100 + sum(len(value) for value in row or () if isinstance(value, bytes))
 
 
 def end_lsn(number: int) -> int:

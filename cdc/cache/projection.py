@@ -122,13 +122,13 @@ class Bound:
         elif change.op == UPDATE:
             self._apply_update(change, new, commit_ms + self._ttl_ms, plan)
         else:
-            self._insert(new, change, commit_ms + self._ttl_ms, plan)
-
-    def _key_of(self, row: Row) -> bytes | None:
-        if self._single < 0:
-            return self._key.of(row)
-        value = row[self._single]
-        return self._prefix + value + self._suffix if isinstance(value, bytes) else None
+            value = new[self._single]
+            if self._single < 0 or value.__class__ is not bytes:
+                key = self._key.of(new)
+            else:
+                key = self._prefix + value + self._suffix
+            if key is not None:
+                self._insert(key, change, new, commit_ms + self._ttl_ms, plan)
 
     def _apply_delete(self, change: RowChange, expiry_ms: int, plan: Plan) -> None:
         if change.old is None or not self._key.known(change.old):
@@ -150,25 +150,26 @@ class Bound:
         if old_key is not None and change.old is not None:
             self._delete(old_key, change.old, expiry_ms, plan)
         if key is not None:
-            self._insert(new, change, expiry_ms, plan, key=key)
+            self._insert(key, change, new, expiry_ms, plan)
 
     def read(self, change: RowChange, snapshot_ms: int, plan: Plan) -> None:
         """Add a snapshot's row, unless its time of life is over. It lives as if written at its time, never longer."""
         row = change.new
         if row is None:
             return
+        key = self._key.of(row)
         expiry_ms = min(self._written_ms(row, snapshot_ms), snapshot_ms) + self._ttl_ms
-        if expiry_ms > snapshot_ms:
-            self._read(row, change, int(expiry_ms), plan)
+        if key is not None and expiry_ms > snapshot_ms:
+            self._read(key, change, row, int(expiry_ms), plan)
 
-    def _read(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan) -> None:
-        self._insert(row, change, expiry_ms, plan)
+    def _read(self, key: bytes, change: RowChange, row: Row, expiry_ms: int, plan: Plan) -> None:
+        self._insert(key, change, row, expiry_ms, plan)
 
     def _written_ms(self, row: Row, snapshot_ms: int) -> int | float:
         value = row[self._time_index] if self._time_index >= 0 else None
         return time_us(value) / 1000 if isinstance(value, bytes) else snapshot_ms
 
-    def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
+    def _insert(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
         raise NotImplementedError
 
     def _update(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
@@ -179,17 +180,14 @@ class Bound:
 
 
 class BoundRow(Bound):
-    def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
-        key = key or self._key_of(row)
-        if key is not None:
-            self._update(key, change, row, expiry_ms, plan)
-
-    def _update(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
+    def _insert(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
         after = change.after
         if after is None or (change.op == UPDATE and ABSENT in new):
             plan.unlink(key)
         else:
             plan.set(key, after, expiry_ms)
+
+    _update = _insert
 
     def _delete(self, key: bytes, old: Row, expiry_ms: int, plan: Plan) -> None:
         plan.unlink(key)
@@ -205,23 +203,21 @@ class BoundHistory(Bound):
         self._score = score_of_type(relation.columns[self._order].type_oid)
         self._key_names = [(index, orjson.dumps(relation.columns[index].name)) for index in relation.key_indexes]
 
-    def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
-        key = key or self._key_of(row)
-        order, after = row[self._order], change.after
-        if key is None or after is None or not isinstance(order, bytes):
+    def _insert(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
+        order, after = new[self._order], change.after
+        if after is None or not isinstance(order, bytes):
             return
-        if change.op == UPDATE and ABSENT in row:
+        if change.op == UPDATE and ABSENT in new:
             plan.forget(key, self._limit)
         else:
             plan.add(key, self._limit, self._score(order), after, expiry_ms)
 
-    def _read(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan) -> None:
+    def _read(self, key: bytes, change: RowChange, row: Row, expiry_ms: int, plan: Plan) -> None:
         """A history lives as long as the longest lived of its rows, which arrive one after another."""
-        key = self._key.of(row)
-        if key is not None and key == self._read_key:
+        if key == self._read_key:
             expiry_ms = max(expiry_ms, self._read_expiry_ms)
         self._read_key, self._read_expiry_ms = key, expiry_ms
-        self._insert(row, change, expiry_ms, plan, key=key)
+        self._insert(key, change, row, expiry_ms, plan)
 
     def _update(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
         order, after = new[self._order], change.after
@@ -266,19 +262,18 @@ class BoundLatest(Bound):
         skip = len(b"{" + orjson.dumps(projection.order_by) + b":")
         self._shape = LatestShape(relation.codec, 0 if kind is None else kind, self._only, skip)
 
-    def _insert(self, row: Row, change: RowChange, expiry_ms: int, plan: Plan, key: bytes | None = None) -> None:
-        key = key or self._key_of(row)
-        order = row[self._order]
-        if key is None or not isinstance(order, bytes):
+    def _insert(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
+        order = new[self._order]
+        if not isinstance(order, bytes):
             return
-        if change.op == UPDATE and self._has_hole(row):
+        if change.op == UPDATE and self._has_hole(new):
             plan.forget_latest(key, self._shape)
         elif change.op == UPDATE:
             # It came from another key. Where nothing is stored, the newest may have gone or expired, and an older row
             # must not pose as it: an order that no row has lets it in only as the newest of a key that is there.
-            plan.revise(key, self._shape, row, order, b"", expiry_ms)
+            plan.revise(key, self._shape, new, order, b"", expiry_ms)
         else:
-            plan.newest(key, self._shape, row, order, expiry_ms)
+            plan.newest(key, self._shape, new, order, expiry_ms)
 
     def _update(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
         order: Value = new[self._order]

@@ -77,6 +77,7 @@ class CacheSink:
             raise Invalid("the cache's projections disturb one another", detail="; ".join(conflicts))
         self._settings = settings
         self._epoch = epoch
+        self._batch_rows, self._batch_bytes = settings.batch_rows, settings.batch_bytes
         self._connection = Connection(settings)
         self._digest = _digest(settings.projections)
         self._checkpoint = Checkpoint()
@@ -166,9 +167,10 @@ class CacheSink:
         for transaction in batch.transactions:
             if gathering.covers(transaction):
                 continue
-            if gathering.plan.rows and not self._fits(transaction, gathering.plan):
+            if not self._gather(transaction, gathering):
                 await self._apply(gathering)
-            await self._take(transaction, gathering)
+                if not self._gather(transaction, gathering):
+                    await self._take(transaction, gathering)
             newest = transaction.commit_time_us
             oldest = oldest or newest
         await self._apply(gathering)
@@ -194,20 +196,32 @@ class CacheSink:
         if not self._usable(self._checkpoint):
             raise Moved("the cache has no checkpoint to go on from", detail=self._checkpoint.describe())
 
-    def _fits(self, transaction: Transaction, plan: Plan) -> bool:
-        rows, nbytes = plan.rows + len(transaction.changes), plan.nbytes + transaction.nbytes
-        return rows <= self._settings.batch_rows and nbytes <= self._settings.batch_bytes
+    def _gather(self, transaction: Transaction, gathering: "_Gathering") -> bool:
+        """What nearly every transaction is: whole, only rows, and there is room. False, and nothing done, otherwise."""
+        changes, plan = transaction.changes, gathering.plan
+        if plan.rows + len(changes) > self._batch_rows or plan.nbytes + transaction.nbytes > self._batch_bytes:
+            return False
+        if gathering.part_commit_lsn or transaction.first_seq or not transaction.last:
+            return False
+        for change in changes:
+            if isinstance(change, Truncate):
+                return False
+        commit_ms = transaction.commit_time_us // 1000
+        for change in changes:
+            if isinstance(change, RowChange):
+                self._project(change, commit_ms, plan)
+        gathering.lsn = transaction.end_lsn
+        return True
 
     async def _take(self, transaction: Transaction, gathering: "_Gathering") -> None:
         first_seq = gathering.begin(transaction)
         commit_ms = transaction.commit_time_us // 1000
-        batch_rows, batch_bytes = self._settings.batch_rows, self._settings.batch_bytes
         for change in transaction.changes:
             if change.seq < first_seq:
                 continue
             if isinstance(change, RowChange):
                 plan = gathering.plan
-                if plan.rows >= batch_rows or plan.nbytes >= batch_bytes:
+                if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
                     await self._apply_part(gathering, transaction, change)
                     plan = gathering.plan
                 self._project(change, commit_ms, plan)
@@ -217,12 +231,16 @@ class CacheSink:
         gathering.finish(transaction)
 
     def _project(self, change: RowChange, commit_ms: int, plan: Plan) -> None:
-        bound = self._bind(change.relation)
+        known = self._bound.get(change.relation.qualified_name)
+        bound = known[1] if known is not None and known[0] is change.relation else self._bind(change.relation)
+        if not bound:
+            return
         for projection in bound:
             projection.apply(change, commit_ms, plan)
-        if bound:
-            plan.rows += 1
-            plan.nbytes += len(change.after or b"")
+        plan.rows += 1
+        after = change.after
+        if after is not None:
+            plan.nbytes += len(after)
 
     def _bind(self, relation: Relation) -> list[Bound]:
         known = self._bound.get(relation.qualified_name)
@@ -348,7 +366,7 @@ class CacheSink:
         async for relation, chunk in rows:
             bound = self._bind(relation)
             for row in chunk:
-                if plan.rows >= self._settings.batch_rows or plan.nbytes >= self._settings.batch_bytes:
+                if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
                     await self._call(plan, self._checkpoint)
                     plan = Plan()
                 change = RowChange(READ, 0, relation, row, None)
