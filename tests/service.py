@@ -46,7 +46,7 @@ def parse_lsn(text: str) -> int:
 
 def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
     """One statement on a connection of its own; its rows, if it has any."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True, client_encoding="utf8") as connection:
         found = connection.execute(statement.encode(), parameters or None)
         return found.fetchall() if found.description else []
 

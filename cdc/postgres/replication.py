@@ -259,5 +259,8 @@ async def identify_system(connection: Connection) -> Identity:
         raise in_session(refusal_of_exception(error)) from None
     if answer is None:
         raise Unavailable("Postgres did not answer IDENTIFY_SYSTEM")
-    system_identifier, timeline, flushed, database = answer
-    return Identity(Epoch(str(system_identifier), int(timeline)), parse_lsn(str(flushed)), str(database))
+    # psycopg gives text as bytes where client_encoding is SQL_ASCII.
+    system_identifier, timeline, flushed, database = (
+        value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value) for value in answer
+    )
+    return Identity(Epoch(system_identifier, int(timeline)), parse_lsn(flushed), database)

@@ -22,6 +22,9 @@ from tests.faults.workload import Workload
 from tests.servers import PostgresAddress, RedisAddress, flushed_redis, fresh_database
 from tests.service import Service, install, wait_until
 
+# One run's evidence serves all tests of this module.
+pytestmark = pytest.mark.xdist_group("checker")
+
 Line = dict[str, Any]
 Lines = list[Line]
 

@@ -177,7 +177,7 @@ def test_a_redis_that_is_away_is_said_so_and_the_archive_goes_on(
 def test_every_mistake_of_a_configuration_is_told_at_once(tmp_path: Any) -> None:
     file = tmp_path / "cdc.toml"
     file.write_text(
-        '[postgres]\ndsn = "no connection string"\nslot = "Not A Name"\n[archive]\nurl = "ftp://x"\nlinger_s = -1\nfoo = 1\n'
+        '[postgres]\ndsn = "none"\nslot = "Not A Name"\n[archive]\nurl = "ftp://x"\nlinger_s = -1\nfoo = 1\n'
     )
     done = run_cdc("run", "--config", str(file))
     assert done.returncode == USAGE

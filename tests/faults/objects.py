@@ -112,9 +112,10 @@ class _Reader:
             lines = read_lines(body)
             header = lines[0]
             self._check_header(seq, header, previous)
-            self._relations |= header["relations"]
-            self._note_keys(header["relations"])
-            self._read_kind(seq, header, lines[1:])
+            self._describe(header["relations"])
+            reshaped = {_int(change["line"]): change for change in header.get("reshaped", [])}
+            changes = [self._change(line, reshaped.get(at)) for at, line in enumerate(lines[1:])]
+            self._read_kind(seq, header, list(zip(lines[1:], changes, strict=True)))
         except Exception as error:  # whatever is wrong with an object is the object's fault
             self._fault(f"segment {seq} cannot be read: {type(error).__name__}: {error}")
 
@@ -134,7 +135,8 @@ class _Reader:
         if header["writer"]["id"] not in self._archive.writers[-1:]:
             self._archive.writers.append(header["writer"]["id"])
 
-    def _note_keys(self, relations: dict[str, Any]) -> None:
+    def _describe(self, relations: dict[str, Any]) -> None:
+        self._relations |= relations
         for table, relation in relations.items():
             self._archive.keys[table] = tuple(c["name"] for c in relation["columns"] if c["key"])
 
@@ -172,7 +174,7 @@ class _Reader:
     def _read_data(self, seq: int, header: dict[str, Any], lines: list[Any]) -> None:
         groups: dict[int, list[Any]] = {}
         for line in lines:
-            groups.setdefault(_int(line["ord"]), []).append(line)
+            groups.setdefault(_int(line[0]["ord"]), []).append(line)
         if list(groups) != list(range(self._ordinal, self._ordinal + len(groups))):
             self._fault(f"segment {seq}: its ordinals are not dense from {self._ordinal}: {list(groups)[:5]}")
         if len(groups) != _int(header["transactions"]) or len(lines) != _int(header["changes"]):
@@ -180,7 +182,8 @@ class _Reader:
         for group, length in zip(groups.values(), header["ends"], strict=True):
             self._emit(seq, group, _int(length))
 
-    def _emit(self, seq: int, lines: list[Any], length: int) -> None:
+    def _emit(self, seq: int, told: list[tuple[Any, Change]], length: int) -> None:
+        lines = [line for line, _ in told]
         commit_lsn = parse_lsn(lines[0]["lsn"])
         if {line["lsn"] for line in lines} != {lines[0]["lsn"]} or len({_int(line["xid"]) for line in lines}) != 1:
             self._fault(f"segment {seq}: lines of several transactions under ordinal {lines[0].get('ord')}")
@@ -189,10 +192,12 @@ class _Reader:
         if commit_lsn < self._end_lsn:
             self._fault(f"segment {seq}: {lines[0]['lsn']} comes after a later commit")
         self._end_lsn = commit_lsn + length
-        changes = tuple(self._change(line) for line in lines)
+        changes = tuple(change for _, change in told)
         self._archive.transactions.append(Transaction(_int(lines[0]["xid"]), self._end_lsn, changes, commit_lsn))
 
-    def _change(self, line: dict[str, Any]) -> Change:
+    def _change(self, line: dict[str, Any], reshaped: dict[str, Any] | None) -> Change:
+        if reshaped is not None:
+            self._describe({reshaped["table"]: reshaped["relation"]})
         op = line["op"]
         if op == "m":
             note = f"{int(line['transactional'])} {line['prefix']} {shorten(_string(line['content']))}"
@@ -224,8 +229,7 @@ class _Reader:
                 self._fault(f"{chunk['key']} is missing or not what was committed")
                 continue
             header, *lines = read_lines(body)
-            self._relations |= header["relations"]
-            self._note_keys(header["relations"])
+            self._describe(header["relations"])
             rows = self._archive.base.setdefault(chunk["table"], [])
             rows += [row for line in lines if (row := self._row(chunk["table"], line["after"])) is not None]
 

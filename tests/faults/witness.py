@@ -6,6 +6,7 @@ older servers leave out the BEGIN of a transaction that holds only a logical mes
 """
 
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,14 +39,14 @@ class Witness:
     `transactions()` is everything that has been committed until now.
     """
 
-    def __init__(self, dsn: str, tables: Sequence[str], slot: str = "witness") -> None:
+    def __init__(self, dsn: str, tables: Sequence[str]) -> None:
         self._tables = set(tables)
-        self._slot = slot
+        self._slot = f"witness_{uuid.uuid4().hex}"
         self._told: list[Transaction] = []
         self._open: list[Change] = []
         self._dsn = dsn
         with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [slot])
+            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [self._slot])
 
     def transactions(self) -> list[Transaction]:
         """Read on, and tell everything from the beginning. Transactions without a published change are left out."""
