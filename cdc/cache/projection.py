@@ -187,7 +187,8 @@ class BoundRow(Bound):
         else:
             plan.set(key, after, expiry_ms)
 
-    _update = _insert
+    def _update(self, key: bytes, change: RowChange, new: Row, expiry_ms: int, plan: Plan) -> None:
+        self._insert(key, change, new, expiry_ms, plan)
 
     def _delete(self, key: bytes, old: Row, expiry_ms: int, plan: Plan) -> None:
         plan.unlink(key)
