@@ -49,6 +49,9 @@ _KEEPALIVES: Final = {
     "keepalives_idle": "20",
     "keepalives_interval": "10",
     "keepalives_count": "4",
+    # Keepalives stop while sent data waits for its acknowledgement, and a stream always has a status update on its way:
+    # then only this deadline (milliseconds) ends the retransmissions, which else go on for a quarter of an hour.
+    "tcp_user_timeout": "60000",
 }
 
 
