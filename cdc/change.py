@@ -88,7 +88,7 @@ class RowChange:
     def key(self) -> bytes:
         """The key columns as a JSON object, after the change or, for a delete, before it; `{}` without a key."""
         row = self.old if self.new is None else self.new
-        return b"{}" if row is None else self.relation.codec.encode(row, self.relation.key_indexes)
+        return b"{}" if row is None else self.relation.codec.encode_key(row, self.relation.key_indexes)
 
     @property
     def unchanged(self) -> list[str]:

@@ -41,7 +41,8 @@ from cdc.archive.header import (
     Writer,
     shapes_by_name,
 )
-from cdc.archive.segment import FRAME_BYTES, Encoder, compress_frame, compress_header
+from cdc.archive.lines import Encoder
+from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
 from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings

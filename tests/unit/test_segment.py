@@ -24,7 +24,8 @@ from cdc.archive.header import (
     encode_header,
     shapes_by_name,
 )
-from cdc.archive.segment import Encoder, Segment, compress_frame, decode_segment, decode_segment_header, encode_segment
+from cdc.archive.lines import Encoder
+from cdc.archive.segment import Segment, compress_frame, decode_segment, decode_segment_header, encode_segment
 from cdc.change import Change, Column, LogicalMessage, Relation, RowChange, Transaction, Truncate
 from cdc.errors import DataError
 from cdc.row import ABSENT, Row
