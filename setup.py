@@ -14,7 +14,18 @@ from setuptools import setup
 if TYPE_CHECKING:
     from setuptools import Extension
 
-_PURE = ["cdc/lsn.py", "cdc/row.py", "cdc/change.py", "cdc/progress.py", *sorted(glob("cdc/pgoutput/*.py"))]
+_PURE = [
+    "cdc/lsn.py",
+    "cdc/row.py",
+    "cdc/change.py",
+    "cdc/progress.py",
+    *sorted(glob("cdc/pgoutput/*.py")),
+    "cdc/pipeline/queue.py",
+    "cdc/archive/cut.py",
+    "cdc/cache/order.py",
+    "cdc/cache/plan.py",
+    "cdc/cache/projection.py",
+]
 
 
 def _extensions() -> "list[Extension]":
