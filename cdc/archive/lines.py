@@ -6,6 +6,7 @@ with the other sinks (`RowChange.after`), and a line is a few appends.
 
 import functools
 from collections.abc import Sequence
+from typing import Final
 
 import orjson
 
@@ -20,8 +21,11 @@ from cdc.change import (
     Truncate,
     format_time,
 )
-from cdc.lsn import format_lsn
 from cdc.row import encode_text
+
+# Nearly every transaction has fewer changes than this.
+_FEW: Final = 256
+_NUMBERS: Final = [b"%d" % number for number in range(_FEW)]
 
 
 class Encoder:
@@ -42,47 +46,60 @@ class Encoder:
         What is the same for the whole transaction or relation is made once; a line is a few appends.
         """
         head, middle = _ends_of_line(ordinal, transaction)
-        pieces = self._pieces
-        out: list[bytes] = []
+        lines: list[bytes] = []
         for change in changes:
-            if isinstance(change, RowChange):
-                by_op = pieces.get(change.relation) or self._introduce(change.relation)
-                out += (head, b"%d" % change.seq, middle, by_op[change.op], change.key)
-                if (after := change.after) is not None:
-                    out += (b',"after":', after)
-                if (before := change.before) is not None:
-                    out += (b',"before":', before)
-                if change.op == UPDATE and (unchanged := change.unchanged):
-                    out += (b',"unchanged":', orjson.dumps(unchanged))
+            seq = change.seq
+            number = _NUMBERS[seq] if seq < _FEW else b"%d" % seq
+            if not isinstance(change, RowChange):
+                lines.append(
+                    b"".join((head, number, middle, self._encode_rare(change, self.lines + len(lines)), b"}\n"))
+                )
+                continue
+            by_op = self._pieces.get(change.relation) or self._introduce(change.relation, self.lines + len(lines))
+            start, after, before = by_op[change.op], change.after, change.before
+            if before is None and after is not None and change.op != UPDATE:
+                lines.append(b"".join((head, number, middle, start, change.key, b',"after":', after, b"}\n")))
             else:
-                out += (head, b"%d" % change.seq, middle, self._encode_rare(change))
-            out.append(b"}\n")
-            self.lines += 1
-        return b"".join(out)
+                lines.append(b"".join((head, number, middle, start, change.key, _rows(change, after, before))))
+        self.lines += len(lines)
+        return b"".join(lines)
 
-    def _encode_rare(self, change: Truncate | LogicalMessage) -> bytes:
+    def _encode_rare(self, change: Truncate | LogicalMessage, line: int) -> bytes:
         if isinstance(change, Truncate):
             if change.relation not in self._pieces:
-                self._introduce(change.relation)
+                self._introduce(change.relation, line)
             name = orjson.dumps(change.relation.qualified_name)
             flags = (_boolean(change.cascade), _boolean(change.restart_identity))
             return b't","table":%b,"cascade":%b,"restart_identity":%b' % (name, *flags)
         content, transactional = encode_text(change.content), _boolean(change.transactional)
         return b'm","prefix":%b,"content":%b,"transactional":%b' % (orjson.dumps(change.prefix), content, transactional)
 
-    def _introduce(self, relation: Relation) -> dict[str, bytes]:
+    def _introduce(self, relation: Relation, line: int) -> dict[str, bytes]:
         shape, name = shape_of(relation), relation.qualified_name
         known = self._current.get(name)
         if known is None:
             self.relations[name] = shape
         elif known != shape:
-            self.reshaped.append(Reshaped(self.lines, name, shape))
+            self.reshaped.append(Reshaped(line, name, shape))
             # The shape may change back: whoever comes next under this name must be looked at again.
             for other in [other for other in self._pieces if other.qualified_name == name]:
                 del self._pieces[other]
         self._current[name] = shape
         pieces = self._pieces[relation] = _pieces_of(name)
         return pieces
+
+
+def _rows(change: RowChange, after: bytes | None, before: bytes | None) -> bytes:
+    """A line from behind its key to its end."""
+    parts: list[bytes] = []
+    if after is not None:
+        parts += [b',"after":', after]
+    if before is not None:
+        parts += [b',"before":', before]
+    if change.op == UPDATE and (unchanged := change.unchanged):
+        parts += [b',"unchanged":', orjson.dumps(unchanged)]
+    parts.append(b"}\n")
+    return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -92,17 +109,19 @@ def _pieces_of(qualified_name: str) -> dict[str, bytes]:
 
 
 def _ends_of_line(ordinal: int | None, transaction: Transaction) -> tuple[bytes, bytes]:
-    number = "null" if ordinal is None else ordinal
-    second, us = divmod(transaction.commit_time_us, 1_000_000)
-    head = f'{{"ord":{number},"lsn":"{format_lsn(transaction.commit_lsn)}","seq":'
-    middle = f',"xid":{transaction.xid},"time":"{_second(second)}{us:06d}Z","op":"'
-    return head.encode(), middle.encode()
+    """What all lines of a transaction begin with and go on with. One format each: formatting costs by the call."""
+    lsn, time_us = transaction.commit_lsn, transaction.commit_time_us
+    number = b"null" if ordinal is None else b"%d" % ordinal
+    second = time_us // 1_000_000
+    head = b'{"ord":%b,"lsn":"%X/%X","seq":' % (number, lsn >> 32, lsn & 0xFFFFFFFF)
+    middle = b',"xid":%d,"time":"%b%06dZ","op":"' % (transaction.xid, _second(second), time_us - second * 1_000_000)
+    return head, middle
 
 
 @functools.lru_cache(maxsize=16)
-def _second(seconds: int) -> str:
+def _second(seconds: int) -> bytes:
     """A time as `format_time` prints it, up to the point; many transactions commit within one second."""
-    return format_time(seconds * 1_000_000)[:-7]
+    return format_time(seconds * 1_000_000)[:-7].encode()
 
 
 def _boolean(value: bool) -> bytes:
