@@ -22,6 +22,7 @@ _PURE = [
     *sorted(glob("cdc/pgoutput/*.py")),
     "cdc/pipeline/queue.py",
     "cdc/archive/cut.py",
+    "cdc/archive/lines.py",
     "cdc/cache/order.py",
     "cdc/cache/plan.py",
     "cdc/cache/projection.py",

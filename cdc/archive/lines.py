@@ -64,6 +64,27 @@ class Encoder:
         self.lines += len(lines)
         return b"".join(lines)
 
+    def encode_slice(
+        self, first_ordinal: int, transactions: Sequence[Transaction], start: int, rows: int, nbytes: int
+    ) -> tuple[bytes, int]:
+        """The lines of transactions from `start` on, up to about so many rows or bytes, and where to go on.
+
+        `first_ordinal` is that of the first of all. Stops before a transaction that has more than `rows` by itself.
+        """
+        lines: list[bytes] = []
+        at, rows_left, bytes_left = start, rows, nbytes
+        while at < len(transactions) and rows_left > 0 and bytes_left > 0:
+            transaction = transactions[at]
+            count = len(transaction.changes)
+            if count > rows:
+                break
+            encoded = self.encode(first_ordinal + at, transaction, transaction.changes)
+            lines.append(encoded)
+            rows_left -= count
+            bytes_left -= len(encoded)
+            at += 1
+        return b"".join(lines), at
+
     def _encode_rare(self, change: Truncate | LogicalMessage, line: int) -> bytes:
         if isinstance(change, Truncate):
             if change.relation not in self._pieces:

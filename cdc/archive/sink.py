@@ -18,7 +18,7 @@ import contextlib
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar, assert_never
@@ -44,7 +44,7 @@ from cdc.archive.header import (
 from cdc.archive.lines import Encoder
 from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
-from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction
+from cdc.change import READ, Batch, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
 from cdc.errors import CdcError, Diverged, Fenced, Moved, Unavailable
 from cdc.lsn import format_lsn
@@ -95,34 +95,30 @@ class _Body:
     nbytes: int = 0
     _raw: list[bytes] = field(default_factory=list)
     _raw_bytes: int = 0
-    _slice_rows: int = 0
-    _slice_bytes: int = 0
 
-    async def add(self, first_ordinal: int, transactions: Iterable[Transaction]) -> None:
+    async def add(self, first_ordinal: int, transactions: Sequence[Transaction]) -> None:
         """Encode the lines of some transactions, whose ordinals count up from the first one's."""
-        for ordinal, transaction in enumerate(transactions, first_ordinal):
-            if len(transaction.changes) > _SLICE_ROWS:
-                await self.add_changes(ordinal, transaction)
-            elif self._encode(ordinal, transaction, transaction.changes):
-                await self._pause()
+        at = 0
+        while at < len(transactions):
+            lines, then = self.encoder.encode_slice(first_ordinal, transactions, at, _SLICE_ROWS, _SLICE_BYTES)
+            await self._gather(lines)
+            if then == at:
+                await self.add_changes(first_ordinal + at, transactions[at])
+                then += 1
+            at = then
 
     async def add_changes(self, ordinal: int | None, transaction: Transaction) -> None:
         """Encode the lines of one transaction, however many."""
         for at in range(0, len(transaction.changes), _SLICE_ROWS):
-            if self._encode(ordinal, transaction, transaction.changes[at : at + _SLICE_ROWS]):
-                await self._pause()
+            changes = transaction.changes[at : at + _SLICE_ROWS]
+            await self._gather(self.encoder.encode(ordinal, transaction, changes))
 
-    def _encode(self, ordinal: int | None, transaction: Transaction, changes: list[Change]) -> bool:
-        """Encode a slice; whether it is time for a pause."""
-        lines = self.encoder.encode(ordinal, transaction, changes)
+    async def _gather(self, lines: bytes) -> None:
+        """Keep the lines of a slice, and pause, so that the loop may serve others."""
+        if not lines:
+            return
         self._raw.append(lines)
         self._raw_bytes += len(lines)
-        self._slice_rows += len(changes)
-        self._slice_bytes += len(lines)
-        return self._slice_rows >= _SLICE_ROWS or self._slice_bytes >= _SLICE_BYTES
-
-    async def _pause(self) -> None:
-        self._slice_rows = self._slice_bytes = 0
         await asyncio.sleep(0)
         if self._raw_bytes >= FRAME_BYTES:
             await self.flush()
