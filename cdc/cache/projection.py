@@ -33,7 +33,7 @@ import orjson
 
 from cdc.cache.order import is_time, order_kind, score_of_type, time_us
 from cdc.cache.plan import Identity, LatestShape, Plan
-from cdc.change import UPDATE, Relation, RowChange
+from cdc.change import UPDATE, Relation, RowChange, Transaction, Truncate
 from cdc.config import HistoryProjection, LatestProjection, Projection, RowProjection
 from cdc.errors import Invalid
 from cdc.row import ABSENT, Row, Value
@@ -313,6 +313,54 @@ def bind(projection: Projection, relation: Relation) -> Bound:
     if isinstance(projection, LatestProjection):
         return BoundLatest(projection, relation)
     return BoundRow(projection, relation)
+
+
+class Projector:
+    """All projections, bound to the relations of one stream as they turn up."""
+
+    __slots__ = ("_bound", "_projections")
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        self._projections = projections
+        self._bound: dict[str, tuple[Relation, list[Bound]]] = {}
+
+    def bound_to(self, relation: Relation) -> list[Bound]:
+        """The projections of the relation's table. Raises Invalid where one cannot work."""
+        known = self._bound.get(relation.qualified_name)
+        if known is not None and known[0] is relation:
+            return known[1]
+        mine = [projection for projection in self._projections if projection.table == relation.qualified_name]
+        bound = [bind(projection, relation) for projection in mine]
+        self._bound[relation.qualified_name] = (relation, bound)
+        return bound
+
+    def forget(self) -> None:
+        """The relations will turn up again, perhaps with other columns."""
+        self._bound.clear()
+
+    def project(self, change: RowChange, commit_ms: int, plan: Plan) -> None:
+        """Add to the plan what one change does."""
+        bound = self.bound_to(change.relation)
+        if not bound:
+            return
+        for projection in bound:
+            projection.apply(change, commit_ms, plan)
+        plan.rows += 1
+        after = change.after
+        if after is not None:
+            plan.nbytes += len(after)
+
+    def project_whole(self, transaction: Transaction, plan: Plan) -> bool:
+        """Add what a whole transaction of rows does. False, and nothing done, if there is a truncate in it."""
+        changes = transaction.changes
+        for change in changes:
+            if isinstance(change, Truncate):
+                return False
+        commit_ms = transaction.commit_time_us // 1000
+        for change in changes:
+            if isinstance(change, RowChange):
+                self.project(change, commit_ms, plan)
+        return True
 
 
 def find_mistakes(projection: Projection, relation: Relation) -> list[str]:

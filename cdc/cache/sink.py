@@ -25,7 +25,7 @@ import structlog
 from cdc import metrics
 from cdc.cache.connection import Connection, NoScript, pack
 from cdc.cache.plan import Plan
-from cdc.cache.projection import META_KEY, Bound, Template, WarmQuery, bind, find_conflicts, warm_queries
+from cdc.cache.projection import META_KEY, Projector, Template, WarmQuery, find_conflicts, warm_queries
 from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction, Truncate, format_time
 from cdc.config import CacheSettings, Projection
 from cdc.errors import Invalid, Moved, Unavailable
@@ -82,7 +82,7 @@ class CacheSink:
         self._digest = _digest(settings.projections)
         self._checkpoint = Checkpoint()
         self._doubt: Checkpoint | None = None
-        self._bound: dict[str, tuple[Relation, list[Bound]]] = {}
+        self._projector = Projector(settings.projections)
         self._unreachable: set[str] = set()
         self._latency = metrics.latency_s.labels("cache")
         self._durable = metrics.durable_lsn.labels("cache")
@@ -203,13 +203,8 @@ class CacheSink:
             return False
         if gathering.part_commit_lsn or transaction.first_seq or not transaction.last:
             return False
-        for change in changes:
-            if isinstance(change, Truncate):
-                return False
-        commit_ms = transaction.commit_time_us // 1000
-        for change in changes:
-            if isinstance(change, RowChange):
-                self._project(change, commit_ms, plan)
+        if not self._projector.project_whole(transaction, plan):
+            return False
         gathering.lsn = transaction.end_lsn
         return True
 
@@ -224,32 +219,11 @@ class CacheSink:
                 if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
                     await self._apply_part(gathering, transaction, change)
                     plan = gathering.plan
-                self._project(change, commit_ms, plan)
-            elif isinstance(change, Truncate) and self._bind(change.relation):
+                self._projector.project(change, commit_ms, plan)
+            elif isinstance(change, Truncate) and self._projector.bound_to(change.relation):
                 await self._apply_part(gathering, transaction, change)
                 await self._unlink_all(change.relation.qualified_name)
         gathering.finish(transaction)
-
-    def _project(self, change: RowChange, commit_ms: int, plan: Plan) -> None:
-        known = self._bound.get(change.relation.qualified_name)
-        bound = known[1] if known is not None and known[0] is change.relation else self._bind(change.relation)
-        if not bound:
-            return
-        for projection in bound:
-            projection.apply(change, commit_ms, plan)
-        plan.rows += 1
-        after = change.after
-        if after is not None:
-            plan.nbytes += len(after)
-
-    def _bind(self, relation: Relation) -> list[Bound]:
-        known = self._bound.get(relation.qualified_name)
-        if known is not None and known[0] is relation:
-            return known[1]
-        mine = [p for p in self._settings.projections if p.table == relation.qualified_name]
-        bound = [bind(projection, relation) for projection in mine]
-        self._bound[relation.qualified_name] = relation, bound
-        return bound
 
     async def _apply_part(self, gathering: "_Gathering", transaction: Transaction, upto: Change) -> None:
         """Apply what is gathered, in the middle of a transaction: everything before the change `upto`."""
@@ -354,7 +328,7 @@ class CacheSink:
         4. The checkpoint gets its `lsn`.
         """
         await self._settle()
-        self._bound.clear()
+        self._projector.forget()
         filling = Checkpoint(b"", str(self._epoch).encode(), self._digest + uuid.uuid4().hex.encode())
         await self._call(Plan(), filling)  # 1
         await self._unlink_all(None)  # 2
@@ -364,7 +338,7 @@ class CacheSink:
     async def _load(self, rows: AsyncIterator[tuple[Relation, list[Row]]], snapshot_ms: int) -> None:
         plan = Plan()
         async for relation, chunk in rows:
-            bound = self._bind(relation)
+            bound = self._projector.bound_to(relation)
             for row in chunk:
                 if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
                     await self._call(plan, self._checkpoint)
