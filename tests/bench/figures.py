@@ -11,7 +11,10 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One pass: `expected` changes are in the WAL for this contender, `changes` were seen in `seconds`."""
+    """One pass: `expected` changes are in the WAL for this contender, `changes` were seen in `seconds`.
+
+    `cpu_s` is the contender's own CPU; where it was measured, `walsender_cpu_s` and `redis_cpu_s` are its neighbours'.
+    """
 
     contender: str
     expected: int
@@ -19,6 +22,8 @@ class Reading:
     seconds: float
     cpu_s: float | None = None
     error: str = ""
+    walsender_cpu_s: float = 0.0
+    redis_cpu_s: float = 0.0
 
     @property
     def failure(self) -> str:
@@ -59,6 +64,12 @@ class Standing:
     def cpu_s_per_million(self) -> float | None:
         spent = [reading.cpu_s * 1e6 / reading.changes for reading in self.readings if reading.cpu_s is not None]
         return median(spent) if spent else None
+
+    @property
+    def neighbours_cpu_s_per_million(self) -> tuple[float, float]:
+        """The walsender's and Redis's."""
+        walsender = median(reading.walsender_cpu_s * 1e6 / reading.changes for reading in self.readings)
+        return walsender, median(reading.redis_cpu_s * 1e6 / reading.changes for reading in self.readings)
 
 
 def standings(readings: Sequence[Reading]) -> list[Standing]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.bench.contenders import wait_active
 from tests.bench.figures import Reading
 from tests.bench.stack import SLOT, Scene
-from tests.bench.subject import Subject, wait_until
+from tests.bench.subject import Subject, cpu_s, wait_until
 from tests.bench.workloads import Written
 
 
@@ -17,14 +17,24 @@ def read_with_both_sinks(scene: Scene, written: Written, name: str, root: Path |
     subject = scene.start(root)
     try:
         started = wait_active(scene.connection, SLOT, subject)
-        cpu_before_s = subject.cpu_s()
+        pids = (subject.pid, scene.walsender_pid(), scene.stack.valkey.pid)
+        before_s = [cpu_s(pid) for pid in pids]
         archived_at, cached_at = _follow(scene, written.marker_lsn, subject)
-        cpu_s = subject.cpu_s() - cpu_before_s
+        spent_s = [cpu_s(pid) - spent for pid, spent in zip(pids, before_s, strict=True)]
         subject.stop()
     finally:
         subject.kill()
     changes = sum(header.changes for _, header in scene.segments()) - before
-    return Reading(name, written.changes, changes, max(archived_at, cached_at) - started, cpu_s)
+    seconds = max(archived_at, cached_at) - started
+    return Reading(
+        name,
+        written.changes,
+        changes,
+        seconds,
+        spent_s[0],
+        walsender_cpu_s=spent_s[1],
+        redis_cpu_s=spent_s[2],
+    )
 
 
 def _follow(scene: Scene, marker_lsn: int, subject: Subject) -> tuple[float, float]:

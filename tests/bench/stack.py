@@ -118,9 +118,13 @@ class Scene:
         wait_until("the service streams", lambda: self._slot_active() and self.cache_lsn() > 0, subject)
 
     def _slot_active(self) -> bool:
+        return bool(self.walsender_pid())
+
+    def walsender_pid(self) -> int:
+        """The process that reads the slot; 0 for none."""
         query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s"
         row = self.connection.execute(query, [SLOT]).fetchone()
-        return row is not None and row[0] is not None
+        return 0 if row is None or row[0] is None else int(row[0])
 
     def begin(self) -> None:
         """Slot, archive and cache begin here; the slot `START_SLOT` stays where they began."""

@@ -16,6 +16,12 @@ _MAIN = "import sys; from cdc.cli import main; sys.exit(main())"
 _CHECKOUT = Path(__file__).parents[2]
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds a process has used so far, in user and system mode, by all threads (proc(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
 class Subject:
     """Started when made. `root` is the directory whose `cdc` is run: the checkout, or a compiled copy of it."""
 
@@ -40,9 +46,7 @@ class Subject:
             raise Unavailable("cdc run ended by itself", detail=self._process.last_words())
 
     def cpu_s(self) -> float:
-        """CPU seconds used so far, in user and system mode, by all threads (proc(5), fields 14 and 15)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return cpu_s(self.pid)
 
     def peak_bytes(self) -> int:
         """The most memory it has held (VmHWM) since it started or since `forget_peak`."""
