@@ -2,7 +2,7 @@
 
 1. compile a copy of the package, if a C compiler is there;
 2. for each workload: the same WAL for every contender, repetitions interleaved;
-3. everyday life: latency, memory, PUTs; the idle minute between traffic and the large transaction;
+3. everyday life: an idle minute, steady traffic, one large transaction: PUTs, latency, memory;
 4. the verdicts, and the document.
 """
 
@@ -151,10 +151,10 @@ def _everyday(stack: Stack, sizes: Sizes) -> list[Figure]:
     subject = scene.start()
     try:
         scene.wait_streaming(subject)
-        _say(f"latency: {sizes.latency_rate} transactions a second for {sizes.latency_s} s ...")
-        traffic = measure_traffic(scene, subject, sizes.latency_rate, sizes.latency_s)
         _say(f"idle for {sizes.idle_s} s ...")
         idle = measure_idle(scene, subject, sizes.idle_s)
+        _say(f"latency: {sizes.latency_rate} transactions a second for {sizes.latency_s} s ...")
+        traffic = measure_traffic(scene, subject, sizes.latency_rate, sizes.latency_s)
         _say(f"one transaction of {sizes.transaction_rows:,} rows ...")
         large = measure_large_transaction(scene, subject, sizes.transaction_rows)
         subject.stop()

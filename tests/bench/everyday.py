@@ -1,6 +1,6 @@
 """The service in everyday life: latencies at a steady rate, memory, and what it asks of the bucket.
 
-All on one run of `cdc run`, in this order: steady traffic, nothing at all, one transaction of a million rows.
+All on one run of `cdc run`, in this order: nothing at all, steady traffic, one transaction of a million rows.
 """
 
 import signal
