@@ -52,6 +52,9 @@ class PostgresSettings(_Section):
     publication: str = Field("cdc", min_length=1, max_length=63, description="name of the publication")
     allow_insecure: bool = Field(False, description="allow a remote host without sslmode=verify-full")
     status_interval_s: float = Field(2.0, gt=0, le=30, description="time between status updates to the server")
+    silence_s: float = Field(
+        60.0, gt=0, description="how long the server may be silent before another connection asks it about ours"
+    )
     slot_deadline_s: float = Field(60.0, gt=0, description="how long creating a slot may wait for open transactions")
 
     @field_validator("dsn")

@@ -186,6 +186,8 @@ class Service:
                 Progress(confirmed_lsn),
                 settings.archive,
                 recheck=self._recheck_publication,
+                still_served=lambda: self._is_served(stream.backend_pid),
+                silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
             )
             await session.run(self._stop, sentinel)
@@ -223,6 +225,12 @@ class Service:
             log.warning("publication_changed", publication=publication.name, tables=len(publication.tables))
             check_publication(publication, self._settings.cache.projections if self._settings.cache.url else ())
         self._publication = publication
+
+    async def _is_served(self, wal_sender_pid: int) -> bool:
+        """Whether the server, asked over a connection of its own, still has our WAL sender on the slot."""
+        async with await connect(self._settings.postgres) as connection:
+            slot = await read_slot(connection, self._settings.postgres.slot)
+        return slot is not None and slot.active_pid == wal_sender_pid
 
     # the cache ----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """One replication connection, from START_REPLICATION to its end.
 
-Three tasks, each with a name; the death of one ends the session:
+Its tasks have names, and the death of one ends the session:
 
 1. `receive` reads the socket, assembles transactions and offers them to both sinks' queues. The archive's queue full:
    it pauses, which Postgres tolerates as long as status updates go out. But if the bucket is failing, the queue is
@@ -9,6 +9,9 @@ Three tasks, each with a name; the death of one ends the session:
 2. `archive` gathers, writes, notes progress and acknowledges. It alone writes to the archive, so there is one PUT in
    flight. When idle it records coverage, so that a quiet publication does not hold WAL.
 3. `feedback` tells the server the durable position on its own timer, whatever the others do.
+4. `silence` asks a server that has said nothing for long to answer; if it does not, another connection is asked whether
+   its WAL sender still serves us. A decode that is silent for minutes is healthy; a middle box that swallows bytes is
+   not, and TCP's own deadlines do not see it.
 
 A session ends by a stop request, by the loss of the connection, or because the server shuts down: the sentinel sees
 that, and the connection is closed at once, because a walsender waits for acknowledgements before it lets Postgres go
@@ -42,6 +45,8 @@ DRAIN_S = 20.0
 STALL_WITHOUT_SENTINEL_S = 10.0
 # How often an idle archive task looks whether there is WAL to cover, and a paused reader whether the bucket fails.
 TICK_S = 0.5
+# How long the other connection may take to say whether our WAL sender lives.
+ANSWER_S = 10.0
 
 
 class Session:
@@ -57,7 +62,9 @@ class Session:
         settings: ArchiveSettings,
         *,
         recheck: Callable[[], Awaitable[None]],
+        still_served: Callable[[], Awaitable[bool]],
         status_interval_s: float,
+        silence_s: float,
     ) -> None:
         self._stream = stream
         self._assembler = assembler
@@ -66,7 +73,10 @@ class Session:
         self._progress = progress
         self._settings = settings
         self._recheck = recheck
+        self._still_served = still_served
         self._status_interval_s = status_interval_s
+        self._silence_s = silence_s
+        self._listening_since: float | None = None
         self._queue = TransactionQueue(settings.queue_bytes, progress.archived_lsn)
         self._shed = False
         self._end = asyncio.Event()
@@ -79,6 +89,7 @@ class Session:
         async with asyncio.TaskGroup() as tasks:
             archive = tasks.create_task(self._archive_loop(), name="archive")
             feedback = tasks.create_task(self._feedback_loop(sentinel), name="feedback")
+            silence = tasks.create_task(self._silence_loop(), name="silence")
             receive = tasks.create_task(self._receive_loop(), name="receive")
             endings: list[asyncio.Task[object]] = [
                 tasks.create_task(self._end.wait(), name="end"),
@@ -87,7 +98,7 @@ class Session:
             if sentinel is not None:
                 endings.append(tasks.create_task(self._watch(sentinel), name="sentinel"))
             await asyncio.wait([receive, *endings], return_when=asyncio.FIRST_COMPLETED)
-            for task in (receive, *endings):
+            for task in (receive, silence, *endings):
                 task.cancel()
             if self._failure is not None:
                 feedback.cancel()
@@ -109,7 +120,10 @@ class Session:
             self._failure = error
 
     async def _receive_once(self) -> None:
-        received = self._assembler.feed(await self._stream.receive())
+        self._listening_since = time.monotonic()
+        frames = await self._stream.receive()
+        self._listening_since = None
+        received = self._assembler.feed(frames)
         transactions = received.transactions
         end_lsn = next((t.end_lsn for t in reversed(transactions) if t.last), 0)
         self._progress.received(end_lsn, received.wal_end, self._assembler.in_transaction)
@@ -203,11 +217,34 @@ class Session:
             if sentinel is None and self._archive.struggling and stalled_s > STALL_WITHOUT_SENTINEL_S:
                 self._fail(Unavailable("acknowledgements stall and no sentinel watches for the server's shutdown"))
 
-    def _send_status(self) -> None:
+    def _send_status(self, *, reply_requested: bool = False) -> None:
         acknowledged = self._progress.acknowledged_lsn
-        self._stream.send_status(self._progress.received_lsn, acknowledged, acknowledged)
+        self._stream.send_status(
+            self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
+        )
         metrics.received_lsn.set(self._progress.received_lsn)
         metrics.acknowledged_lsn.set(acknowledged)
+
+    async def _silence_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._silence_s / 4)
+            since = self._listening_since
+            silent_s = 0.0 if since is None else time.monotonic() - since
+            if silent_s < self._silence_s / 2:
+                continue
+            if silent_s < self._silence_s:
+                self._send_status(reply_requested=True)
+            elif await self._is_served():
+                self._listening_since = time.monotonic()
+            else:
+                self._fail(Unavailable(f"the server was silent for {silent_s:.0f} s and serves us no longer"))
+
+    async def _is_served(self) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await self._still_served()
+        except (TimeoutError, Unavailable):
+            return False
 
     async def _watch(self, sentinel: Sentinel) -> None:
         await sentinel.wait_ended()

@@ -157,11 +157,13 @@ class ReplicationStream:
                 raise self._end_of_stream()
             await self._pump.readable()
 
-    def send_status(self, written: int, flushed: int, applied: int) -> None:
+    def send_status(self, written: int, flushed: int, applied: int, *, reply_requested: bool = False) -> None:
         """Tell the server what is durable. Never waits, never raises: a dead stream shows in `receive()`."""
         if self._pump.over or not self._started:
             return
-        self._unsent = encode_status_update(written, flushed, applied, time.time_ns() // 1000)
+        self._unsent = encode_status_update(
+            written, flushed, applied, time.time_ns() // 1000, reply_requested=reply_requested
+        )
         if not self._writing:
             self._write()
 

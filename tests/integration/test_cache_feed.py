@@ -60,8 +60,9 @@ class Stage:
 
 
 async def _no_rows() -> AsyncIterator[tuple[Relation, list[Row]]]:
-    for never in ():
-        yield never
+    nothing: list[tuple[Relation, list[Row]]] = []
+    for rows in nothing:
+        yield rows
 
 
 @pytest.fixture
