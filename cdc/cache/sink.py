@@ -13,12 +13,13 @@ cache this is, and of which projections), `updated_at`, and `part` (`commit_lsn:
 applied yet) while a large transaction is half applied.
 """
 
+import asyncio
 import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from importlib import resources
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -82,6 +83,8 @@ class CacheSink:
         self._digest = _digest(settings.projections)
         self._checkpoint = Checkpoint()
         self._doubt: Checkpoint | None = None
+        self._flight: asyncio.Task[None] | None = None
+        self._ahead = Checkpoint()
         self._projector = Projector(settings.projections)
         self._unreachable: set[str] = set()
         self._latency = metrics.latency_s.labels("cache")
@@ -163,20 +166,27 @@ class CacheSink:
         await self._settle()
         self._require_checkpoint()
         gathering = _Gathering(self._position)
-        newest = oldest = 0
+        try:
+            applied = await self._write(batch, gathering)
+            await self._apply(gathering)
+        finally:
+            await self._abandon()
+        if applied:
+            self._observe(applied[0].commit_time_us, applied[-1].commit_time_us)
+        return gathering.lsn
+
+    async def _write(self, batch: Batch, gathering: "_Gathering") -> list[Transaction]:
+        """Apply all but the last plan, which stays gathered; return the transactions that were not covered."""
+        applied: list[Transaction] = []
         for transaction in batch.transactions:
             if gathering.covers(transaction):
                 continue
             if not self._gather(transaction, gathering):
-                await self._apply(gathering)
+                await self._launch(gathering)
                 if not self._gather(transaction, gathering):
                     await self._take(transaction, gathering)
-            newest = transaction.commit_time_us
-            oldest = oldest or newest
-        await self._apply(gathering)
-        if newest:
-            self._observe(oldest, newest)
-        return gathering.lsn
+            applied.append(transaction)
+        return applied
 
     async def advance(self, lsn: int) -> int:
         """Move the checkpoint to `lsn`, which the stream passed without changes; return where it is then."""
@@ -222,19 +232,55 @@ class CacheSink:
                 self._projector.project(change, commit_ms, plan)
             elif isinstance(change, Truncate) and self._projector.bound_to(change.relation):
                 await self._apply_part(gathering, transaction, change)
+                await self._land()
                 await self._unlink_all(change.relation.qualified_name)
         gathering.finish(transaction)
 
     async def _apply_part(self, gathering: "_Gathering", transaction: Transaction, upto: Change) -> None:
         """Apply what is gathered, in the middle of a transaction: everything before the change `upto`."""
         gathering.part_commit_lsn, gathering.part_seq = transaction.commit_lsn, upto.seq
-        await self._apply(gathering)
+        await self._launch(gathering)
 
     async def _apply(self, gathering: "_Gathering") -> None:
-        target = self._checkpoint._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
+        """Apply what is gathered."""
+        await self._land()
+        target = self._target(gathering, self._checkpoint)
         if target != self._checkpoint:
             await self._call(gathering.plan, target)
         gathering.plan = Plan()
+
+    async def _launch(self, gathering: "_Gathering") -> None:
+        """Apply what is gathered, and return while Redis is still at work, so that the next plan can be made meanwhile.
+
+        One call is in flight at a time, and the next one is ready to go when it lands: each compares the checkpoint
+        that the one before it leaves.
+        """
+        expected = self._checkpoint if self._flight is None else self._ahead
+        target = self._target(gathering, expected)
+        call = self._prepare(gathering.plan, expected, target) if target != expected else None
+        gathering.plan = Plan()
+        await self._land()
+        if call is not None:
+            self._ahead = target
+            self._flight = asyncio.create_task(self._send(call), name="cache call")
+            await asyncio.sleep(0)  # until it is sent
+
+    @staticmethod
+    def _target(gathering: "_Gathering", expected: Checkpoint) -> Checkpoint:
+        return expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
+
+    async def _land(self) -> None:
+        """Wait for the call in flight. Raises what it raises."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            await flight
+
+    async def _abandon(self) -> None:
+        """After an error, or cancelled: nobody waits for the call in flight any more. `_settle` finds out about it."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.cancel()
+            await asyncio.gather(flight, return_exceptions=True)
 
     def _observe(self, oldest_us: int, newest_us: int) -> None:
         """Of many transactions that became visible together, the two that say most."""
@@ -247,26 +293,29 @@ class CacheSink:
 
     async def _call(self, plan: Plan, target: Checkpoint) -> None:
         """One script call: from the checkpoint that we know to `target`. Raises Moved if another is there."""
+        await self._send(self._prepare(plan, self._checkpoint, target))
+
+    def _prepare(self, plan: Plan, expected: Checkpoint, target: Checkpoint) -> "_Call":
         self._name_unreachable(plan)
         keys, numbers, values = plan.flatten(_FIRST_VALUE)
         updated_at = format_time(_now_us()).encode()
-        arguments = [META_KEY, *keys, *self._checkpoint, *target, updated_at, numbers, *values]
-        self._doubt = target
-        answer = await self._evaluate(len(keys) + 1, arguments)
-        self._doubt = None
-        found = Checkpoint(*answer) if isinstance(answer, list) else target
-        if found != target:
-            raise self._moved(found)
-        self._checkpoint = target
-        if target.lsn:
-            self._durable.set(self._position.lsn)
+        count = b"%d" % (len(keys) + 1)
+        arguments = [count, META_KEY, *keys, *expected, *target, updated_at, numbers, *values]
+        return _Call(arguments, pack([b"EVALSHA", _SHA, *arguments]), target)
 
-    async def _evaluate(self, keys: int, arguments: list[bytes]) -> Any:
-        count = b"%d" % keys
+    async def _send(self, call: "_Call") -> None:
+        self._doubt = call.target
         try:
-            return await self._connection.send(pack([b"EVALSHA", _SHA, count, *arguments]))
+            answer = await self._connection.send(call.packed)
         except NoScript:
-            return await self._connection.send(pack([b"EVAL", _SCRIPT, count, *arguments]))
+            answer = await self._connection.send(pack([b"EVAL", _SCRIPT, *call.arguments]))
+        self._doubt = None
+        found = Checkpoint(*answer) if isinstance(answer, list) else call.target
+        if found != call.target:
+            raise self._moved(found)
+        self._checkpoint = call.target
+        if call.target.lsn:
+            self._durable.set(self._position.lsn)
 
     async def _settle(self) -> None:
         """Find out what became of a call whose answer did not come."""
@@ -349,6 +398,14 @@ class CacheSink:
                 plan.rows += 1
                 plan.nbytes += len(change.after or b"")
         await self._call(plan, self._checkpoint)
+
+
+class _Call(NamedTuple):
+    """A script call that is ready to go: its arguments from the number of keys on, all of it packed."""
+
+    arguments: list[bytes]
+    packed: bytes
+    target: Checkpoint
 
 
 class _Gathering:
