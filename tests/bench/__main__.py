@@ -127,7 +127,7 @@ def _race_figures(workload: Workload, found: list[Standing]) -> list[Figure]:
             continue
         kind = "compiled" if name == _COMPILED else "interpreted"
         if yardstick is not None:
-            ratio = ours.rate / yardstick.rate
+            ratio = ours.ratio_to(yardstick)
             what = f"throughput with both sinks, {workload.name}, {kind}, against pg_recvlogical"
             figures.append(Figure(what, f"{ratio:.2f} ({ours.rate:,.0f} changes/s)", ">= 0.95", ratio >= 0.95))
         figures.append(_cpu_figure(workload, ours, kind, target_cpu_s))

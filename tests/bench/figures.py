@@ -60,6 +60,11 @@ class Standing:
         rates = [reading.rate for reading in self.readings]
         return min(rates), max(rates)
 
+    def ratio_to(self, yardstick: "Standing") -> float:
+        """The median over repetitions: each is compared with the yardstick's of the same moment of the machine."""
+        pairs = zip(self.readings, yardstick.readings, strict=False)
+        return median(ours.rate / theirs.rate for ours, theirs in pairs)
+
     @property
     def cpu_s_per_million(self) -> float | None:
         spent = [reading.cpu_s * 1e6 / reading.changes for reading in self.readings if reading.cpu_s is not None]

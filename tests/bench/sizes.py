@@ -13,7 +13,7 @@ _PREFIX = "CDC_BENCH_"
 class Sizes:
     """`changes` are rows of one workload, `decoder_changes` what the slow contender reads of the same WAL."""
 
-    changes: int = 600_000
+    changes: int = 500_000
     decoder_changes: int = 15_000
     repetitions: int = 3
     latency_s: int = 20

@@ -16,7 +16,8 @@ _READING_THE_SAME_WAL = """\
 ## Reading the same WAL
 
 Each contender reads the very same WAL from the same position, through its own copy of one logical replication slot.
-Repetitions are interleaved; a rate is the median of {repetitions}, with the slowest and the fastest in brackets.
+Repetitions are interleaved; a rate is the median of {repetitions}, with the slowest and the fastest in brackets, and a
+ratio is the median of the ratios within each repetition, since the machine's mood changes between them.
 The clock runs from the walsender's start to the end of the WAL: for us until the archive on disk covers it and the
 cache has it, for the others until they have read it (they keep nothing). A contender that saw fewer changes than the
 WAL holds has failed.
@@ -38,7 +39,7 @@ def _standing_row(standing: Standing, yardstick: Standing | None) -> list[str]:
     return [
         standing.contender,
         f"{standing.rate:,.0f} ({slowest:,.0f} … {fastest:,.0f})",
-        f"{standing.rate / yardstick.rate:.2f}" if ratio and yardstick else "",
+        f"{standing.ratio_to(yardstick):.2f}" if ratio and yardstick else "",
         "" if cpu is None else f"{cpu:.1f}",
     ]
 

@@ -29,10 +29,20 @@ def test_one_bad_repetition_fails_the_contender() -> None:
 
 
 def test_a_rate_is_the_median_of_the_repetitions_and_the_ratio_is_to_the_first_contender() -> None:
-    readings = [_reading("walsender", s) for s in (1.0, 2.0, 4.0)] + [_reading("ours", 4.0, cpu_s=0.01)]
+    readings = [_reading("walsender", s) for s in (1.0, 2.0, 4.0)]
+    readings += [_reading("ours", s, cpu_s=0.01) for s in (4.0, 4.0, 4.0)]
     table = workload_table(standings(readings))
     assert "| walsender | 500 (250 … 1,000) | 1.00 |" in table
     assert "| ours | 250 (250 … 250) | 0.50 | 10.0 |" in table
+
+
+def test_a_ratio_compares_within_each_repetition() -> None:
+    slow_machine, quick_machine = 10.0, 1.0
+    yardstick, ours = standings(
+        [_reading("walsender", s) for s in (slow_machine, quick_machine, slow_machine)]
+        + [_reading("ours", s * 2) for s in (slow_machine, quick_machine, slow_machine)]
+    )
+    assert ours.ratio_to(yardstick) == 0.5
 
 
 def test_a_contender_that_did_not_run_says_why() -> None:
