@@ -80,6 +80,9 @@ async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSi
 async def _begin_archive(upstream: Upstream, settings: Settings, archive: ArchiveSink, slot: Slot | None) -> None:
     name = settings.postgres.slot
     if slot is not None and archive.tail is None:
+        await archive.open()
+        if archive.tail is not None:  # whoever made the slot had fenced the archive, just after we had looked
+            raise Unavailable("another service began this archive at the same time; standing by")
         raise Diverged(
             f"the replication slot {name!r} exists, but the archive {settings.archive.url} is empty",
             detail="is archive.url the one this slot belongs to? An archive must begin with its slot, "
