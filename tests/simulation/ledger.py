@@ -88,6 +88,7 @@ class Ledger:
         for chunk in base["chunks"]:
             rows |= {line["after"]["id"]: line["after"]["content"] for line in _lines(self._bases[chunk["key"]])[1:]}
         self._expect(rows == self.history.state_at(consistent_lsn), "P4: the base is not the tables at its position")
+        self._expect(self.next < 0, "P8: a second snapshot, and no gap that says why")
         self.first = self.next = self.history.count_upto(consistent_lsn)
 
     def _transactions(self, lines: list[Any]) -> None:

@@ -19,7 +19,7 @@ from cdc.postgres.publication import Publication, PublishedTable
 from cdc.postgres.refusal import SlotActive
 from cdc.postgres.replication import Identity
 from cdc.postgres.server import Server
-from cdc.postgres.slot import ExportedSnapshot, Slot
+from cdc.postgres.slot import ExportedSnapshot, Slot, SlotExists
 from cdc.row import Row
 from cdc.sink import Epoch
 from tests.simulation.clock import LIFE, Life
@@ -59,7 +59,8 @@ class ModelPostgres:
         self.up = True
         self.generation = 0
         self.slot: ModelSlot | None = None
-        self.locked_by: Life | None = None
+        self.locked_by: ModelConnection | None = None
+        self.connections: list[ModelConnection] = []
         self.streams: list[ModelStream] = []
         self.acknowledged = acknowledged
         self.ended = asyncio.Event()
@@ -100,7 +101,8 @@ class ModelPostgres:
         self.world.fault("server_crash")
         self.up = False
         self.generation += 1
-        self.locked_by = None
+        for connection in list(self.connections):
+            self.close(connection)
         for stream in self.streams:
             stream.break_("the server crashed")
         self.streams.clear()
@@ -149,7 +151,15 @@ class ModelPostgres:
         """A process died: its sockets are closed by its kernel, and the server sees it at once."""
         for stream in [stream for stream in self.streams if stream.life is life]:
             self.drop(stream, "the client is gone")
-        if self.locked_by is life:
+        for connection in [connection for connection in self.connections if connection.life is life]:
+            self.close(connection)
+
+    def close(self, connection: "ModelConnection") -> None:
+        """The end of a session, and of the lock that it held."""
+        connection.closed = True
+        if connection in self.connections:
+            self.connections.remove(connection)
+        if self.locked_by is connection:
             self.locked_by = None
 
     def reach(self) -> None:
@@ -165,11 +175,13 @@ class ModelConnection:
         self.server = server
         self.generation = server.generation
         self.life = LIFE.get()
+        self.closed = False
+        server.connections.append(self)
 
     async def ask(self) -> ModelPostgres:
         await self.server.world.travel(_DELAY_S)
         self.server.reach()
-        if self.generation != self.server.generation:
+        if self.closed or self.generation != self.server.generation:
             raise Unavailable("the session was ended by the server")
         return self.server
 
@@ -177,8 +189,7 @@ class ModelConnection:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.server.locked_by is self.life:
-            self.server.locked_by = None
+        self.server.close(self)
 
     # the functions of cdc.postgres that take a connection
 
@@ -198,9 +209,9 @@ class ModelConnection:
 
     async def try_lock(self) -> bool:
         server = await self.ask()
-        if server.locked_by not in (None, self.life):
+        if server.locked_by not in (None, self):
             return False
-        server.locked_by = self.life
+        server.locked_by = self
         return True
 
     async def drop_slot(self) -> None:
@@ -215,7 +226,7 @@ class ModelConnection:
         consistent_lsn = server.wal_lsn
         if not temporary:
             if server.slot is not None:
-                raise Unavailable("replication slot exists already")
+                raise SlotExists("replication slot cdc exists already")
             server.slot = ModelSlot(consistent_lsn)
         server.world.tell(f"slot created temporary={temporary} at={consistent_lsn:X}")
         yield ExportedSnapshot("cdc", consistent_lsn, f"{len(server.history.transactions)}")
