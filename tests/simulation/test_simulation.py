@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 
+import cdc.progress
 from tests.simulation.bugs import BUGS, planted
 from tests.simulation.story import FAULTS, Outcome, simulate
 
@@ -63,6 +64,8 @@ def test_a_seed_that_fails_replays_exactly() -> None:
 )
 def test_a_planted_bug_is_found(bug: str, symptoms: tuple[str, ...]) -> None:
     """Among its violations is one that names what the bug breaks."""
+    if bug == "keepalive_acknowledged_early" and not str(cdc.progress.__file__).endswith(".py"):
+        pytest.skip("a compiled class takes no planted bug")
     seen = []
     with planted(bug):
         for seed in range(150):
@@ -109,9 +112,10 @@ def test_as_many_worlds_as_the_budget_allows(capsys: pytest.CaptureFixture[str])
 
 
 def test_every_kind_of_fault_happens() -> None:
-    seen: Counter[str] = Counter()
-    for seed in range(60):
-        seen.update(simulate(seed).faults)
     weathers = {"bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "redis_unanswered", "redis_late"}
-    expected = set(FAULTS) - weathers - {"rival"} | {"refused", "unanswered", "late"}
-    assert expected <= set(seen)
+    missing = set(FAULTS) - weathers - {"rival"} | {"refused", "unanswered", "late"}
+    for seed in range(200):
+        missing -= set(simulate(seed).faults)
+        if not missing:
+            return
+    raise AssertionError(missing)
