@@ -7,7 +7,7 @@ LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults compile format lock clean
+.PHONY: help demo test check bench faults simulate compile format lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,9 @@ bench: $(VENV)/dev ## measure against DESIGN's figures; writes docs/benchmarks.m
 
 faults: $(VENV)/dev ## SIGKILL under load, again and again (budget: CDC_FAULTS_SECONDS, CDC_FAULTS_KILLS)
 	@$(BIN)/python -m pytest --services=$(SERVICES) -m faults -o addopts= -p no:cacheprovider -s tests/faults
+
+simulate: $(VENV)/dev ## the protocol against models under seeded faults (CDC_SIMULATE_SEEDS, _SECONDS, _SEED)
+	@$(BIN)/python -m pytest -m faults -o addopts= -p no:cacheprovider -s tests/simulation
 
 format: $(VENV)/dev ## apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .

@@ -10,7 +10,8 @@ looking: the checkpoint is either where it was or where the call would have move
 
 `cdc:meta` holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (which filling of the
 cache this is, and of which projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not
-applied yet) while a large transaction is half applied.
+applied yet) while a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a
+TRUNCATE, count themselves behind it (`commit_lsn:seq:step`).
 """
 
 import asyncio
@@ -55,9 +56,20 @@ class Checkpoint(NamedTuple):
     part: bytes = b""
 
     def position(self, epoch: Epoch) -> Position:
-        commit_lsn, _, seq = self.part.decode().partition(":")
         lsn = parse_lsn(self.lsn.decode())
-        return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq)) if seq else Position(epoch, lsn)
+        if not self.part:
+            return Position(epoch, lsn)
+        commit_lsn, seq = self.part.decode().split(":")[:2]
+        return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
+
+    @property
+    def stepped(self) -> "Checkpoint":
+        """The same position, and yet another checkpoint: no two states of the data may share one.
+
+        Else a failover of Redis between two calls that lost what the first one did would not be seen by the second.
+        """
+        commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
+        return self._replace(part=f"{commit_lsn}:{seq}:{int(step) + 1}".encode())
 
     def describe(self) -> str:
         text = " ".join(f"{name.decode()}={value.decode(errors='replace')}" for name, value in
@@ -355,7 +367,7 @@ class CacheSink:
             for first in range(0, len(mine), _UNLINK_AT_ONCE):
                 plan = Plan()
                 plan.unlinked = mine[first : first + _UNLINK_AT_ONCE]
-                await self._call(plan, self._checkpoint)
+                await self._call(plan, self._checkpoint.stepped)
             if cursor == b"0":
                 return
 
@@ -390,14 +402,14 @@ class CacheSink:
             bound = self._projector.bound_to(relation)
             for row in chunk:
                 if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
-                    await self._call(plan, self._checkpoint)
+                    await self._call(plan, self._checkpoint.stepped)
                     plan = Plan()
                 change = RowChange(READ, 0, relation, row, None)
                 for projection in bound:
                     projection.read(change, snapshot_ms, plan)
                 plan.rows += 1
                 plan.nbytes += len(change.after or b"")
-        await self._call(plan, self._checkpoint)
+        await self._call(plan, self._checkpoint.stepped)
 
 
 class _Call(NamedTuple):

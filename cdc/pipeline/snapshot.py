@@ -16,8 +16,11 @@ from cdc.cache.projection import WarmQuery
 from cdc.cache.sink import CacheSink
 from cdc.change import Relation, format_time
 from cdc.config import Settings
+from cdc.errors import Unavailable
 from cdc.lsn import format_lsn
 from cdc.postgres.publication import Publication
+from cdc.postgres.server import read_server
+from cdc.postgres.session import connect
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import Condition, SnapshotReader, open_snapshot
 from cdc.row import Row
@@ -37,6 +40,8 @@ async def backfill(settings: Settings, publication: Publication, archive: Archiv
     """
     started = time.monotonic()
     async with create_slot(settings.postgres, settings.postgres.slot) as exported:
+        if archive.tail is not None:
+            await _check_epoch(settings, archive.tail.source.epoch)
         log.info("backfill_started", consistent_lsn=format_lsn(exported.consistent_lsn), tables=len(publication.tables))
         chunks = []
         async with open_snapshot(settings.postgres, exported) as reader:
@@ -52,6 +57,7 @@ async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, ca
     """Fill a cache that knows nothing with the rows inside its projections' windows; return where it then stands."""
     name = f"{settings.postgres.slot}_warm_{uuid.uuid4().hex[:12]}"[-63:]
     async with create_slot(settings.postgres, name, temporary=True) as exported:
+        await _check_epoch(settings, epoch)
         log.info("warm_up_started", consistent_lsn=format_lsn(exported.consistent_lsn))
         position = Position(epoch, exported.consistent_lsn)
         now_us = time.time_ns() // 1000
@@ -59,6 +65,14 @@ async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, ca
             await cache.warm(_rows_for_cache(reader, publication, cache, now_us), position, now_us)
     log.info("warm_up_finished", lsn=format_lsn(position.lsn))
     return position
+
+
+async def _check_epoch(settings: Settings, epoch: Epoch) -> None:
+    """The slot's position is of `epoch`: looked at after it was made, because a timeline never comes back."""
+    async with await connect(settings.postgres) as connection:
+        server = await read_server(connection)
+    if server.epoch != epoch:
+        raise Unavailable("the database failed over during the start", detail=f"{server.epoch} is not {epoch}")
 
 
 async def _rows_for_cache(

@@ -20,7 +20,7 @@ from cdc.postgres.publication import Publication, check_publication, read_public
 from cdc.postgres.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
-from cdc.postgres.slot import Slot, check_slot, drop_slot, read_slot
+from cdc.postgres.slot import Slot, SlotExists, check_slot, drop_slot, read_slot
 from cdc.sink import Position
 
 log = structlog.get_logger()
@@ -80,6 +80,9 @@ async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSi
 async def _begin_archive(upstream: Upstream, settings: Settings, archive: ArchiveSink, slot: Slot | None) -> None:
     name = settings.postgres.slot
     if slot is not None and archive.tail is None:
+        await archive.open()
+        if archive.tail is not None:  # whoever made the slot had fenced the archive, just after we had looked
+            raise Unavailable("another service began this archive at the same time; standing by")
         raise Diverged(
             f"the replication slot {name!r} exists, but the archive {settings.archive.url} is empty",
             detail="is archive.url the one this slot belongs to? An archive must begin with its slot, "
@@ -89,10 +92,15 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
     if not await try_lock(upstream.connection, name):
         raise Unavailable("another service is filling this archive; standing by")
     await archive.fence(source_of(upstream, settings))
+    if archive.covered_upto:  # our fence came behind more than we had seen: the slot is the other service's
+        raise Unavailable("another service began this archive since we looked; standing by")
     if slot is not None:
         log.warning("backfill_restarted", slot=name)
         await drop_slot(upstream.connection, name)
-    await backfill(settings, upstream.publication, archive)
+    try:
+        await backfill(settings, upstream.publication, archive)
+    except SlotExists as error:  # our session was lost, and with it the lock
+        raise Unavailable("another service made the slot since we looked; standing by", detail=error.detail) from None
 
 
 def _end_of(position: Position | None) -> str:

@@ -31,6 +31,10 @@ log = structlog.get_logger()
 _VANISH_S: Final = 10.0
 
 
+class SlotExists(Invalid):
+    """A slot of this name is there already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A row of pg_replication_slots; what the server's version does not have is None or False."""
@@ -201,7 +205,7 @@ def _exported(row: tuple[Any, ...] | None) -> ExportedSnapshot:
 def _not_created(error: psycopg.Error, name: str) -> CdcError:
     refusal = refusal_of_exception(error)
     if refusal.sqlstate == "42710":
-        return Invalid(
+        return SlotExists(
             f"replication slot {name} exists already",
             detail=refusal.explanation,
             hint=f"cdc slots; to drop it: SELECT pg_drop_replication_slot('{name}');",

@@ -1,0 +1,151 @@
+"""Where the production service meets the models: its only doors to Postgres, Redis, the bucket, the clock and chance.
+
+Everything behind these names is modelled, everything before them is the program as it is. `time` is patched rather than
+the program: it reads `time.monotonic()`, which is also what the real event loop's clock is.
+"""
+
+import functools
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Any
+from unittest import mock
+
+import structlog
+
+import cdc.cache.sink
+import cdc.pipeline.snapshot
+import cdc.pipeline.start
+import cdc.service
+from cdc.config import ArchiveSettings, CacheSettings
+from cdc.pgoutput.assembler import Assembler
+from cdc.pipeline import snapshot, start
+from cdc.postgres.publication import Publication
+from cdc.postgres.slot import ExportedSnapshot
+from tests.simulation import postgres, redis
+from tests.simulation.bucket import ModelBucket
+from tests.simulation.clock import LIFE, Life
+from tests.simulation.history import TIME_US
+from tests.simulation.world import World
+
+# Small, so that small histories have large transactions.
+PIECE_BYTES = 4_000
+
+
+class Doors:
+    """One world's. `bucket` is the one that is configured now, `buckets` those that running services were told."""
+
+    def __init__(self, world: World, server: postgres.ModelPostgres, cache: redis.ModelRedis) -> None:
+        self.world = world
+        self.server = server
+        self.cache = cache
+        self.bucket: ModelBucket | None = None
+        self.buckets: dict[Life, ModelBucket] = {}
+
+    async def connect(self, *_: object, **__: object) -> postgres.ModelConnection:
+        await self.world.travel(0.01)
+        self.server.reach()
+        return postgres.ModelConnection(self.server)
+
+    async def open_stream(self, *_: object) -> postgres.ModelStream:
+        return postgres.ModelStream(await self.connect())
+
+    def open_bucket(self, _settings: ArchiveSettings) -> ModelBucket:
+        life = LIFE.get()
+        assert life is not None
+        return self.buckets[life]
+
+    def open_cache(self, _settings: CacheSettings) -> redis.ModelConnection:
+        return redis.ModelConnection(self.cache)
+
+    def open_sentinel(self, _settings: object) -> postgres.ModelSentinel:
+        return postgres.ModelSentinel(self.server)
+
+    @asynccontextmanager
+    async def create_slot(
+        self, _settings: object, _name: str, *, temporary: bool = False
+    ) -> AsyncIterator[ExportedSnapshot]:
+        async with await self.connect() as connection, connection.create_slot(temporary=temporary) as exported:
+            yield exported
+
+    @asynccontextmanager
+    async def open_snapshot(
+        self, _settings: object, exported: ExportedSnapshot
+    ) -> AsyncIterator[postgres.ModelSnapshot]:
+        async with await self.connect() as connection:
+            yield postgres.ModelSnapshot(connection, exported)
+
+
+async def _read_publication(connection: postgres.ModelConnection, _name: str) -> Publication:
+    await connection.ask()
+    return postgres.PUBLICATION
+
+
+async def _type_names(connection: postgres.ModelConnection) -> dict[int, str]:
+    await connection.ask()
+    return {20: "bigint", 25: "text"}
+
+
+async def _check_server(*_: object) -> None:
+    pass
+
+
+@contextmanager
+def opened(doors: Doors) -> Iterator[None]:
+    """The program meets the models, and chance and time are the seed's."""
+    loop, dice = doors.world.loop, random.Random(doors.world.seed)
+    service: Any = cdc.service
+    patches: list[tuple[Any, str, Any]] = [
+        (service, "connect", doors.connect),
+        (service, "open_bucket", doors.open_bucket),
+        (service.ReplicationStream, "open", doors.open_stream),
+        (service, "Sentinel", doors.open_sentinel),
+        (service, "Assembler", functools.partial(Assembler, piece_bytes=PIECE_BYTES)),
+        (service, "check_dsn", lambda _: None),
+        (service, "read_slot", lambda connection, _: connection.read_slot()),
+        (service, "read_publication", _read_publication),
+        (service, "type_names", _type_names),
+        (start, "read_server", lambda connection: connection.read_server()),
+        (start, "check_server", _check_server),
+        (start, "read_publication", _read_publication),
+        (start, "read_slot", lambda connection, _: connection.read_slot()),
+        (start, "try_lock", lambda connection, _: connection.try_lock()),
+        (start, "drop_slot", lambda connection, _: connection.drop_slot()),
+        (snapshot, "connect", doors.connect),
+        (snapshot, "read_server", lambda connection: connection.read_server()),
+        (snapshot, "create_slot", doors.create_slot),
+        (snapshot, "open_snapshot", doors.open_snapshot),
+        (cdc.cache.sink, "Connection", doors.open_cache),
+        (time, "monotonic", loop.time),
+        (time, "time_ns", lambda: TIME_US * 1000 + int(loop.time() * 1e9)),
+        (uuid, "uuid4", lambda: uuid.UUID(int=dice.getrandbits(128), version=4)),
+        (random, "uniform", dice.uniform),
+    ]
+    with ExitStack() as stack:
+        for target, name, value in patches:
+            stack.enter_context(mock.patch.object(target, name, value))
+        stack.enter_context(_traced(doors.world))
+        yield
+
+
+@contextmanager
+def _traced(world: World) -> Iterator[None]:
+    """What the program logs stands in the trace, between what the models did."""
+
+    def tell(_logger: Any, _method: str, event: Any) -> Any:
+        name = event.pop("event")
+        world.tell(f"{name} " + " ".join(f"{key}={value}" for key, value in event.items() if value != ""))
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[tell],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -1,0 +1,393 @@
+"""The server: a history, a slot, WAL senders, and what only a connection can say. It crashes and fails over.
+
+Modelled as measured (PITFALLS): a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
+crash takes `confirmed_flush` back to what was saved last; a WAL sender whose client is silent is ended after a while;
+keepalives name positions up to which everything was sent, also in the middle of a transaction; a failover to a standby
+that lagged loses the tail, uses its LSNs again, and is a new timeline.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from cdc.change import Column
+from cdc.errors import SlotLost, Unavailable
+from cdc.postgres.publication import Publication, PublishedTable
+from cdc.postgres.refusal import SlotActive
+from cdc.postgres.replication import Identity
+from cdc.postgres.server import Server
+from cdc.postgres.slot import ExportedSnapshot, Slot, SlotExists
+from cdc.row import Row
+from cdc.sink import Epoch
+from tests.simulation.clock import LIFE, Life
+from tests.simulation.history import OID, RELATION, Change, Committed, History
+from tests.simulation.world import World
+from tests.unit.pgoutput_encoder import keepalive
+
+SYSTEM = "7300000000000000001"
+SENDER_TIMEOUT_S = 15.0
+_DELAY_S = 0.01
+
+COLUMNS = (Column("id", "bigint", 20, -1, True), Column("content", "text", 25, -1, False))
+PUBLICATION = Publication(
+    "cdc",
+    (PublishedTable("public", "turns", OID, COLUMNS, "f", ("id", "content"), ("id",), None, False, ()),),
+    ("insert", "update", "delete", "truncate"),
+    False,
+)
+
+
+class ModelSlot:
+    def __init__(self, consistent_lsn: int) -> None:
+        self.consistent_lsn = consistent_lsn
+        self.confirmed = consistent_lsn
+        self.saved = consistent_lsn
+        self.holder: ModelStream | None = None
+
+
+class ModelPostgres:
+    """`acknowledged` is asked whether a position may be told to be flushed, whenever one is."""
+
+    def __init__(self, world: World, acknowledged: Callable[[History, int, int], None]) -> None:
+        self.world = world
+        self.history = History(Epoch(SYSTEM, 1))
+        self.histories = [self.history]
+        self.wal_lsn = 0x1000
+        self.up = True
+        self.generation = 0
+        self.slot: ModelSlot | None = None
+        self.locked_by: ModelConnection | None = None
+        self.connections: list[ModelConnection] = []
+        self.streams: list[ModelStream] = []
+        self.acknowledged = acknowledged
+        self.ended = asyncio.Event()
+        self._xid = 700
+        self._pid = 100
+
+    # what the application does
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        dice = self.world.dice
+        self._xid += 1
+        commit_lsn = self.wal_lsn + len(changes) + dice.choice((8, 24, 100))
+        end_lsn = commit_lsn + dice.choice((16, 48))
+        self.history.append(Committed(self._xid, commit_lsn, end_lsn, tuple(changes)))
+        self.wal_lsn = end_lsn
+        self.world.tell(f"commit xid={self._xid} lsn={commit_lsn:X} end={end_lsn:X} changes={len(changes)}")
+        self.wake()
+
+    def write_noise(self, nbytes: int) -> None:
+        """WAL in which nothing is published."""
+        self.wal_lsn += nbytes
+
+    def next_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def wake(self) -> None:
+        for stream in self.streams:
+            stream.wake()
+
+    # what befalls it
+
+    def checkpoint(self) -> None:
+        if self.slot is not None:
+            self.slot.saved = self.slot.confirmed
+
+    def crash(self, down_s: float) -> None:
+        self.world.fault("server_crash")
+        self.up = False
+        self.generation += 1
+        for connection in list(self.connections):
+            self.close(connection)
+        for stream in self.streams:
+            stream.break_("the server crashed")
+        self.streams.clear()
+        if self.slot is not None:
+            self.slot.confirmed, self.slot.holder = self.slot.saved, None
+        self.ended.set()
+        self.ended = asyncio.Event()
+        self.wake()
+        self.world.later(down_s, self._start)
+
+    def _start(self) -> None:
+        self.up = True
+        self.world.tell("server up")
+
+    def fail_over(self, lost: int, down_s: float) -> None:
+        """Promote a standby that lacks the last `lost` transactions. The slot was synchronized to it."""
+        self.crash(down_s)
+        kept = max(0, len(self.history.transactions) - lost)
+        self.world.fault("failover", f"lost={len(self.history.transactions) - kept}")
+        old, epoch = self.history, Epoch(SYSTEM, self.history.epoch.timeline + 1)
+        self.history = old.fork(epoch, kept)
+        self.histories.append(self.history)
+        lost_from = old.ends[kept - 1] if kept else 0x1000
+        self.wal_lsn = lost_from if kept < len(old.transactions) else self.wal_lsn
+        if self.slot is not None:
+            self.slot.confirmed = self.slot.saved = min(self.slot.saved, self.wal_lsn)
+
+    def reap(self, stream: "ModelStream") -> None:
+        """End a WAL sender that has heard nothing from its client for too long."""
+        if stream not in self.streams:
+            return
+        if self.world.loop.time() - stream.heard_at > SENDER_TIMEOUT_S:
+            self.world.tell(f"walsender of {stream.life.name} timed out")
+            self.drop(stream, "terminating walsender process due to replication timeout")
+        else:
+            self.world.later(SENDER_TIMEOUT_S / 4, self.reap, stream)
+
+    def drop(self, stream: "ModelStream", reason: str) -> None:
+        stream.break_(reason)
+        if stream in self.streams:
+            self.streams.remove(stream)
+        if self.slot is not None and self.slot.holder is stream:
+            self.slot.holder = None
+
+    def forget(self, life: Life) -> None:
+        """A process died: its sockets are closed by its kernel, and the server sees it at once."""
+        for stream in [stream for stream in self.streams if stream.life is life]:
+            self.drop(stream, "the client is gone")
+        for connection in [connection for connection in self.connections if connection.life is life]:
+            self.close(connection)
+
+    def close(self, connection: "ModelConnection") -> None:
+        """The end of a session, and of the lock that it held."""
+        connection.closed = True
+        if connection in self.connections:
+            self.connections.remove(connection)
+        if self.locked_by is connection:
+            self.locked_by = None
+
+    def reach(self) -> None:
+        self.world.alive()
+        if not self.up:
+            raise Unavailable("no connection to Postgres")
+
+
+class ModelConnection:
+    """An SQL session, good until the server it was made to goes down."""
+
+    def __init__(self, server: ModelPostgres) -> None:
+        self.server = server
+        self.generation = server.generation
+        self.life = LIFE.get()
+        self.closed = False
+        server.connections.append(self)
+
+    async def ask(self) -> ModelPostgres:
+        await self.server.world.travel(_DELAY_S)
+        self.server.reach()
+        if self.closed or self.generation != self.server.generation:
+            raise Unavailable("the session was ended by the server")
+        return self.server
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close(self)
+
+    # the functions of cdc.postgres that take a connection
+
+    async def read_server(self) -> Server:
+        server = await self.ask()
+        return Server(server.history.epoch, "chat", 18, "18.0", "UTF8", "logical", False, SENDER_TIMEOUT_S, {}, {})
+
+    async def read_slot(self) -> Slot | None:
+        server = await self.ask()
+        if server.slot is None:
+            return None
+        holder = None if server.slot.holder is None else server.slot.holder.backend_pid
+        lsn = server.slot.confirmed
+        return Slot(
+            "cdc", "pgoutput", "chat", False, holder, lsn, lsn, "reserved", None, False, False, None, None, False, False
+        )
+
+    async def try_lock(self) -> bool:
+        server = await self.ask()
+        if server.locked_by not in (None, self):
+            return False
+        server.locked_by = self
+        return True
+
+    async def drop_slot(self) -> None:
+        server = await self.ask()
+        if server.slot is not None and server.slot.holder is not None:
+            raise SlotActive("the slot is active")
+        server.slot = None
+
+    @asynccontextmanager
+    async def create_slot(self, *, temporary: bool) -> AsyncIterator[ExportedSnapshot]:
+        server = await self.ask()
+        consistent_lsn = server.wal_lsn
+        if not temporary:
+            if server.slot is not None:
+                raise SlotExists("replication slot cdc exists already")
+            server.slot = ModelSlot(consistent_lsn)
+        server.world.tell(f"slot created temporary={temporary} at={consistent_lsn:X}")
+        yield ExportedSnapshot("cdc", consistent_lsn, f"{len(server.history.transactions)}")
+
+
+class ModelSnapshot:
+    def __init__(self, connection: ModelConnection, exported: ExportedSnapshot) -> None:
+        self._connection = connection
+        self._state = connection.server.history.states[int(exported.snapshot_name)]
+
+    async def rows(self, _table: PublishedTable, **_: object) -> AsyncIterator[list[Row]]:
+        items = sorted(self._state.items())
+        for first in range(0, len(items), 4):
+            await self._connection.ask()
+            yield [[b"%d" % id_, content.encode()] for id_, content in items[first : first + 4]]
+
+
+class ModelStream:
+    """A replication connection: the face of `cdc.postgres.replication.ReplicationStream`."""
+
+    def __init__(self, connection: ModelConnection) -> None:
+        life = LIFE.get()
+        assert life is not None
+        self.life = life
+        self.backend_pid = connection.server.next_pid()
+        self.broken = ""
+        self.muted = False
+        self.heard_at = 0.0
+        self._connection = connection
+        self._server = connection.server
+        self._history: History = connection.server.history
+        self._pending: deque[bytes] = deque()
+        self._next = 0
+        self._described = False
+        self._told_lsn = 0
+        self._flushed = 0
+        self._keepalive_due = False
+        self._woken = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def identify(self) -> Identity:
+        server = await self._connection.ask()
+        return Identity(server.history.epoch, server.wal_lsn, "chat")
+
+    async def start(self, _slot: str, _publication: str) -> None:
+        server = await self._connection.ask()
+        if server.slot is None:
+            raise SlotLost("the slot does not exist")
+        if server.slot.holder is not None:
+            raise SlotActive("the slot is active", detail=f"for PID {server.slot.holder.backend_pid}")
+        server.slot.holder = self
+        server.streams.append(self)
+        self._flushed = server.slot.confirmed
+        transactions = server.history.transactions
+        self._next = next(
+            (n for n, one in enumerate(transactions) if one.commit_lsn >= server.slot.confirmed), len(transactions)
+        )
+        self.heard_at = server.world.loop.time()
+        server.world.later(SENDER_TIMEOUT_S / 4, server.reap, self)
+        server.world.later(0.3, self._send_keepalive)
+        server.world.tell(f"stream started at={server.slot.confirmed:X} next={self._next}")
+
+    def break_(self, reason: str) -> None:
+        self.broken = reason
+        self.wake()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def _send_keepalive(self) -> None:
+        if not self.broken:
+            self._keepalive_due = True
+            self._woken.set()
+            self._server.world.later(self._server.world.moment(2.0), self._send_keepalive)
+
+    async def receive(self) -> list[bytes]:
+        world = self._server.world
+        while True:
+            world.alive()
+            if self.broken:
+                raise Unavailable(self.broken)
+            if not self.muted:
+                self._fill()
+            if self._pending and not self.muted:
+                count = min(len(self._pending), world.dice.choice((1, 3, 20, 200)))
+                messages = [self._pending.popleft() for _ in range(count)]
+                await asyncio.sleep(0)
+                return messages
+            self._woken.clear()
+            await self._woken.wait()
+
+    def _fill(self) -> None:
+        dice, transactions = self._server.world.dice, self._history.transactions
+        while len(self._pending) < 50 and self._next < len(transactions):
+            transaction = transactions[self._next]
+            self._next += 1
+            begin, rows, commit = transaction.frames()
+            self._pending.append(begin)
+            if not self._described and rows:
+                self._pending.append(RELATION)
+                self._described = True
+            self._pending.extend(rows)
+            if dice.random() < 0.2:
+                self._pending.append(keepalive(transaction.commit_lsn))
+            self._pending.append(commit)
+            if dice.random() < 0.2:
+                self._pending.append(keepalive(transaction.end_lsn, reply=dice.random() < 0.3))
+        if self._next == len(transactions) and self._keepalive_due:
+            self._keepalive_due = False
+            self._pending.append(keepalive(self._server.wal_lsn, reply=dice.random() < 0.3))
+
+    def send_status(self, _written: int, flushed: int, _applied: int, *, reply_requested: bool = False) -> None:
+        world = self._server.world
+        if self.life.dead or self.broken or self._server.slot is None or self._server.slot.holder is not self:
+            return
+        if flushed < self._flushed:
+            raise world.fail(f"the acknowledged position went back from {self._flushed:X} to {flushed:X}")
+        if flushed != self._flushed:
+            world.tell(f"status flushed={flushed:X}")
+        self._flushed = flushed
+        self._server.acknowledged(self._history, self._server.slot.consistent_lsn, flushed)
+        if self.muted:
+            return
+        self.heard_at = world.loop.time()
+        self._server.slot.confirmed = max(self._server.slot.confirmed, flushed)
+        if reply_requested:
+            self._keepalive_due = True
+            self._woken.set()
+
+    async def close(self) -> None:
+        if not self.life.dead and not self.muted:
+            self._server.drop(self, "closed")
+        self.broken = self.broken or "closed"
+        await asyncio.sleep(0)
+
+
+class ModelSentinel:
+    """The face of `cdc.postgres.sentinel.Sentinel`."""
+
+    def __init__(self, server: ModelPostgres) -> None:
+        self._server = server
+        self._ended = server.ended
+
+    async def __aenter__(self) -> Self:
+        await self._server.world.travel(_DELAY_S)
+        self._server.reach()
+        if self._server.world.chance(0.1):
+            raise Unavailable("no session to be had for a sentinel")
+        self._ended = self._server.ended
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        pass
+
+    async def wait_ended(self) -> str:
+        await self._ended.wait()
+        return "terminating connection"

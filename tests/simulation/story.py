@@ -1,0 +1,396 @@
+"""One seed: an application, a service under a supervisor, and everything that befalls them; then calm, and the check.
+
+The dice decide which kinds of fault this world knows, so that each is often alone. After the faults everything heals,
+and within a bound of virtual time archive, slot and cache must all be where the database is: nothing may stay stuck.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr
+
+from cdc.archive.reader import ArchiveReader
+from cdc.archive.verify import verify
+from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, RowProjection, Settings
+from cdc.errors import CdcError, Diverged, Fenced
+from cdc.service import Service
+from tests.simulation.bucket import ModelBucket
+from tests.simulation.clock import LIFE, Life, Stuck, VirtualLoop
+from tests.simulation.doors import Doors, opened
+from tests.simulation.history import Change, History
+from tests.simulation.ledger import Ledger
+from tests.simulation.postgres import ModelPostgres
+from tests.simulation.redis import ModelRedis
+from tests.simulation.world import Violation, Weather, World
+
+LIMIT_S = 900.0
+STORM_S = 20.0
+HEALING_S = 240.0
+
+FAULTS = (
+    "bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "bucket_away", "kill", "stop", "rival",
+    "server_crash", "walsender_end", "half_open", "failover", "redis_unanswered", "redis_late", "redis_away",
+    "redis_flush", "redis_failover", "eviction",
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """How one seed ended. `violation` is empty if every promise was kept."""
+
+    seed: int
+    violation: str
+    trace: list[str]
+    faults: dict[str, int]
+    transactions: int
+    virtual_s: float
+
+
+def simulate(seed: int) -> Outcome:
+    """Live through one seed."""
+    loop = VirtualLoop(LIMIT_S)
+    world = World(seed, loop)
+    story = _Story(world)
+    loop.set_exception_handler(story.unhandled)
+    try:
+        with opened(story.doors):
+            try:
+                loop.run_until_complete(story.live())
+            except Stuck as stuck:
+                world.fail(f"stuck: {stuck}")
+            except Violation:
+                pass
+            finally:
+                story.bury(loop)
+    finally:
+        loop.close()
+    transactions = len({t.xid for history in story.server.histories for t in history.transactions})
+    return Outcome(seed, world.violation, world.trace, world.faults, transactions, loop.time() - 1000)
+
+
+class _Story:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.dice = world.dice
+        self.storming = True
+        self.kinds = {kind for kind in FAULTS if self.dice.random() < 0.25}
+        self.bucket_weather, self.cache_weather = self._weather("bucket"), self._weather("redis")
+        self.server = ModelPostgres(world, self.acknowledged)
+        self.cache = ModelRedis(world, self.cache_weather, lambda: self.server.histories)
+        self.doors = Doors(world, self.server, self.cache)
+        self.ledger = self._new_archive()
+        self.lives: list[Life] = []
+        self.settings = self._settings()
+        self.version = 0
+        world.tell(f"seed {world.seed}: " + " ".join(sorted(self.kinds)))
+
+    def _weather(self, server: str) -> Weather:
+        dice = self.dice
+        return Weather(
+            refused=dice.choice((0.05, 0.3)) if f"{server}_refuses" in self.kinds else 0.0,
+            unanswered=dice.choice((0.05, 0.3)) if f"{server}_unanswered" in self.kinds else 0.0,
+            late=dice.choice((0.05, 0.3)) if f"{server}_late" in self.kinds else 0.0,
+            slow=0.1 if f"{server}_slow" in self.kinds else 0.0,
+            delay_s=dice.choice((0.001, 0.02, 0.3)),
+        )
+
+    def _new_archive(self) -> Ledger:
+        ledger = Ledger(self.world, self.server.histories)
+        self.doors.bucket = ModelBucket(self.world, self.bucket_weather, ledger.created, self._sending)
+        return ledger
+
+    def _settings(self) -> Settings:
+        dice = self.dice
+        archive = ArchiveSettings(url="file:///model", linger_s=dice.choice((0.0, 0.2, 1.0))).model_copy(
+            update={
+                "segment_bytes": dice.choice((3_000, 20_000, 200_000)),
+                "queue_bytes": dice.choice((20_000, 500_000)),
+                "coverage_interval_s": dice.choice((1.0, 10.0)),
+                "coverage_wal_bytes": 2_000,
+                "compression_level": 1,
+            }
+        )
+        cache = CacheSettings(
+            url=SecretStr("redis://model"),
+            projections=(RowProjection(table="public.turns", key="turn:{id}", time_column=None),),
+            batch_rows=dice.choice((3, 500)),
+        ).model_copy(update={"queue_bytes": dice.choice((5_000, 200_000))})
+        postgres = PostgresSettings(dsn=SecretStr("postgresql:///model"), silence_s=8.0, status_interval_s=1.0)
+        return Settings(postgres=postgres, archive=archive, cache=cache)
+
+    # what is asserted all the time
+
+    def acknowledged(self, history: History, consistent_lsn: int, flushed: int) -> None:
+        """P1, at every status update."""
+        if flushed <= consistent_lsn:
+            return
+        if history is not self.ledger.history:
+            raise self.world.fail(f"P1: {flushed:X} of {history.epoch} was acknowledged to another archive")
+        lacking = self.ledger.lacks(flushed)
+        if lacking is not None:
+            raise self.world.fail(f"P1: {flushed:X} was acknowledged, but the archive lacks {lacking}")
+
+    # the application
+
+    def _commit(self) -> None:
+        dice, changes = self.dice, []
+        state = dict(self.server.history.states[-1])
+        count = dice.choice((0, 1, 1, 1, 2, 3, 3, 40)) if dice.random() < 0.5 else 1
+        for _ in range(count):
+            id_ = dice.randint(1, 8)
+            self.version += 1
+            old, content = state.get(id_), f"v{self.version} " + "x" * (90 if count > 10 else 5)
+            new = None if old is not None and dice.random() < 0.25 else content
+            changes.append(Change(id_, old, new))
+            if new is None:
+                del state[id_]
+            else:
+                state[id_] = new
+        self.server.commit(changes)
+
+    async def _work(self) -> None:
+        """The application: bursts and pauses."""
+        left = self.dice.randint(5, 40)
+        pause_s = STORM_S / left
+        while left and not self.world.over.is_set():
+            await asyncio.sleep(self.dice.choice((0.0, 0.01, pause_s * 2)))
+            if self.dice.random() < 0.2:
+                self.server.write_noise(self.dice.randint(1, 5_000))
+            if self.server.up:
+                self._commit()
+                left -= 1
+
+    # the service, under a supervisor
+
+    async def _supervise(self, place: str) -> None:
+        number = 0
+        while not self.world.over.is_set():
+            number += 1
+            may_die = self.storming and "kill" in self.kinds and self.dice.random() < 0.7
+            life = Life(f"{place}{number}", self.dice.choice((300, 1000, 3000)) if may_die else None)
+            if life.die_at is not None:
+                life.die_at = self.dice.randint(1, life.die_at)
+            life.at_death = lambda life=life: self._died(life)  # type: ignore[misc]
+            self.lives.append(life)
+            await self._live(life)
+            await asyncio.sleep(self.dice.choice((0.1, 1.0)))
+
+    def _died(self, life: Life) -> None:
+        self.world.fault("kill", f"{life.name} at step {life.steps}")
+        self.server.forget(life)
+
+    async def _live(self, life: Life) -> None:
+        context = self.world.outside.copy()
+        context.run(LIFE.set, life)
+        ledger = self.ledger
+        assert self.doors.bucket is not None
+        self.doors.buckets[life] = self.doors.bucket
+        service = Service(self.settings, asyncio.Event())
+        life.task = self.world.loop.create_task(service.run(), context=context)
+        try:
+            await asyncio.wait([life.task])
+        finally:
+            if not life.dead:
+                self.server.forget(life)
+        if life.dead or self.world.over.is_set():
+            return
+        self._judge(life, ledger, None if life.task.cancelled() else life.task.exception())
+
+    def _judge(self, life: Life, ledger: Ledger, error: BaseException | None) -> None:
+        """Whether a service may end like this."""
+        self.world.tell(f"{life.name} ended: {type(error).__name__}: {error}")
+        if isinstance(error, Violation):
+            return
+        if isinstance(error, Fenced):
+            if not self._fenced_by_another(life):
+                raise self.world.fail("a service was fenced though nobody else had written")
+        elif isinstance(error, Diverged) and ledger is not self.ledger:
+            pass  # it was started before the operator named another archive
+        elif isinstance(error, Diverged) and self.ledger.history is not self.server.history:
+            self._begin_another_archive()
+        else:
+            detail = error.detail if isinstance(error, CdcError) else ""
+            raise self.world.fail(f"the service ended with {type(error).__name__}: {error} ({detail})")
+
+    def _fenced_by_another(self, life: Life) -> bool:
+        bucket = self.doors.bucket
+        assert bucket is not None
+        own = [seq for seq, author in bucket.authors.items() if author == life.name]
+        return any(author != life.name for seq, author in bucket.authors.items() if seq > min(own, default=-1))
+
+    def _begin_another_archive(self) -> None:
+        """What the hint says after a failover: another archive.url, and the slot begins anew."""
+        self.world.tell("the operator begins another archive")
+        self.server.slot = None
+        self.ledger = self._new_archive()
+
+    # what befalls them
+
+    async def _storm(self) -> None:
+        dice, world = self.dice, self.world
+        happenings = sorted(self.kinds & {
+            "bucket_away", "kill", "stop", "server_crash", "walsender_end", "half_open", "failover", "redis_away",
+            "redis_flush", "redis_failover", "eviction",
+        })  # fmt: skip
+        until = world.loop.time() + STORM_S
+        failovers = 0
+        while world.loop.time() < until:
+            await asyncio.sleep(dice.random() * 4)
+            for action in (self.server.checkpoint, self.cache.keep):
+                if dice.random() < 0.5:
+                    action()
+            kind = dice.choice(happenings) if happenings else ""
+            lives = [life for life in self.lives if not life.dead and life.task is not None and not life.task.done()]
+            if kind == "bucket_away":
+                self._take_away(self.bucket_weather, kind, dice.choice((0.5, 5.0, 15.0)))
+            elif kind == "redis_away":
+                self._take_away(self.cache_weather, kind, dice.choice((0.5, 5.0, 15.0)))
+            elif kind == "kill" and lives:
+                dice.choice(lives).kill()
+            elif kind == "stop" and lives:
+                self._stop(dice.choice(lives))
+            elif kind == "server_crash" and self.server.up:
+                self.server.crash(dice.random() * 3)
+            elif kind == "failover" and self.server.up and failovers < 2 and dice.random() < 0.5:
+                failovers += 1
+                self.server.fail_over(dice.choice((0, 1, 2, 5)), dice.random() * 3)
+            elif kind in ("walsender_end", "half_open") and self.server.streams:
+                self._disturb(kind)
+            elif kind == "redis_flush":
+                self.cache.flush()
+            elif kind == "redis_failover":
+                self.cache.fail_over()
+            elif kind == "eviction":
+                self.cache.evict()
+
+    def _take_away(self, weather: Weather, kind: str, seconds: float) -> None:
+        self.world.fault(kind, f"{seconds} s")
+        weather.away = True
+        self.world.later(seconds, setattr, weather, "away", False)
+
+    def _stop(self, life: Life) -> None:
+        seconds = self.dice.choice((0.5, 5.0, 20.0, 30.0))
+        self.world.fault("stop", f"{life.name} for {seconds} s")
+        life.stop()
+        if self.dice.random() < 0.7:
+            self.world.later(self.dice.random(), self.server.forget, life)  # so that another one can take its place
+        self.world.later(seconds, life.go_on, self.world.loop)
+
+    def _sending(self, life: Life | None) -> None:
+        """The most delicate moment to be stopped."""
+        if self.storming and life is not None and "stop" in self.kinds and self.dice.random() < 0.05:
+            self._stop(life)
+
+    def _disturb(self, kind: str) -> None:
+        stream = self.dice.choice(self.server.streams)
+        self.world.fault(kind, stream.life.name)
+        if kind == "half_open":
+            stream.muted = True
+        else:
+            self.server.drop(stream, "terminating connection due to administrator command")
+
+    # the story
+
+    async def live(self) -> None:
+        """1. storm; 2. calm; 3. everything is where the database is; 4. the whole archive, read back."""
+        for _ in range(self.dice.randint(0, 3)):
+            self._commit()
+        places = "ab" if self.kinds & {"rival", "stop"} else "a"
+        tasks = [self._start(self._supervise(place)) for place in places]
+        try:
+            await self._unless_over(asyncio.gather(self._start(self._work()), self._start(self._storm())))  # 1
+            self._calm()  # 2
+            await self._unless_over(self._start(self._healed()))  # 3
+            await self._check_archive()  # 4
+        finally:
+            self.world.over.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.world.loop.create_task(coroutine, context=self.world.outside.copy())
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Violation):
+            self.world.fail(f"the simulation itself failed: {type(error).__name__}: {error}")
+
+    async def _unless_over(self, task: asyncio.Future[Any]) -> None:
+        over = self._start(self._until_over())
+        await asyncio.wait([task, over], return_when=asyncio.FIRST_COMPLETED)
+        task.cancel()
+        over.cancel()
+        await asyncio.gather(task, over, return_exceptions=True)
+        if self.world.violation:
+            raise Violation(self.world.violation)
+
+    async def _until_over(self) -> None:
+        await self.world.over.wait()
+
+    def _calm(self) -> None:
+        self.world.tell("calm")
+        self.storming = False
+        self.bucket_weather.calm()
+        self.cache_weather.calm()
+        for life in self.lives:
+            life.die_at = None
+            if life.stopped:
+                life.go_on(self.world.loop)
+
+    async def _healed(self) -> None:
+        until = self.world.loop.time() + HEALING_S
+        while (missing := self._missing()) and self.world.loop.time() < until:
+            self.server.write_noise(100)  # as Postgres itself does, for running transactions
+            await asyncio.sleep(0.5)
+        if missing:
+            raise self.world.fail(f"not healed {HEALING_S:.0f} s after the last fault: {missing}")
+
+    def _missing(self) -> str:
+        end_lsn = self.server.history.ends[-1] if self.server.history.ends else 0
+        if self.ledger.history is not self.server.history or not self.ledger.complete:
+            return "the archive is not complete"
+        if self.server.slot is None or self.server.slot.confirmed < end_lsn:
+            return "the slot is held (P6)"
+        if self.cache.lsn < end_lsn or self.cache.meta.part:
+            return f"the cache is not live: {self.cache.meta.describe()}"
+        return self.cache.difference()
+
+    async def _check_archive(self) -> None:
+        bucket = self.doors.bucket
+        assert bucket is not None
+        report = await verify(bucket)
+        if not report.intact:
+            raise self.world.fail(f"verify: {report.findings}")
+        read = [t.commit_lsn async for t in ArchiveReader(bucket).transactions(None) if t.last]
+        history = self.ledger.history.transactions
+        if read != [t.commit_lsn for t in history if t.changes][(len(history) and -len(read)) or len(history) :]:
+            raise self.world.fail(f"the reader does not give the committed history: {read}")
+
+    def unhandled(self, _loop: object, context: dict[str, Any]) -> None:
+        """A callback that failed is a bug; an error that nobody asked for, in a world that ended, is not."""
+        life, error = LIFE.get(), context.get("exception")
+        self.world.tell(f"unhandled: {context.get('message')}: {type(error).__name__}: {error}")
+        if "handle" in context and not (isinstance(error, Violation) or (life and life.dead)):
+            self.world.fail(f"a callback failed: {type(error).__name__}: {error}")
+
+    def bury(self, loop: VirtualLoop) -> None:
+        """Let every task come to its end, so that nothing of this world outlives it."""
+        self.world.over.set()
+        for _ in range(50):
+            tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
+            if not tasks:
+                break
+            for life in self.lives:
+                life.at_death = lambda: None
+                life.dead = True
+                life.go_on(loop)
+            for task in tasks:
+                task.cancel()
+            loop.revive()
+            loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
