@@ -306,15 +306,17 @@ class ArchiveSink:
                 covered_upto=max(consistent_lsn, tail.covered_upto),
                 relations=shapes_by_name(relations),
                 base=Base(seq, consistent_lsn, tuple(chunks)),
+                open_gap=None,
             )
             return self.covered_upto
 
     async def write_gap(self, from_lsn: int, reason: str) -> None:
         """Record that changes after `from_lsn` are lost. The next snapshot makes the archive complete again."""
         async with self._writing:
-            self._writable()
+            tail = self._writable()
             self._series = None
-            await self._append("gap", gap=Gap(from_lsn, reason))
+            await self._append("gap", gap=Gap(from_lsn, reason, time.time_ns() // 1000), open_gap=tail.seq + 1)
+            metrics.gaps.inc()
 
     async def close(self) -> None:
         """Leave a hint for the next start. Safe at any time, after a cancelled write too."""
@@ -378,11 +380,14 @@ class ArchiveSink:
             last_lsn=tail.last_commit_lsn,
             covered_upto=tail.covered_upto,
             first_ordinal=tail.next_ordinal,
+            open_gap=tail.open_gap,
         )
         if kind != "fork":
             return header
         fork = Fork(tail.source.epoch, switch_lsn, reason)
-        return replace(header, fork=fork, last_lsn=0, covered_upto=switch_lsn)
+        # Up to the switch both epochs are one history, and may be sent again; nothing new ends before it.
+        last_lsn, covered_upto = min(tail.last_commit_lsn, switch_lsn), min(tail.covered_upto, switch_lsn)
+        return replace(header, fork=fork, last_lsn=last_lsn, covered_upto=covered_upto)
 
     async def _create_once(self, key: str, body: bytes) -> bool:
         """One attempt; False if other bytes are under the key."""
@@ -459,7 +464,12 @@ class ArchiveSink:
             writer=Writer(self._writer_id, tail.writer_epoch),
             source=tail.source,
             first_ordinal=tail.next_ordinal,
-            **{"last_lsn": tail.last_commit_lsn, "covered_upto": tail.covered_upto, **facts},
+            **{
+                "last_lsn": tail.last_commit_lsn,
+                "covered_upto": tail.covered_upto,
+                "open_gap": tail.open_gap,
+                **facts,
+            },
         )
         frames: list[bytes] = []
         if body is not None:
@@ -481,7 +491,9 @@ class ArchiveSink:
             covered_upto=header.covered_upto,
             next_ordinal=header.first_ordinal + header.transactions,
             writer_epoch=header.writer.epoch,
+            open_gap=header.open_gap,
         )
+        metrics.gap_open.set(header.open_gap is not None)
         metrics.segments.labels(kind=header.kind).inc()
         metrics.segment_bytes.inc(nbytes)
         log.debug("segment_written", seq=header.seq, kind=header.kind, bytes=nbytes, changes=header.changes)

@@ -105,9 +105,7 @@ def test_a_slot_that_somebody_advanced(installed: str, archive_dir: str, make_se
     assert service.stop() == 0
     query(installed, "INSERT INTO outbox (event_type, idempotency_key, payload) VALUES ('lost', '1', '{}')")
     query(installed, "SELECT pg_replication_slot_advance('cdc', pg_current_wal_flush_lsn())")
-    before = read_directory(archive_dir)
-    assert_refused(service, PERSON, "cdc")
-    assert read_directory(archive_dir) == before
+    assert_refused(service, PERSON, "cdc", "cdc repair")
 
 
 def test_a_publication_that_is_missing(installed: str, archive_dir: str, make_service: MakeService) -> None:
