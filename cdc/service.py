@@ -7,7 +7,8 @@ The order of a start, which is the order in which things can be known to be wron
 3. the archive's tail: whose history it is, and how far it is covered; a new timeline of the same is a fork;
 4. the slot: with a new archive it is created and existing rows are backfilled; otherwise it must be there;
 5. START_REPLICATION, which is the lock: while another service has the slot we stand by;
-6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, and the fence. Only now data is written.
+6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, the tables that were published before, and the
+   fence. Only now data is written.
 
 `Unavailable` anywhere means: wait, with backoff, and begin again at 1. `ChangesLost` is first written down as a gap;
 then, with `archive.on_gap = "resnapshot"`, it means the same, and 4 closes the gap. Every other error ends the service.
@@ -18,6 +19,7 @@ import gc
 import signal
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import structlog
 
@@ -33,7 +35,7 @@ from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline import start
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.fork import follow_timeline
-from cdc.pipeline.gap import record_gap, source_of
+from cdc.pipeline.gap import check_tables, record_gap, source_of
 from cdc.pipeline.session import Session
 from cdc.pipeline.snapshot import warm_up
 from cdc.postgres.publication import Publication, check_publication, read_publication, type_names
@@ -117,6 +119,8 @@ class Service:
         self._feed: CacheFeed | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._publication: Publication | None = None
+        self._tables: dict[str, int] = {}
+        self._tables_lsn = 0
         self._writer_epoch = 0
 
     async def run(self) -> None:
@@ -184,7 +188,7 @@ class Service:
             bucket = await self._open_bucket()  # 2
             archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
-            source = source_of(upstream.server, settings)
+            source = source_of(upstream.server, settings, {})
             position = await archive.open()  # 3
             if await follow_timeline(connection, upstream.server, settings, archive):
                 position = await archive.open()
@@ -205,7 +209,11 @@ class Service:
             if slot is None or position is None:
                 raise Unavailable("slot or archive changed hands during the start")
             start.check_covered(slot, position.lsn)
-            await archive.fence(source)
+            publication = await read_publication(connection, settings.postgres.publication)
+            known = archive.tail.source.tables if archive.tail else {}
+            self._tables = await check_tables(connection, publication, known, await archive.read_last_look())
+            self._tables_lsn = position.lsn
+            await archive.fence(replace(source, tables=self._tables))
             self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
             if self._only_repair:
                 return
@@ -221,7 +229,7 @@ class Service:
                 feed,
                 Progress(confirmed_lsn),
                 settings.archive,
-                recheck=self._recheck_publication,
+                recheck=lambda: self._recheck_publication(archive),
                 still_served=lambda: self._is_served(stream.backend_pid),
                 silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
@@ -252,10 +260,13 @@ class Service:
             self._bucket = bucket
         return self._bucket
 
-    async def _recheck_publication(self) -> None:
-        """Before covering idle WAL: an unpublished or recreated table would lose rows without a word."""
+    async def _recheck_publication(self, archive: ArchiveSink) -> None:
+        """Before covering idle WAL, and now and then: an unpublished or recreated table loses rows without a word."""
+        covered_upto = archive.covered_upto
         async with await connect(self._settings.postgres) as connection:
             publication = await read_publication(connection, self._settings.postgres.publication)
+            self._tables = await check_tables(connection, publication, self._tables, self._tables_lsn)
+        self._tables_lsn = covered_upto
         known = self._publication
         if known is not None and publication.fingerprint != known.fingerprint:
             log.warning("publication_changed", publication=publication.name, tables=len(publication.tables))

@@ -27,7 +27,10 @@ _Position = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The database that an archive tells the history of, and how its values were printed."""
+    """The database that an archive tells the history of, and how its values were printed.
+
+    `tables` are the oids of the published tables by name, as the writer found them when it took over.
+    """
 
     epoch: Epoch
     database: str
@@ -36,6 +39,7 @@ class Source:
     server_version: str = ""
     server_encoding: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,7 @@ class _Writer(msgspec.Struct):
     epoch: _Count
 
 
-class _Source(msgspec.Struct):
+class _Source(msgspec.Struct, omit_defaults=True):
     system_identifier: str
     timeline: _Count
     database: str
@@ -179,6 +183,7 @@ class _Source(msgspec.Struct):
     server_version: str
     server_encoding: str
     settings: dict[str, str]
+    tables: dict[str, int] = {}
 
 
 class _Part(msgspec.Struct):
@@ -286,6 +291,7 @@ def encode_header(header: Header) -> bytes:
                 source.server_version,
                 source.server_encoding,
                 source.settings,
+                source.tables,
             ),
             first_lsn=None if header.first_lsn is None else format_lsn(header.first_lsn),
             last_lsn=format_lsn(header.last_lsn),
@@ -334,6 +340,7 @@ def _from_wire(wire: _Header) -> Header:
             server_version=source.server_version,
             server_encoding=source.server_encoding,
             settings=source.settings,
+            tables=source.tables,
         ),
         first_lsn=None if wire.first_lsn is None else parse_lsn(wire.first_lsn),
         last_lsn=parse_lsn(wire.last_lsn),

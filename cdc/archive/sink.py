@@ -42,7 +42,7 @@ from cdc.archive.header import (
     shapes_by_name,
 )
 from cdc.archive.lines import Encoder
-from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header
+from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header, decode_segment_header
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
 from cdc.change import READ, Batch, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
@@ -228,6 +228,16 @@ class ArchiveSink:
         """Raise Diverged unless `source` is the database, on the timeline, that this archive tells of."""
         if self._tail is not None:
             _check_identity(self._bucket.url, self._tail.source, source)
+
+    async def read_last_look(self) -> int:
+        """`covered_upto` when a writer last looked at the publication: at its start, or before it covered idle WAL."""
+        seq = -1 if self._tail is None else self._tail.seq
+        while seq >= 0 and (body := await self._bucket.get(log_key(seq))) is not None:
+            header = decode_segment_header(body)
+            if header.kind in {"fence", "coverage", "snapshot"}:
+                return header.covered_upto
+            seq -= 1
+        return 0
 
     async def fence(self, source: Source) -> None:
         """Become the writer: put a `fence` segment behind the tail. Any earlier writer meets it and ends.

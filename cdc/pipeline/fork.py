@@ -26,8 +26,10 @@ log = structlog.get_logger()
 async def follow_timeline(connection: Connection, server: Server, settings: Settings, archive: ArchiveSink) -> bool:
     """Record the fork if there is one; True if the archive now is in the server's epoch by it."""
     tail = archive.tail
-    source = source_of(server, settings)
-    if tail is None or tail.source.database != source.database:
+    if tail is None:
+        return False
+    source = source_of(server, settings, tail.source.tables)
+    if tail.source.database != source.database:
         return False
     left, entered = tail.source.epoch, source.epoch
     if left.system_identifier != entered.system_identifier or left.timeline >= entered.timeline:

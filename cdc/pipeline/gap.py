@@ -9,6 +9,8 @@ of several services one writes. A crash between the two leaves an open gap, whic
 header; one inside `close_gap` leaves it open too, and the slot and the chunks of the attempt count for nothing.
 """
 
+from collections.abc import Mapping
+
 import structlog
 
 from cdc.archive.header import Source
@@ -18,7 +20,8 @@ from cdc.errors import ChangesLost, Diverged, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pipeline.snapshot import backfill
 from cdc.postgres.lock import try_lock
-from cdc.postgres.publication import Publication
+from cdc.postgres.publication import Publication, read_fate
+from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.server import Server, read_server
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import check_owner, drop_slot, read_slot
@@ -28,8 +31,8 @@ log = structlog.get_logger()
 REPAIR_HINT = "cdc repair   # a new slot and a new snapshot close the gap; then start cdc run again"
 
 
-def source_of(server: Server, settings: Settings) -> Source:
-    """Whose changes the archive holds, for its segments' headers."""
+def source_of(server: Server, settings: Settings, tables: Mapping[str, int]) -> Source:
+    """Whose changes the archive holds, for its segments' headers. `tables` are oids by name."""
     return Source(
         epoch=server.epoch,
         database=server.database,
@@ -38,6 +41,7 @@ def source_of(server: Server, settings: Settings) -> Source:
         server_version=server.server_version,
         server_encoding=server.encoding,
         settings=server.settings,
+        tables=dict(tables),
     )
 
 
@@ -45,11 +49,11 @@ async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost
     """Write down that changes are lost, unless an open gap says so already."""
     async with await connect(settings.postgres) as connection:
         await lock_archive(connection, settings.postgres.slot)
-        source = source_of(await read_server(connection), settings)
+        server = await read_server(connection)
         await archive.open()
         if archive.tail is None or archive.tail.open_gap is not None:
             return
-        await archive.fence(source)
+        await archive.fence(source_of(server, settings, archive.tail.source.tables))
         covered_upto = archive.covered_upto
         from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
         await archive.write_gap(from_lsn, lost.message)
@@ -85,13 +89,34 @@ async def close_gap(
     await archive.open()
     if archive.tail is None or archive.tail.open_gap is None:
         raise Unavailable("another service has closed the gap")
-    await archive.fence(source_of(server, settings))  # 2
+    await archive.fence(source_of(server, settings, publication.oids))  # 2
     slot = await read_slot(connection, name)
     if slot is not None:
         check_owner(slot, server.database)
         await drop_slot(connection, name)  # 3
     await backfill(settings, publication, archive)  # 4
     log.warning("gap_closed", covered_upto=format_lsn(archive.covered_upto))
+
+
+async def check_tables(
+    connection: Connection, publication: Publication, known: Mapping[str, int], since_lsn: int
+) -> dict[str, int]:
+    """Raise ChangesLost if a table that was published at `since_lsn` is not any more; else all tables now known.
+
+    A table that was dropped for good loses no rows. It stays known, so that one that takes its name later is noticed.
+    """
+    published = set(publication.oids.values())
+    absent = {name: oid for name, oid in known.items() if oid not in published}
+    fate = await read_fate(connection, absent) if absent else {}
+    if fate:
+        raise ChangesLost(
+            "changes of a table are not in the stream: " + "; ".join(f"{name} {what}" for name, what in fate.items()),
+            detail=f"it was published at {format_lsn(since_lsn)}; its rows that were written since then may be missing",
+            hint=f"ALTER PUBLICATION {quote_identifier(publication.name)} ADD TABLE {', '.join(map(_sql_name, fate))}; "
+            f"unless that was meant, then: {REPAIR_HINT}",
+            from_lsn=since_lsn,
+        )
+    return {**known, **publication.oids}
 
 
 async def check_slot_name(connection: Connection, settings: Settings, archive: ArchiveSink) -> None:
@@ -110,3 +135,7 @@ async def lock_archive(connection: Connection, slot: str) -> None:
     """One service at a time, for as long as this session lives. Raises Unavailable."""
     if not await try_lock(connection, slot):
         raise Unavailable("another service is at work on this archive; standing by")
+
+
+def _sql_name(table: str) -> str:
+    return ".".join(quote_identifier(part) for part in table.split(".", 1))

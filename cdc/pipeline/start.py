@@ -90,7 +90,7 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
         )
     if not await try_lock(upstream.connection, name):
         raise Unavailable("another service is filling this archive; standing by")
-    await archive.fence(source_of(upstream.server, settings))
+    await archive.fence(source_of(upstream.server, settings, upstream.publication.oids))
     if slot is not None:
         log.warning("backfill_restarted", slot=name)
         await drop_slot(upstream.connection, name)

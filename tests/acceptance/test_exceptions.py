@@ -15,7 +15,7 @@ from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import Archive, read_archive, read_directory
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.service import Service, install, mark, query, run_cdc, wait_until
 
 PERSON = 78
 TABLES = ("public.turns", "public.outbox")
@@ -315,3 +315,65 @@ def test_a_slot_that_survived_the_failover_goes_on_behind_the_fork(
     keys = [change.new["idempotency_key"] for tx in archive.transactions for change in tx.changes if change.new]
     assert keys == ["lost 1", "lost 2", "on the new timeline"]
     assert facts(service, "archive", "verify")["findings"] == []
+
+
+def unpublish(dsn: str) -> None:
+    query(dsn, "ALTER PUBLICATION cdc DROP TABLE outbox")
+
+
+def recreate(dsn: str) -> None:
+    query(dsn, "ALTER TABLE outbox RENAME CONSTRAINT outbox_pkey TO old_pkey")
+    query(dsn, "CREATE TABLE fresh (LIKE outbox INCLUDING ALL)")
+    query(dsn, "DROP TABLE outbox")
+    query(dsn, "ALTER TABLE fresh RENAME TO outbox")
+    query(dsn, "GRANT SELECT ON outbox TO cdc_reader")
+
+
+def republish(dsn: str) -> None:
+    query(dsn, "ALTER PUBLICATION cdc ADD TABLE outbox")
+
+
+@pytest.mark.parametrize(
+    ("lose", "word"), [(unpublish, "was taken out of the publication"), (recreate, "was dropped and created again")]
+)
+@pytest.mark.parametrize("running", [True, False])
+def test_a_table_that_loses_changes_is_a_gap_that_names_it(
+    installed: str, archive_dir: str, make_service: MakeService, lose: Callable[[str], None], word: str, running: bool
+) -> None:
+    write_event(installed, "before")
+    service = make_service(installed, archive_dir, archive={"coverage_interval_s": 1}).start()
+    service.wait_until_archived(installed)
+    if not running:
+        assert service.stop() == 0
+    lose(installed)
+    query(installed, "DELETE FROM outbox")
+    write_event(installed, "missing")
+    if running:
+        write_turn(installed, "s1", "keeps it busy")
+        mark(installed)
+    else:
+        service.start()
+    assert service.wait() == PERSON, service.log_tail()
+    failure = service.failure()
+    assert f"public.outbox {word}" in failure["reason"]
+    assert 'ADD TABLE "public"."outbox"' in failure["hint"]
+    assert word in facts(service, "status")["archive"]["open_gap"]["reason"]
+    republish(installed)
+    assert repair(service) == 0
+    service.start().wait_until_archived(installed)
+    assert service.stop() == 0
+    assert_replay_gives_the_tables(installed, archive_dir)
+
+
+def test_a_table_that_is_dropped_for_good_is_no_gap(
+    installed: str, archive_dir: str, make_service: MakeService
+) -> None:
+    query(installed, "CREATE TABLE passing (id int PRIMARY KEY)")
+    query(installed, "ALTER PUBLICATION cdc ADD TABLE passing")
+    query(installed, "GRANT SELECT ON passing TO cdc_reader")
+    service = make_service(installed, archive_dir).start()
+    service.wait_until_archived(installed)
+    assert service.stop() == 0
+    query(installed, "DROP TABLE passing")
+    service.start().wait_until_archived(installed)
+    assert service.stop() == 0
