@@ -377,3 +377,23 @@ def test_a_table_that_is_dropped_for_good_is_no_gap(
     query(installed, "DROP TABLE passing")
     service.start().wait_until_archived(installed)
     assert service.stop() == 0
+
+
+def test_a_running_service_goes_through_a_failover_alone(
+    failover: Failover, archive_dir: str, redis_url: str, make_service: MakeService
+) -> None:
+    dsn = failover.primary.dsn()
+    write_turn(dsn, "s1", "before")
+    service = make_service(dsn, archive_dir, redis_url, archive={"on_gap": "resnapshot"}).start()
+    service.wait_until_caught_up(dsn)
+    failover.take_copy(with_slot=False)
+    service.wait_for_event("streaming", more_than=1)
+    write_turn(dsn, "s1", "lost")
+    service.wait_until_caught_up(dsn)
+    failover.promote()
+    service.wait_for_event("gap_closed")
+    write_turn(dsn, "s1", "after")
+    service.wait_until_archived(dsn)
+    wait_until(lambda: turns_cached(redis_url, "s1") == ["before", "after"], "the cache is of the new timeline")
+    assert service.stop() == 0
+    assert_replay_gives_the_tables(dsn, archive_dir, breaks=2)
