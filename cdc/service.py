@@ -211,7 +211,7 @@ class Service:
             start.check_covered(slot, position.lsn)
             publication = await read_publication(connection, settings.postgres.publication)
             known = archive.tail.source.tables if archive.tail else {}
-            self._tables = await check_tables(connection, publication, known, await archive.read_last_look())
+            self._tables = await check_tables(connection, publication, known, archive)
             self._tables_lsn = position.lsn
             await archive.fence(replace(source, tables=self._tables))
             self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
@@ -265,7 +265,9 @@ class Service:
         covered_upto = archive.covered_upto
         async with await connect(self._settings.postgres) as connection:
             publication = await read_publication(connection, self._settings.postgres.publication)
-            self._tables = await check_tables(connection, publication, self._tables, self._tables_lsn)
+            self._tables = await check_tables(
+                connection, publication, self._tables, archive, since_lsn=self._tables_lsn
+            )
         self._tables_lsn = covered_upto
         known = self._publication
         if known is not None and publication.fingerprint != known.fingerprint:

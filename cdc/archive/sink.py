@@ -46,7 +46,7 @@ from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header, de
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
 from cdc.change import READ, Batch, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
-from cdc.errors import CdcError, Diverged, Fenced, Moved, Unavailable
+from cdc.errors import CdcError, DataError, Diverged, Fenced, Moved, Unavailable
 from cdc.lsn import format_lsn
 from cdc.row import Row
 from cdc.sink import Position
@@ -71,6 +71,9 @@ _STRUGGLING_S = 5.0
 _HINT_INTERVAL_S = 60.0
 _HINT_SEGMENTS = 16
 _HINT_TIMEOUT_S = 2.0
+
+# How far back a last coverage is looked for, one GET each; a fence behind it is found by halving.
+_LOOK_BACK_SEGMENTS = 32
 
 # A base chunk holds about this much text.
 _CHUNK_BYTES = 8 * 1024 * 1024
@@ -230,14 +233,28 @@ class ArchiveSink:
             _check_identity(self._bucket.url, self._tail.source, source)
 
     async def read_last_look(self) -> int:
-        """`covered_upto` when a writer last looked at the publication: at its start, or before it covered idle WAL."""
-        seq = -1 if self._tail is None else self._tail.seq
-        while seq >= 0 and (body := await self._bucket.get(log_key(seq))) is not None:
-            header = decode_segment_header(body)
+        """`covered_upto` when a writer last looked at the publication: before it covered idle WAL, or at its start.
+
+        The first is looked for among the last segments only, the second by halving: each start raises `writer.epoch`.
+        """
+        if self._tail is None:
+            return 0
+        for seq in range(self._tail.seq, max(-1, self._tail.seq - _LOOK_BACK_SEGMENTS), -1):
+            header = await self._read_header(seq)
             if header.kind in {"fence", "coverage", "snapshot"}:
                 return header.covered_upto
-            seq -= 1
-        return 0
+        low, high = -1, self._tail.seq
+        while high - low > 1:
+            middle = (low + high) // 2
+            before = (await self._read_header(middle)).writer.epoch < self._tail.writer_epoch
+            low, high = (middle, high) if before else (low, middle)
+        return (await self._read_header(high)).covered_upto
+
+    async def _read_header(self, seq: int) -> Header:
+        body = await self._bucket.get(log_key(seq))
+        if body is None:
+            raise DataError(f"segment {seq} is missing from the archive {self._bucket.url}", hint="cdc archive verify")
+        return decode_segment_header(body)
 
     async def fence(self, source: Source) -> None:
         """Become the writer: put a `fence` segment behind the tail. Any earlier writer meets it and ends.

@@ -99,9 +99,16 @@ async def close_gap(
 
 
 async def check_tables(
-    connection: Connection, publication: Publication, known: Mapping[str, int], since_lsn: int
+    connection: Connection,
+    publication: Publication,
+    known: Mapping[str, int],
+    archive: ArchiveSink,
+    *,
+    since_lsn: int | None = None,
 ) -> dict[str, int]:
-    """Raise ChangesLost if a table that was published at `since_lsn` is not any more; else all tables now known.
+    """Raise ChangesLost if a known table is published no more; else return all tables that are known now.
+
+    `since_lsn` is where it was published still; without it the archive is asked where a writer last looked.
 
     A table that was dropped for good loses no rows. It stays known, so that one that takes its name later is noticed.
     """
@@ -109,6 +116,7 @@ async def check_tables(
     absent = {name: oid for name, oid in known.items() if oid not in published}
     fate = await read_fate(connection, absent) if absent else {}
     if fate:
+        since_lsn = await archive.read_last_look() if since_lsn is None else since_lsn
         raise ChangesLost(
             "changes of a table are not in the stream: " + "; ".join(f"{name} {what}" for name, what in fate.items()),
             detail=f"it was published at {format_lsn(since_lsn)}; its rows that were written since then may be missing",
