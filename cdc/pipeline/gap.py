@@ -87,15 +87,20 @@ async def close_gap(
     name = settings.postgres.slot
     await lock_archive(connection, name)  # 1
     await archive.open()
-    if archive.tail is None or archive.tail.open_gap is None:
-        raise Unavailable("another service has closed the gap")
+    _require_gap(archive)
     await archive.fence(source_of(server, settings, publication.oids))  # 2
+    _require_gap(archive)  # our fence may have come behind more than we had seen
     slot = await read_slot(connection, name)
     if slot is not None:
         check_owner(slot, server.database)
         await drop_slot(connection, name)  # 3
     await backfill(settings, publication, archive)  # 4
     log.warning("gap_closed", covered_upto=format_lsn(archive.covered_upto))
+
+
+def _require_gap(archive: ArchiveSink) -> None:
+    if archive.tail is None or archive.tail.open_gap is None:
+        raise Unavailable("another service has closed the gap")
 
 
 async def check_tables(
