@@ -121,6 +121,17 @@ def run(file: ConfigFile = None) -> None:
 
 
 @app.command()
+def repair(file: ConfigFile = None) -> None:
+    """Close a gap in the archive by a new slot and a new snapshot; logs JSON lines to stderr."""
+    from cdc import log, service
+
+    settings = load(file)
+    log.to_stderr(settings.log.level)
+    archive = settings.archive.model_copy(update={"on_gap": "resnapshot"})
+    _end(asyncio.run(service.run(settings.model_copy(update={"archive": archive}), only_repair=True)))
+
+
+@app.command()
 def status(file: ConfigFile = None, as_json: Json = False) -> None:
     """Say in one screen whether all is well: exit code 0 well, 1 not well, 78 a person must decide."""
     from cdc import status as health

@@ -88,7 +88,7 @@ class ArchiveSettings(_Section):
     coverage_interval_s: float = Field(60.0, ge=1, description="least time between coverage segments when idle")
     coverage_wal_bytes: int = Field(16 * MIB, ge=MIB, description="unpublished WAL after which coverage is written")
     on_gap: Literal["stop", "resnapshot"] = Field(
-        "stop", description="when the slot is lost: stop (exit 78); resnapshot is reserved, and stops too"
+        "stop", description="when changes are lost: stop (exit 78) until `cdc repair`, or resnapshot at once"
     )
     compression_level: int = Field(3, ge=1, le=19, description="zstd level of segments")
 

@@ -173,7 +173,7 @@ def judge_slots(slots: Sequence[Slot], name: str, current_lsn: int) -> list[Find
                 "error",
                 "slot",
                 f"slot {name} is lost ({ours.invalidation_reason or ours.wal_status}): its WAL is gone",
-                "cdc run says how to go on",
+                "cdc repair",
             )
         )
     else:

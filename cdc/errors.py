@@ -6,7 +6,8 @@
 `Moved`        a sink's destination is not where it was left (flushed, failed over, restored): open it again
 `Fenced`       another writer owns the archive; end at once and touch nothing (exit 75)
 `Diverged`     source and archive no longer tell one history; a person must decide (exit 78)
-`SlotLost`     the slot is gone or invalidated; the same, and the gap has a name (exit 78)
+`ChangesLost`  the same, and what is missing is written into the archive as a gap, which `cdc repair` closes (exit 78)
+`SlotLost`     the slot is gone or invalidated, and its changes with it
 
 Anything else is a bug and crashes. Every error has Postgres's three parts: message, detail, and a hint, which is a
 command or a line of configuration that can be pasted.
@@ -56,5 +57,13 @@ class Diverged(CdcError):
     exit_code = 78
 
 
-class SlotLost(Diverged):
+class ChangesLost(Diverged):
+    """Changes can no longer be read from the WAL. `from_lsn` says where they begin; None: at the archive's end."""
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "", from_lsn: int | None = None) -> None:
+        super().__init__(message, detail=detail, hint=hint)
+        self.from_lsn = from_lsn
+
+
+class SlotLost(ChangesLost):
     pass

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import header_facts
+from cdc.archive.header import Fork, header_facts
 from cdc.archive.reader import SegmentFacts, cat_lines, list_segments
 from cdc.archive.tail import log_key
-from cdc.archive.verify import Report, verify
+from cdc.archive.verify import Break, Report, verify
 from cdc.change import format_time
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
@@ -97,6 +97,8 @@ def report_facts(report: Report) -> dict[str, Any]:
         "last_seq": report.last_seq,
         "last_commit_lsn": format_lsn(report.last_commit_lsn),
         "covered_upto": format_lsn(report.covered_upto),
+        "gaps": [_gap_facts(broken) for broken in report.gaps],
+        "forks": [_fork_facts(fork) for fork in report.forks],
         "findings": [{"key": finding.key, "problem": finding.problem} for finding in report.findings],
     }
 
@@ -112,6 +114,31 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.abandoned_parts or report.uncommitted_chunks:
         left = f"{report.abandoned_parts} parts and {report.uncommitted_chunks} chunks"
         yield f"left by interrupted work, and of no consequence: {left}"
+    yield from (_gap_line(broken) for broken in report.gaps)
+    for fork in report.forks:
+        yield f"fork: timeline {fork.previous.timeline} was left at {format_lsn(fork.switch_lsn)} ({fork.reason})"
     for finding in report.findings:
         yield f"{finding.key}: {finding.problem}"
     yield "intact" if report.intact else f"NOT INTACT: {len(report.findings)} findings"
+
+
+def _gap_facts(broken: Break) -> dict[str, Any]:
+    gap = broken.gap
+    return {
+        "seq": broken.seq,
+        "from": format_lsn(gap.from_lsn),
+        "reason": gap.reason,
+        "time": format_time(gap.time_us) if gap.time_us else None,
+        "closed_by_snapshot_at": format_lsn(broken.closed_lsn) if broken.closed_lsn else None,
+    }
+
+
+def _gap_line(broken: Break) -> str:
+    since = f"gap: changes after {format_lsn(broken.gap.from_lsn)} are lost ({broken.gap.reason})"
+    if broken.closed_lsn:
+        return f"{since}; closed by the snapshot at {format_lsn(broken.closed_lsn)}"
+    return f"{since}; OPEN since segment {broken.seq}: cdc repair"
+
+
+def _fork_facts(fork: Fork) -> dict[str, Any]:
+    return {"previous": str(fork.previous), "switch_lsn": format_lsn(fork.switch_lsn), "reason": fork.reason}

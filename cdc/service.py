@@ -4,12 +4,14 @@ The order of a start, which is the order in which things can be known to be wron
 
 1. the server: version, wal_level, publication, replica identities;
 2. the bucket refuses to overwrite, or we refuse to start;
-3. the archive's tail: whose history it is, and how far it is covered;
+3. the archive's tail: whose history it is, and how far it is covered; a new timeline of the same is a fork;
 4. the slot: with a new archive it is created and existing rows are backfilled; otherwise it must be there;
 5. START_REPLICATION, which is the lock: while another service has the slot we stand by;
-6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, and the fence. Only now data is written.
+6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, the tables that were published before, and the
+   fence. Only now data is written.
 
-`Unavailable` anywhere means: wait, with backoff, and begin again at 1. Every other error ends the service.
+`Unavailable` anywhere means: wait, with backoff, and begin again at 1. `ChangesLost` is first written down as a gap;
+then, with `archive.on_gap = "resnapshot"`, it means the same, and 4 closes the gap. Every other error ends the service.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import gc
 import signal
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import structlog
 
@@ -26,11 +29,13 @@ from cdc.archive.reader import ArchiveReader
 from cdc.archive.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
 from cdc.config import Settings
-from cdc.errors import CdcError, DataError, Diverged, Fenced, Invalid, Unavailable
+from cdc.errors import CdcError, ChangesLost, DataError, Diverged, Fenced, Invalid, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline import start
 from cdc.pipeline.cache_feed import CacheFeed
+from cdc.pipeline.fork import follow_timeline
+from cdc.pipeline.gap import check_tables, record_gap, source_of
 from cdc.pipeline.session import Session
 from cdc.pipeline.snapshot import warm_up
 from cdc.postgres.publication import Publication, check_publication, read_publication, type_names
@@ -53,15 +58,18 @@ CACHE_DRAIN_S = 5.0
 _GRAVITY = (Fenced, Diverged, DataError, Invalid, Unavailable)
 
 
-async def run(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT; return the exit code. Errors are logged here, once, with their hints."""
+async def run(settings: Settings, *, only_repair: bool = False) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. Errors are logged here, once, with their hints.
+
+    `only_repair` ends before the first change would flow: what a start must mend is mended then.
+    """
     _spare_the_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        await Service(settings, stop).run()
+        await Service(settings, stop, only_repair=only_repair).run()
     except CdcError as error:
         log.error("service_failed", **_fields(error), exit_code=error.exit_code)
         return error.exit_code
@@ -77,6 +85,10 @@ def _spare_the_collector() -> None:
 
 def _fields(error: CdcError) -> dict[str, str]:
     return {"kind": type(error).__name__, "reason": error.message, "detail": error.detail, "hint": error.hint}
+
+
+class GapRecorded(Unavailable):
+    """The gap is in the archive, and the next attempt closes it."""
 
 
 def gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -99,13 +111,16 @@ def _leaves(error: BaseException) -> list[BaseException]:
 class Service:
     """Keeps one session going until stopped. Everything it opens is closed when `run` ends."""
 
-    def __init__(self, settings: Settings, stop: asyncio.Event) -> None:
+    def __init__(self, settings: Settings, stop: asyncio.Event, *, only_repair: bool = False) -> None:
         self._settings = settings
         self._stop = stop
+        self._only_repair = only_repair
         self._bucket: Bucket | None = None
         self._feed: CacheFeed | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._publication: Publication | None = None
+        self._tables: dict[str, int] = {}
+        self._tables_lsn = 0
         self._writer_epoch = 0
 
     async def run(self) -> None:
@@ -127,9 +142,13 @@ class Service:
             started = time.monotonic()
             try:
                 await self._attempt(tasks)
+                if self._only_repair:
+                    return
             except (CdcError, BaseExceptionGroup) as raised:
                 error = gravest(raised) if isinstance(raised, BaseExceptionGroup) else raised
-                if not isinstance(error, Unavailable):
+                if isinstance(error, ChangesLost):
+                    error = await self._write_down(error)
+                if not isinstance(error, GapRecorded if self._only_repair else Unavailable):
                     raise error from None
                 if time.monotonic() - started > SETTLED_S:
                     backoff_s = BACKOFF_FIRST_S
@@ -137,6 +156,21 @@ class Service:
                 metrics.reconnects.inc()
                 await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
+
+    async def _write_down(self, lost: ChangesLost) -> BaseException:
+        """Make a gap of what is lost; return what that means for the service."""
+        try:
+            archive = ArchiveSink(await self._open_bucket(), self._settings.archive)
+            try:
+                await record_gap(self._settings, archive, lost)
+            finally:
+                await archive.close()
+        except CdcError as error:
+            return error
+        self._writer_epoch = 0  # the fences since ours may be our own: whoever gets the slot next is the writer
+        if self._settings.archive.on_gap == "stop":
+            return lost
+        return GapRecorded(lost.message, detail=lost.detail, hint="nothing: a new slot and a new snapshot follow")
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -154,9 +188,13 @@ class Service:
             bucket = await self._open_bucket()  # 2
             archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
-            source = start.source_of(upstream, settings)
+            source = source_of(upstream.server, settings, {})
             position = await archive.open()  # 3
+            if await follow_timeline(connection, upstream.server, settings, archive):
+                position = await archive.open()
             archive.check_source(source)
+            if self._only_repair:
+                await start.check_idle(upstream, settings, position)
             await start.ensure_slot(upstream, settings, archive, position)  # 4
             stream = await stack.enter_async_context(
                 await ReplicationStream.open(settings.postgres, upstream.server.encoding)
@@ -171,8 +209,14 @@ class Service:
             if slot is None or position is None:
                 raise Unavailable("slot or archive changed hands during the start")
             start.check_covered(slot, position.lsn)
-            await archive.fence(source)
+            publication = await read_publication(connection, settings.postgres.publication)
+            known = archive.tail.source.tables if archive.tail else {}
+            self._tables = await check_tables(connection, publication, known, archive)
+            self._tables_lsn = position.lsn
+            await archive.fence(replace(source, tables=self._tables))
             self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
+            if self._only_repair:
+                return
             self._publication = upstream.publication
             sentinel = await self._open_sentinel(stack)
             confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
@@ -185,7 +229,7 @@ class Service:
                 feed,
                 Progress(confirmed_lsn),
                 settings.archive,
-                recheck=self._recheck_publication,
+                recheck=lambda: self._recheck_publication(archive),
                 still_served=lambda: self._is_served(stream.backend_pid),
                 silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
@@ -216,10 +260,15 @@ class Service:
             self._bucket = bucket
         return self._bucket
 
-    async def _recheck_publication(self) -> None:
-        """Before covering idle WAL: an unpublished or recreated table would lose rows without a word."""
+    async def _recheck_publication(self, archive: ArchiveSink) -> None:
+        """Before covering idle WAL, and now and then: an unpublished or recreated table loses rows without a word."""
+        covered_upto = archive.covered_upto
         async with await connect(self._settings.postgres) as connection:
             publication = await read_publication(connection, self._settings.postgres.publication)
+            self._tables = await check_tables(
+                connection, publication, self._tables, archive, since_lsn=self._tables_lsn
+            )
+        self._tables_lsn = covered_upto
         known = self._publication
         if known is not None and publication.fingerprint != known.fingerprint:
             log.warning("publication_changed", publication=publication.name, tables=len(publication.tables))
@@ -240,6 +289,8 @@ class Service:
         """The feed lives as long as the service: a lost replication connection is no reason to let the cache go."""
         if self._settings.cache.url is None:
             return None
+        if self._feed is not None and self._feed.epoch != epoch:
+            await self._finish_feeding()
         if self._feed is None:
             sink = CacheSink(self._settings.cache, epoch)
             await self._probe(sink)
@@ -269,3 +320,4 @@ class Service:
         await asyncio.wait([self._feeding], timeout=CACHE_DRAIN_S)
         self._feeding.cancel()
         await self._feed.close()
+        self._feed = self._feeding = None

@@ -16,6 +16,7 @@ from typing import Any
 
 from cdc import slots
 from cdc.archive.bucket import Bucket, open_bucket
+from cdc.archive.header import Gap
 from cdc.archive.segment import decode_segment_header
 from cdc.archive.tail import Tail, log_key, read_tail
 from cdc.cache.server import Checkpoint, read_cache_server
@@ -56,6 +57,7 @@ class ArchiveStatus:
     tail: Tail | None = None
     last_time_us: int | None = None
     error: CdcError | None = None
+    open_gap: Gap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,17 @@ async def _look_at_archive(settings: ArchiveSettings) -> ArchiveStatus:
         try:
             tail = await read_tail(bucket)
             last_time_us = None if tail is None else await _last_time_us(bucket, tail.seq)
+            open_gap = None if tail is None else await _open_gap(bucket, tail)
         finally:
             await bucket.close()
     except CdcError as error:
         return ArchiveStatus(settings.url, error=error)
-    return ArchiveStatus(settings.url, tail, last_time_us)
+    return ArchiveStatus(settings.url, tail, last_time_us, open_gap=open_gap)
+
+
+async def _open_gap(bucket: Bucket, tail: Tail) -> Gap | None:
+    body = None if tail.open_gap is None else await bucket.get(log_key(tail.open_gap))
+    return None if body is None else decode_segment_header(body).gap
 
 
 async def _last_time_us(bucket: Bucket, seq: int) -> int | None:
@@ -155,10 +163,18 @@ async def _look_at_cache(settings: CacheSettings) -> CacheStatus:
 
 def judge(postgres: PostgresStatus, archive: ArchiveStatus, cache: CacheStatus) -> Iterator[Trouble]:
     """Everything that is not well."""
+    if archive.open_gap is not None:
+        yield _judge_gap(archive.open_gap)
     yield from _judge_postgres(postgres, archive)
     yield from _judge_archive(archive, postgres)
     if cache.configured:
         yield from _judge_cache(cache, archive, postgres)
+
+
+def _judge_gap(gap: Gap) -> Trouble:
+    since = f", noted at {format_time(gap.time_us)}" if gap.time_us else ""
+    message = f"a gap is open: changes after {format_lsn(gap.from_lsn)} are lost ({gap.reason}){since}"
+    return Trouble("archive", message, "cdc repair", person=True)
 
 
 def _judge_postgres(postgres: PostgresStatus, archive: ArchiveStatus) -> Iterator[Trouble]:
@@ -176,7 +192,7 @@ def _judge_absent_slot(name: str, archive: ArchiveStatus) -> Iterator[Trouble]:
             "slot",
             f"slot {name} is gone, but the archive ends at {format_lsn(archive.tail.covered_upto)}: "
             "changes since then may be lost",
-            "cdc run says how to go on",
+            "cdc repair",
             person=True,
         )
     else:
@@ -188,7 +204,7 @@ def _judge_slot(slot: Slot) -> Iterator[Trouble]:
         yield Trouble(
             "slot",
             f"slot {slot.name} is lost ({slot.invalidation_reason or slot.wal_status}): its WAL is gone",
-            "cdc run says how to go on",
+            "cdc repair",
             person=True,
         )
         return
@@ -219,7 +235,7 @@ def _judge_archive(archive: ArchiveStatus, postgres: PostgresStatus) -> Iterator
         yield Trouble(
             "archive",
             f"the archive is of {tail.source.epoch}, the server is {server.epoch}: two histories",
-            "compare archive.url and postgres.dsn; after a failover or a restore start another archive",
+            "compare archive.url and postgres.dsn; after a failover `cdc run` records the fork",
             person=True,
         )
         return
@@ -229,7 +245,7 @@ def _judge_archive(archive: ArchiveStatus, postgres: PostgresStatus) -> Iterator
             "archive",
             f"Postgres has forgotten what the archive lacks: confirmed_flush_lsn {format_lsn(confirmed)}, "
             f"archived up to {format_lsn(tail.covered_upto)}",
-            "compare archive.url and postgres.slot; `cdc run` says how to go on",
+            "compare archive.url and postgres.slot; if they are right: cdc repair",
             person=True,
         )
     behind = _lag_bytes(tail.covered_upto, postgres.current_lsn)
@@ -303,6 +319,15 @@ def _archive_facts(archive: ArchiveStatus, current_lsn: int | None) -> dict[str,
         "transactions": None if tail is None else tail.next_ordinal,
         "last_time": None if archive.last_time_us is None else format_time(archive.last_time_us),
         "lag_bytes": None if tail is None else _lag_bytes(tail.covered_upto, current_lsn),
+        "open_gap": None if archive.open_gap is None else _gap_facts(archive.open_gap),
+    }
+
+
+def _gap_facts(gap: Gap) -> dict[str, Any]:
+    return {
+        "from": format_lsn(gap.from_lsn),
+        "reason": gap.reason,
+        "time": format_time(gap.time_us) if gap.time_us else None,
     }
 
 

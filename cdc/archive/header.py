@@ -27,7 +27,10 @@ _Position = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The database that an archive tells the history of, and how its values were printed."""
+    """The database that an archive tells the history of, and how its values were printed.
+
+    `tables` are the oids of the published tables by name, as the writer found them when it took over.
+    """
 
     epoch: Epoch
     database: str
@@ -36,6 +39,7 @@ class Source:
     server_version: str = ""
     server_encoding: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +83,14 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Changes after `from_lsn` were lost; the archive is complete again from the next snapshot."""
+    """Changes after `from_lsn` were lost; the archive is complete again from the next snapshot.
+
+    `time_us` says when that was found out, 0 if the record does not.
+    """
 
     from_lsn: int
     reason: str
+    time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,8 @@ class Header:
 
     `first_lsn` is the commit LSN of the first transaction with lines here, None without lines; `last_lsn` that of the
     last transaction which is complete in the archive with this object (0: none yet), so that the tail alone says where
-    the archive stands. `ends` holds `end_lsn - commit_lsn` of each complete transaction, in order.
+    the archive stands. `ends` holds `end_lsn - commit_lsn` of each complete transaction, in order. `open_gap` is the
+    number of the `gap` segment that no snapshot has closed yet.
     """
 
     archive: str
@@ -153,6 +162,7 @@ class Header:
     base: Base | None = None
     gap: Gap | None = None
     fork: Fork | None = None
+    open_gap: int | None = None
 
     @property
     def epoch(self) -> Epoch:
@@ -164,7 +174,7 @@ class _Writer(msgspec.Struct):
     epoch: _Count
 
 
-class _Source(msgspec.Struct):
+class _Source(msgspec.Struct, omit_defaults=True):
     system_identifier: str
     timeline: _Count
     database: str
@@ -173,6 +183,7 @@ class _Source(msgspec.Struct):
     server_version: str
     server_encoding: str
     settings: dict[str, str]
+    tables: dict[str, int] = {}
 
 
 class _Part(msgspec.Struct):
@@ -197,9 +208,10 @@ class _Base(msgspec.Struct):
     chunks: list[_Chunk]
 
 
-class _Gap(msgspec.Struct, rename={"from_lsn": "from"}):
+class _Gap(msgspec.Struct, rename={"from_lsn": "from"}, omit_defaults=True):
     from_lsn: _Position
     reason: str
+    time: str | None = None
 
 
 class _Fork(msgspec.Struct):
@@ -233,6 +245,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     base: _Base | None = None
     gap: _Gap | None = None
     fork: _Fork | None = None
+    open_gap: _Count | None = None
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -278,6 +291,7 @@ def encode_header(header: Header) -> bytes:
                 source.server_version,
                 source.server_encoding,
                 source.settings,
+                source.tables,
             ),
             first_lsn=None if header.first_lsn is None else format_lsn(header.first_lsn),
             last_lsn=format_lsn(header.last_lsn),
@@ -293,8 +307,9 @@ def encode_header(header: Header) -> bytes:
             reshaped=list(header.reshaped),
             part=_encode_part(header.part),
             base=_encode_base(header.base),
-            gap=None if header.gap is None else _Gap(format_lsn(header.gap.from_lsn), header.gap.reason),
+            gap=_encode_gap(header.gap),
             fork=_encode_fork(header.fork),
+            open_gap=header.open_gap,
         )
     )
 
@@ -325,6 +340,7 @@ def _from_wire(wire: _Header) -> Header:
             server_version=source.server_version,
             server_encoding=source.server_encoding,
             settings=source.settings,
+            tables=source.tables,
         ),
         first_lsn=None if wire.first_lsn is None else parse_lsn(wire.first_lsn),
         last_lsn=parse_lsn(wire.last_lsn),
@@ -340,8 +356,9 @@ def _from_wire(wire: _Header) -> Header:
         reshaped=tuple(wire.reshaped),
         part=_decode_part(wire.part),
         base=_decode_base(wire.base),
-        gap=None if wire.gap is None else Gap(parse_lsn(wire.gap.from_lsn), wire.gap.reason),
+        gap=_decode_gap(wire.gap),
         fork=_decode_fork(wire.fork),
+        open_gap=wire.open_gap,
     )
 
 
@@ -380,6 +397,14 @@ def _decode_base(base: _Base | None) -> Base | None:
         return None
     chunks = tuple(Chunk(c.key, c.table, c.rows, c.bytes, c.sha256) for c in base.chunks)
     return Base(base.seq, parse_lsn(base.consistent_lsn), chunks)
+
+
+def _encode_gap(gap: Gap | None) -> _Gap | None:
+    return None if gap is None else _Gap(format_lsn(gap.from_lsn), gap.reason, _print_time(gap.time_us or None))
+
+
+def _decode_gap(gap: _Gap | None) -> Gap | None:
+    return None if gap is None else Gap(parse_lsn(gap.from_lsn), gap.reason, _parse_time(gap.time) or 0)
 
 
 def _encode_fork(fork: Fork | None) -> _Fork | None:

@@ -42,11 +42,11 @@ from cdc.archive.header import (
     shapes_by_name,
 )
 from cdc.archive.lines import Encoder
-from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header
+from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header, decode_segment_header
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
 from cdc.change import READ, Batch, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
-from cdc.errors import CdcError, Diverged, Fenced, Moved, Unavailable
+from cdc.errors import CdcError, DataError, Diverged, Fenced, Moved, Unavailable
 from cdc.lsn import format_lsn
 from cdc.row import Row
 from cdc.sink import Position
@@ -71,6 +71,9 @@ _STRUGGLING_S = 5.0
 _HINT_INTERVAL_S = 60.0
 _HINT_SEGMENTS = 16
 _HINT_TIMEOUT_S = 2.0
+
+# How far back a last coverage is looked for, one GET each; a fence behind it is found by halving.
+_LOOK_BACK_SEGMENTS = 32
 
 # A base chunk holds about this much text.
 _CHUNK_BYTES = 8 * 1024 * 1024
@@ -229,6 +232,30 @@ class ArchiveSink:
         if self._tail is not None:
             _check_identity(self._bucket.url, self._tail.source, source)
 
+    async def read_last_look(self) -> int:
+        """`covered_upto` when a writer last looked at the publication: before it covered idle WAL, or at its start.
+
+        The first is looked for among the last segments only, the second by halving: each start raises `writer.epoch`.
+        """
+        if self._tail is None:
+            return 0
+        for seq in range(self._tail.seq, max(-1, self._tail.seq - _LOOK_BACK_SEGMENTS), -1):
+            header = await self._read_header(seq)
+            if header.kind in {"fence", "coverage", "snapshot"}:
+                return header.covered_upto
+        low, high = -1, self._tail.seq
+        while high - low > 1:
+            middle = (low + high) // 2
+            before = (await self._read_header(middle)).writer.epoch < self._tail.writer_epoch
+            low, high = (middle, high) if before else (low, middle)
+        return (await self._read_header(high)).covered_upto
+
+    async def _read_header(self, seq: int) -> Header:
+        body = await self._bucket.get(log_key(seq))
+        if body is None:
+            raise DataError(f"segment {seq} is missing from the archive {self._bucket.url}", hint="cdc archive verify")
+        return decode_segment_header(body)
+
     async def fence(self, source: Source) -> None:
         """Become the writer: put a `fence` segment behind the tail. Any earlier writer meets it and ends.
 
@@ -306,15 +333,17 @@ class ArchiveSink:
                 covered_upto=max(consistent_lsn, tail.covered_upto),
                 relations=shapes_by_name(relations),
                 base=Base(seq, consistent_lsn, tuple(chunks)),
+                open_gap=None,
             )
             return self.covered_upto
 
     async def write_gap(self, from_lsn: int, reason: str) -> None:
         """Record that changes after `from_lsn` are lost. The next snapshot makes the archive complete again."""
         async with self._writing:
-            self._writable()
+            tail = self._writable()
             self._series = None
-            await self._append("gap", gap=Gap(from_lsn, reason))
+            await self._append("gap", gap=Gap(from_lsn, reason, time.time_ns() // 1000), open_gap=tail.seq + 1)
+            metrics.gaps.inc()
 
     async def close(self) -> None:
         """Leave a hint for the next start. Safe at any time, after a cancelled write too."""
@@ -378,11 +407,14 @@ class ArchiveSink:
             last_lsn=tail.last_commit_lsn,
             covered_upto=tail.covered_upto,
             first_ordinal=tail.next_ordinal,
+            open_gap=tail.open_gap,
         )
         if kind != "fork":
             return header
         fork = Fork(tail.source.epoch, switch_lsn, reason)
-        return replace(header, fork=fork, last_lsn=0, covered_upto=switch_lsn)
+        # Up to the switch both epochs are one history, and may be sent again; nothing new ends before it.
+        last_lsn, covered_upto = min(tail.last_commit_lsn, switch_lsn), min(tail.covered_upto, switch_lsn)
+        return replace(header, fork=fork, last_lsn=last_lsn, covered_upto=covered_upto)
 
     async def _create_once(self, key: str, body: bytes) -> bool:
         """One attempt; False if other bytes are under the key."""
@@ -459,7 +491,12 @@ class ArchiveSink:
             writer=Writer(self._writer_id, tail.writer_epoch),
             source=tail.source,
             first_ordinal=tail.next_ordinal,
-            **{"last_lsn": tail.last_commit_lsn, "covered_upto": tail.covered_upto, **facts},
+            **{
+                "last_lsn": tail.last_commit_lsn,
+                "covered_upto": tail.covered_upto,
+                "open_gap": tail.open_gap,
+                **facts,
+            },
         )
         frames: list[bytes] = []
         if body is not None:
@@ -481,7 +518,9 @@ class ArchiveSink:
             covered_upto=header.covered_upto,
             next_ordinal=header.first_ordinal + header.transactions,
             writer_epoch=header.writer.epoch,
+            open_gap=header.open_gap,
         )
+        metrics.gap_open.set(header.open_gap is not None)
         metrics.segments.labels(kind=header.kind).inc()
         metrics.segment_bytes.inc(nbytes)
         log.debug("segment_written", seq=header.seq, kind=header.kind, bytes=nbytes, changes=header.changes)

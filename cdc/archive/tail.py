@@ -35,7 +35,8 @@ def seq_of(key: str) -> int | None:
 class Tail:
     """The end of an archive. `last_commit_lsn` and `covered_upto` are of `source.epoch`; 0 means nothing yet.
 
-    `covered_upto` is 0 until the backfill's snapshot record (or a first transaction) is in the archive.
+    `covered_upto` is 0 until the backfill's snapshot record (or a first transaction) is in the archive. `open_gap` is
+    the number of a `gap` segment that waits for its snapshot.
     """
 
     archive: str
@@ -46,6 +47,7 @@ class Tail:
     covered_upto: int
     next_ordinal: int
     writer_epoch: int
+    open_gap: int | None = None
 
 
 def tail_of(segment: Segment, digest: str) -> Tail:
@@ -60,6 +62,7 @@ def tail_of(segment: Segment, digest: str) -> Tail:
         covered_upto=header.covered_upto,
         next_ordinal=header.first_ordinal + header.transactions,
         writer_epoch=header.writer.epoch,
+        open_gap=header.open_gap,
     )
 
 

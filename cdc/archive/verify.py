@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Base, Chunk, Header
+from cdc.archive.header import Base, Chunk, Fork, Gap, Header
 from cdc.archive.segment import Segment, decode_segment
 from cdc.archive.tail import BASE, LOG, seq_of
 from cdc.change import Transaction
@@ -38,6 +38,15 @@ class Finding:
 
 
 @dataclass(slots=True)
+class Break:
+    """Where the history is not whole, as the archive itself records: no damage. `closed_lsn` 0: no snapshot yet."""
+
+    seq: int
+    gap: Gap
+    closed_lsn: int = 0
+
+
+@dataclass(slots=True)
 class Report:
     """What an archive holds, and what is wrong with it."""
 
@@ -54,6 +63,8 @@ class Report:
     last_seq: int = -1
     last_commit_lsn: int = 0
     covered_upto: int = 0
+    gaps: list[Break] = field(default_factory=list)
+    forks: list[Fork] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -187,6 +198,7 @@ class Audit:
         for problem in _check_lines(header, transactions):
             self._find(problem)
         self._check_order(header, transactions)
+        self._check_gap(header)
         self._count(header)
 
     def _check_succession(self, previous: Header, header: Header) -> None:
@@ -199,6 +211,7 @@ class Audit:
             self._expect(header.first_ordinal == ordinal, f"begins at ordinal {header.first_ordinal}, not {ordinal}")
         if header.fork is not None:
             self._expect(header.fork.previous == previous.epoch, "forks from another epoch than the one before it")
+            self._expect(header.covered_upto <= header.fork.switch_lsn, "covers more than the histories have in common")
             return
         self._expect(header.epoch == previous.epoch, "is of another epoch, without a fork record")
         self._expect(header.source.database == previous.source.database, "is of another database")
@@ -226,11 +239,25 @@ class Audit:
 
     def _check_order(self, header: Header, transactions: Sequence[Transaction]) -> None:
         previous = self._previous
-        last = previous.last_lsn if previous is not None and header.fork is None else 0
+        last = previous.last_lsn if previous is not None else 0
         for transaction in transactions:
             if transaction.commit_lsn <= last:
                 self._find(f"holds {format_lsn(transaction.commit_lsn)} after {format_lsn(last)}")
             last = max(last, transaction.commit_lsn)
+
+    def _check_gap(self, header: Header) -> None:
+        """A gap is carried from header to header until a snapshot closes it; no transaction may lie between."""
+        if header.gap is not None:
+            self.report.gaps.append(Break(header.seq, header.gap))
+        before = None if self._previous is None else self._previous.open_gap
+        expected = header.seq if header.kind == "gap" else None if header.kind == "snapshot" else before
+        if not self._damaged:
+            self._expect(header.open_gap == expected, f"says that the open gap is {header.open_gap}, not {expected}")
+        if header.open_gap is not None and header.kind in {"data", "part"}:
+            self._find(f"holds changes, though no snapshot has closed the gap of segment {header.open_gap} yet")
+        if header.base is not None:
+            for gap in self.report.gaps:
+                gap.closed_lsn = gap.closed_lsn or header.base.consistent_lsn
 
     def _count(self, header: Header) -> None:
         report = self.report
@@ -239,6 +266,7 @@ class Audit:
         report.transactions += header.transactions
         report.changes += header.changes
         report.kinds[header.kind] += 1
+        report.forks += [] if header.fork is None else [header.fork]
         self.bases += [] if header.base is None else [header.base]
         self._previous = header
 

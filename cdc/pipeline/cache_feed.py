@@ -66,6 +66,11 @@ class CacheFeed:
         self._covered_lsn = 0
         self._cold = False
 
+    @property
+    def epoch(self) -> Epoch:
+        """The history that the cache is of."""
+        return self._sink.epoch
+
     def restart(self, since_lsn: int) -> None:
         """A replication connection begins that will send everything after `since_lsn` again."""
         self._held = None

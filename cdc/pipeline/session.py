@@ -82,6 +82,7 @@ class Session:
         self._end = asyncio.Event()
         self._failure: CdcError | None = None
         self._covered_at = time.monotonic()
+        self._rechecked_at = time.monotonic()
         self._acknowledged_at = time.monotonic()
 
     async def run(self, stop: asyncio.Event, sentinel: Sentinel | None) -> None:
@@ -171,6 +172,8 @@ class Session:
                 continue
             started = time.monotonic()
             self._archived(await self._archive.write(batch))
+            if started - self._rechecked_at > self._settings.coverage_interval_s:
+                await self._look_again()
             if self._shed:
                 self._fail(Unavailable("the bucket answers again; reading again from the slot what was shed"))
                 return
@@ -192,10 +195,15 @@ class Session:
         grown_bytes = lsn - self._progress.archived_lsn
         if waited_s < self._settings.coverage_interval_s and grown_bytes < self._settings.coverage_wal_bytes:
             return
-        await self._recheck()
+        await self._look_again()
         await self._archive.write_coverage(lsn)
         self._covered_at = time.monotonic()
         self._archived(lsn, idle=True)
+
+    async def _look_again(self) -> None:
+        """Idle or not: whether the publication still is what it was."""
+        await self._recheck()
+        self._rechecked_at = time.monotonic()
 
     async def _drain(self, archive: asyncio.Task[None]) -> None:
         """Let the archive take what was received whole; a failing bucket gets no second chance here."""

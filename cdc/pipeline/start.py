@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from cdc.archive.header import Source
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
-from cdc.errors import Diverged, Fenced, SlotLost, Unavailable
+from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavailable
 from cdc.lsn import format_lsn
+from cdc.pipeline.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, source_of
 from cdc.pipeline.snapshot import backfill
 from cdc.postgres.lock import try_lock
 from cdc.postgres.publication import Publication, check_publication, read_publication
@@ -46,35 +46,37 @@ async def examine_upstream(connection: Connection, settings: Settings) -> Upstre
     return Upstream(connection, server, publication)
 
 
-def source_of(upstream: Upstream, settings: Settings) -> Source:
-    """Whose changes the archive holds, for its segments' headers."""
-    server = upstream.server
-    return Source(
-        epoch=server.epoch,
-        database=server.database,
-        slot=settings.postgres.slot,
-        publication=settings.postgres.publication,
-        server_version=server.server_version,
-        server_encoding=server.encoding,
-        settings=server.settings,
-    )
-
-
 async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSink, position: Position | None) -> Slot:
-    """4. The slot that goes with this archive. A new archive gets its slot and the existing rows here."""
+    """4. The slot that goes with this archive. A new archive, or one with a gap, gets its slot and a snapshot here."""
     name = settings.postgres.slot
+    if check_gap(archive, settings):
+        await close_gap(upstream.connection, upstream.server, upstream.publication, settings, archive)
     slot = await read_slot(upstream.connection, name)
     if position is None:
         await _begin_archive(upstream, settings, archive, slot)
         slot = await read_slot(upstream.connection, name)
     if slot is None:
+        await check_slot_name(upstream.connection, settings, archive)
         raise SlotLost(
             f"the replication slot {name!r} is gone, but the archive ends at {_end_of(position)}",
             detail="what was committed since then and not archived can no longer be read from the WAL",
-            hint="start a new archive beside it, with another archive.url; the old one stays readable",
+            hint=REPAIR_HINT,
         )
     check_slot(slot, upstream.server.database)
     return slot
+
+
+async def check_idle(upstream: Upstream, settings: Settings, position: Position | None) -> None:
+    """Before a repair by hand: there is something to repair, and no service at work on it. Raises Invalid."""
+    if position is None:
+        raise Invalid(f"there is no archive at {settings.archive.url} to repair", hint="cdc run   # begins it")
+    slot = await read_slot(upstream.connection, settings.postgres.slot)
+    if slot is not None and slot.active_pid is not None:
+        raise Invalid(
+            f"the replication slot {slot.name!r} is being read: there is nothing to repair while a service is at work",
+            detail=f"by pid {slot.active_pid}",
+            hint="cdc status",
+        )
 
 
 async def _begin_archive(upstream: Upstream, settings: Settings, archive: ArchiveSink, slot: Slot | None) -> None:
@@ -91,7 +93,7 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
         )
     if not await try_lock(upstream.connection, name):
         raise Unavailable("another service is filling this archive; standing by")
-    await archive.fence(source_of(upstream, settings))
+    await archive.fence(source_of(upstream.server, settings, upstream.publication.oids))
     if archive.covered_upto:  # our fence came behind more than we had seen: the slot is the other service's
         raise Unavailable("another service began this archive since we looked; standing by")
     if slot is not None:
@@ -121,12 +123,11 @@ def check_covered(slot: Slot, covered_upto: int) -> None:
     """6. Postgres has forgotten nothing that the archive lacks: `confirmed_flush_lsn <= covered_upto`."""
     confirmed = slot.confirmed_flush_lsn
     if confirmed is not None and confirmed > covered_upto:
-        raise Diverged(
+        raise ChangesLost(
             f"the slot {slot.name!r} was advanced past the archive",
             detail=f"confirmed_flush_lsn {format_lsn(confirmed)}, archived up to {format_lsn(covered_upto)}: "
             "another consumer used this slot, or archive.url names another archive",
-            hint="correct archive.url or postgres.slot; if the changes between are lost, start a new archive under "
-            f"another archive.url after SELECT pg_drop_replication_slot('{slot.name}');",
+            hint=f"correct archive.url or postgres.slot; if they are right: {REPAIR_HINT}",
         )
 
 

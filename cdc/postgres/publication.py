@@ -8,7 +8,7 @@ be published: it is compared before WAL is acknowledged of which nothing was sen
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -104,6 +104,11 @@ class Publication:
         return next((table for table in self.tables if table.qualified_name == qualified_name), None)
 
     @property
+    def oids(self) -> dict[str, int]:
+        """By qualified name."""
+        return {table.qualified_name: table.oid for table in self.tables}
+
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of all that decides what is published, table oids and columns included."""
         facts = [self.name, self.actions, self.via_partition_root, [_facts(table) for table in self.tables]]
@@ -164,6 +169,13 @@ SELECT root.oid, c.oid, n.nspname, c.relname, c.relreplident::text
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE tree.isleaf AND c.oid <> root.oid
  ORDER BY n.nspname, c.relname
+"""
+
+_RELATIONS = """
+SELECT c.oid, n.nspname || '.' || c.relname
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY (%s::oid[]) OR n.nspname || '.' || c.relname = ANY (%s)
 """
 
 _TYPE_NAMES = "SELECT oid, format_type(oid, NULL) FROM pg_type"
@@ -259,6 +271,20 @@ def _published(
             for leaf_oid, leaf_schema, leaf_name, leaf_identity in leaves
         ),
     )
+
+
+async def read_fate(connection: Connection, tables: Mapping[str, int]) -> dict[str, str]:
+    """What became of tables (oids by name) that are published no more. Of those that are gone for good, nothing."""
+    try:
+        rows = await (await connection.execute(_RELATIONS, [list(tables.values()), list(tables)])).fetchall()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    oids, names = {row[0] for row in rows}, {row[1] for row in rows}
+    return {
+        name: "was taken out of the publication" if oid in oids else "was dropped and created again"
+        for name, oid in tables.items()
+        if oid in oids or name in names
+    }
 
 
 async def type_names(connection: Connection) -> dict[int, str]:

@@ -197,13 +197,13 @@ def at_slot(refusal: Refusal, slot: str) -> CdcError:
             return SlotLost(
                 f"replication slot {slot} does not exist",
                 detail=refusal.explanation,
-                hint="cdc slots; then cdc doctor",
+                hint="cdc slots; then cdc repair",
             )
         case "55000" if "can no longer" in said or "invalidated" in (said + refusal.detail.lower()):
             return SlotLost(
                 f"replication slot {slot} was invalidated: its WAL is gone",
                 detail=refusal.explanation,
-                hint="cdc doctor; ALTER SYSTEM SET max_slot_wal_keep_size = -1; keeps WAL without limit",
+                hint="cdc repair   # and find out why: max_slot_wal_keep_size too low, or nobody read for too long",
             )
         case "55000" if "wal_level" in said:
             return wal_level_is_too_low(refusal.explanation)

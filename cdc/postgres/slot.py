@@ -118,8 +118,8 @@ def _lsn(text: str | None) -> int | None:
     return None if text is None else parse_lsn(text)
 
 
-def check_slot(slot: Slot, database: str) -> None:
-    """Refuse a slot that is not ours to read. Raises SlotLost or Invalid."""
+def check_owner(slot: Slot, database: str) -> None:
+    """Refuse a slot that is not ours. Raises Invalid."""
     if slot.plugin != "pgoutput" or slot.database != database:
         kind = "a physical slot" if slot.plugin is None else f"for {slot.plugin} in database {slot.database}"
         raise Invalid(
@@ -127,11 +127,16 @@ def check_slot(slot: Slot, database: str) -> None:
             detail=f"it is {kind}; ours would be for pgoutput in database {database}",
             hint=f'set another postgres.slot, for example slot = "{slot.name}_cdc"',
         )
+
+
+def check_slot(slot: Slot, database: str) -> None:
+    """Refuse a slot that is not ours to read. Raises SlotLost or Invalid."""
+    check_owner(slot, database)
     if slot.lost:
         raise SlotLost(
             f"replication slot {slot.name} was invalidated: its WAL is gone",
             detail=f"wal_status {slot.wal_status}, reason {slot.invalidation_reason or 'not given by this version'}",
-            hint="cdc doctor; ALTER SYSTEM SET max_slot_wal_keep_size = -1; keeps WAL without limit",
+            hint="cdc repair   # and find out why: max_slot_wal_keep_size too low, or nobody read for too long",
         )
 
 

@@ -123,7 +123,7 @@ def replay(archive: Archive) -> dict[str, dict[tuple[Value, ...], Row]]:
     for table, rows in archive.base.items():
         for row in rows:
             state[table][key_of(table, row)] = row
-    for transaction in archive.transactions:
+    for transaction in archive.transactions[archive.before_base :]:
         for change in transaction.changes:
             if change.op == "t":
                 state[change.table].clear()

@@ -27,7 +27,11 @@ _FLOATS = {"real", "double precision", "float4", "float8"}
 
 @dataclass
 class Archive:
-    """What the archive holds. `base` is by table; `consistent_lsn` is where the base stands (0 without one)."""
+    """What the archive holds. `base` is by table; `consistent_lsn` is where the base stands (0 without one).
+
+    A later snapshot takes the place of an earlier one: `before_base` counts the transactions before it. A gap or a fork
+    is a fault, and `breaks` tells it apart from others.
+    """
 
     transactions: list[Transaction] = field(default_factory=list)
     base: dict[str, list[Row]] = field(default_factory=dict)
@@ -37,6 +41,8 @@ class Archive:
     kinds: dict[str, int] = field(default_factory=dict)
     writers: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    breaks: list[str] = field(default_factory=list)
+    before_base: int = 0
 
 
 def read_directory(url: str) -> dict[str, bytes]:
@@ -119,6 +125,13 @@ class _Reader:
         except Exception as error:  # whatever is wrong with an object is the object's fault
             self._fault(f"segment {seq} cannot be read: {type(error).__name__}: {error}")
 
+    def _break(self, header: dict[str, Any]) -> None:
+        text = f"{header['kind']}: {header[header['kind']]['reason']}"
+        self._fault(text)
+        self._archive.breaks.append(text)
+        if header["kind"] == "fork":
+            self._end_lsn = min(self._end_lsn, parse_lsn(header["fork"]["switch_lsn"]))
+
     def _check_header(self, seq: int, header: dict[str, Any], previous: bytes | None) -> None:
         digest = None if previous is None else hashlib.sha256(previous).hexdigest()
         if header["prev_sha256"] != digest:
@@ -128,7 +141,7 @@ class _Reader:
         if _int(header["first_ordinal"]) != self._ordinal:
             self._fault(f"segment {seq} begins at ordinal {_int(header['first_ordinal'])}, not {self._ordinal}")
         covered = parse_lsn(header["covered_upto"])
-        if covered < self._archive.covered_upto:
+        if covered < self._archive.covered_upto and header["kind"] != "fork":
             self._fault(f"segment {seq} takes coverage back")
         self._archive.covered_upto = covered
         self._archive.kinds[header["kind"]] = self._archive.kinds.get(header["kind"], 0) + 1
@@ -153,7 +166,7 @@ class _Reader:
                 if lines:
                     self._fault(f"segment {seq} is a {header['kind']} with lines")
             case "gap" | "fork":
-                self._fault(f"segment {seq} is a {header['kind']}")
+                self._break(header)
             case other:
                 self._fault(f"segment {seq} is of an unknown kind {other!r}")
         self._ordinal += _int(header["transactions"])
@@ -223,6 +236,7 @@ class _Reader:
 
     def _read_base(self, base: dict[str, Any]) -> None:
         self._archive.consistent_lsn = parse_lsn(base["consistent_lsn"])
+        self._archive.base, self._archive.before_base = {}, len(self._archive.transactions)
         for chunk in base["chunks"]:
             body = next((body for key, body in self._objects.items() if key.endswith(chunk["key"])), None)
             if body is None or hashlib.sha256(body).hexdigest() != chunk["sha256"]:

@@ -555,3 +555,35 @@ class TestBackfill:
         await sink.write_snapshot(900, [], [])
         assert kinds(bucket) == ["fence", "data", "gap", "snapshot"]
         await assert_intact(bucket)
+
+    async def test_an_open_gap_is_named_by_every_header_until_a_snapshot(self, bucket: FaultyBucket) -> None:
+        await (await opened(bucket)).write_gap(148, "slot lost")
+        sink = await opened(bucket)
+        assert [header.open_gap for header in headers(bucket)] == [None, 1, 1]
+        assert (await verify(bucket)).gaps[0].closed_lsn == 0
+        await sink.write_snapshot(900, [], [])
+        assert sink.tail is not None
+        assert sink.tail.open_gap is None
+        assert (await verify(bucket)).gaps[0].closed_lsn == 900
+        await assert_intact(bucket)
+
+    @pytest.mark.parametrize("segments", [3, 100])
+    async def test_where_a_writer_last_looked_is_found_from_near_and_far(
+        self, bucket: FaultyBucket, segments: int
+    ) -> None:
+        await (await opened(bucket)).write(batch(transaction(1)))
+        sink = await opened(bucket)
+        assert await sink.read_last_look() == transaction(1).end_lsn
+        for number in range(2, segments):
+            await sink.write(batch(transaction(number)))
+        assert await sink.read_last_look() == transaction(1).end_lsn
+        covered = await sink.write_coverage(transaction(segments).end_lsn)
+        assert await sink.read_last_look() == covered
+
+    async def test_changes_behind_an_open_gap_are_found(self, bucket: FaultyBucket) -> None:
+        sink = await opened(bucket)
+        await sink.write_gap(148, "slot lost")
+        await sink.write(batch(transaction(9)))
+        assert [finding.problem for finding in (await verify(bucket)).findings] == [
+            "holds changes, though no snapshot has closed the gap of segment 1 yet"
+        ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cdc import status
-from cdc.archive.header import Source
+from cdc.archive.header import Gap, Source
 from cdc.archive.tail import Tail
 from cdc.cache.server import Checkpoint
 from cdc.errors import DataError, Unavailable
@@ -74,6 +74,7 @@ FOR_A_PERSON = [
     (postgres(slot=slot(invalidation_reason="idle_timeout")), archive(), cache(), "lost (idle_timeout)"),
     (postgres(server=server(Epoch("7000", 2))), archive(), cache(), "two histories"),
     (postgres(server=server(Epoch("8000", 1))), archive(), cache(), "two histories"),
+    (postgres(), archive(open_gap=Gap(2500, "slot lost", 7)), cache(), "changes after 0/9C4 are lost (slot lost)"),
     (postgres(), archive(covered_upto=1999), cache(), "Postgres has forgotten what the archive lacks"),
     (postgres(), ArchiveStatus("file:///a", error=DataError("the tail is damaged")), cache(), "the tail is damaged"),
 ]

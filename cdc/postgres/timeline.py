@@ -1,0 +1,38 @@
+"""Where a server's history left each earlier timeline, as its timeline history file says (manual, "Timelines")."""
+
+import psycopg
+
+from cdc.config import PostgresSettings
+from cdc.errors import DataError, Unavailable
+from cdc.lsn import parse_lsn
+from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.session import connect
+
+
+async def read_switch_points(settings: PostgresSettings, timeline: int) -> dict[int, int]:
+    """The LSN at which each ancestor of `timeline` was left, by the ancestor's number. Raises Unavailable."""
+    connection = await connect(settings, replication=True)
+    try:
+        row = await (await connection.execute(f"TIMELINE_HISTORY {timeline}".encode())).fetchone()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    finally:
+        await connection.close()
+    if row is None:
+        raise Unavailable("Postgres did not answer TIMELINE_HISTORY")
+    # psycopg gives bytes where the server calls the column bytea, or where client_encoding is SQL_ASCII.
+    return parse_history(row[1] if isinstance(row[1], bytes) else str(row[1]).encode())
+
+
+def parse_history(content: bytes) -> dict[int, int]:
+    """The lines `timeline <tab> LSN <tab> reason`; empty lines and comments stand between them. Raises DataError."""
+    points = {}
+    for line in content.decode(errors="replace").splitlines():
+        words = line.partition("#")[0].split(None, 2)
+        if not words:
+            continue
+        try:
+            points[int(words[0])] = parse_lsn(words[1])
+        except (ValueError, IndexError):
+            raise DataError("the server's timeline history cannot be read", detail=line) from None
+    return points
