@@ -7,7 +7,7 @@ LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults simulate compile format lock clean
+.PHONY: help demo test check bench faults simulate fuzz compile format lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,9 @@ faults: $(VENV)/dev ## SIGKILL under load, again and again (budget: CDC_FAULTS_S
 
 simulate: $(VENV)/dev ## the protocol against models under seeded faults (CDC_SIMULATE_SEEDS, _SECONDS, _SEED)
 	@$(BIN)/python -m pytest -m faults -o addopts= -p no:cacheprovider -s tests/simulation
+
+fuzz: $(VENV)/dev ## damage streams and archives, again and again (budget: CDC_FUZZ_EXAMPLES)
+	@CDC_FUZZ_EXAMPLES=$${CDC_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -p no:cacheprovider tests/unit/test_fuzz.py
 
 format: $(VENV)/dev ## apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .

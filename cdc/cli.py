@@ -99,14 +99,18 @@ def init(
         typer.Option(envvar="CDC_ADMIN_DSN", show_envvar=True, help="Administrator who may create tables and roles."),
     ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the SQL and touch nothing.")] = False,
+    ddl_sentinel: Annotated[
+        bool, typer.Option("--ddl-sentinel", help="Record schema changes too (event triggers: superuser).")
+    ] = False,
 ) -> None:
     """Install the tables, the publication and the roles of sql/; harmless to repeat."""
     from cdc.postgres import install
 
     if only_print:
-        print("\n".join(f"-- {sql.name}\n\n{sql.text}" for sql in install.read_sql()))
+        print("\n".join(f"-- {sql.name}\n\n{sql.text}" for sql in install.read_sql(ddl_sentinel=ddl_sentinel)))
         return
-    for name in asyncio.run(install.apply(dsn or load_postgres(file).dsn.get_secret_value())):
+    admin_dsn = dsn or load_postgres(file).dsn.get_secret_value()
+    for name in asyncio.run(install.apply(admin_dsn, ddl_sentinel=ddl_sentinel)):
         print(f"applied {name}")
 
 
@@ -178,8 +182,14 @@ def teardown(
     file: ConfigFile = None,
     publication: Annotated[bool, typer.Option("--publication", help="Drop the publication too.")] = False,
     cache: Annotated[bool, typer.Option("--cache", help="Remove the cache's keys too.")] = False,
+    ddl_sentinel: Annotated[
+        bool, typer.Option("--ddl-sentinel", help="Drop the event triggers of the DDL sentinel too.")
+    ] = False,
     dsn: Annotated[
-        str | None, typer.Option(envvar="CDC_ADMIN_DSN", show_envvar=True, help="Administrator, for --publication.")
+        str | None,
+        typer.Option(
+            envvar="CDC_ADMIN_DSN", show_envvar=True, help="Administrator, for --publication and --ddl-sentinel."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -189,9 +199,11 @@ def teardown(
     settings = load(file)
     admin = settings.postgres.model_copy(update={"dsn": SecretStr(dsn)}) if dsn else settings.postgres
     if not yes:
-        print("\n".join(removal.plan(settings, publication=publication, cache=cache)))
+        print("\n".join(removal.plan(settings, publication=publication, cache=cache, ddl_sentinel=ddl_sentinel)))
         typer.confirm("Go on?", abort=True)
-    done = asyncio.run(removal.carry_out(settings, publication=publication, cache=cache, admin=admin))
+    done = asyncio.run(
+        removal.carry_out(settings, publication=publication, cache=cache, ddl_sentinel=ddl_sentinel, admin=admin)
+    )
     print("\n".join(done))
 
 

@@ -56,6 +56,10 @@ class PostgresSettings(_Section):
         60.0, gt=0, description="how long the server may be silent before another connection asks it about ours"
     )
     slot_deadline_s: float = Field(60.0, gt=0, description="how long creating a slot may wait for open transactions")
+    failover: bool = Field(
+        False,
+        description="make the slot one that standbys synchronise (Postgres 17 or newer); false leaves it as it is",
+    )
 
     @field_validator("dsn")
     @classmethod

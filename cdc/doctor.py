@@ -13,12 +13,12 @@ from typing import Literal
 from cdc.archive.bucket import open_bucket, prove_conditional_put
 from cdc.archive.tail import Tail, read_tail
 from cdc.cache.server import CacheServer, read_cache_server
-from cdc.config import ArchiveSettings, CacheSettings, Settings
+from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.errors import CdcError
 from cdc.lsn import format_lsn
 from cdc.postgres.publication import Publication, check_publication, read_publication
 from cdc.postgres.role import Role, read_role
-from cdc.postgres.server import Server, check_server, current_wal_lsn, read_server
+from cdc.postgres.server import FAILOVER_VERSION, Server, check_server, current_wal_lsn, read_server
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import Slot, read_slots
 from cdc.slots import size
@@ -78,8 +78,11 @@ async def _examine_postgres(settings: Settings) -> list[Finding]:
             findings.append(Finding("ok", "postgres", f"Postgres {server.server_version}, database {server.database}"))
             slots = await read_slots(connection)
             findings += judge_slots(slots, settings.postgres.slot, await current_wal_lsn(connection))
+            if settings.postgres.failover and server.version >= FAILOVER_VERSION:
+                synchronized = server.configuration["synchronized_standby_slots"]
+                findings += judge_failover(slots, settings.postgres.slot, synchronized)
             findings += judge_configuration(server.configuration, settings.postgres.status_interval_s)
-            findings += await _examine_server(connection, server, settings.postgres.slot)
+            findings += await _examine_server(connection, server, settings.postgres)
             publication = await read_publication(connection, settings.postgres.publication)
             findings += judge_publication(publication, settings.cache)
             role = await read_role(connection, [table.oid for table in publication.tables])
@@ -89,9 +92,9 @@ async def _examine_postgres(settings: Settings) -> list[Finding]:
     return findings
 
 
-async def _examine_server(connection: Connection, server: Server, slot: str) -> list[Finding]:
+async def _examine_server(connection: Connection, server: Server, settings: PostgresSettings) -> list[Finding]:
     try:
-        await check_server(connection, server, slot)
+        await check_server(connection, server, settings.slot, failover=settings.failover)
     except CdcError as error:
         return [_failure("postgres", error)]
     return [Finding("ok", "postgres", "wal_level is logical, and there is room for the slot")]
@@ -189,6 +192,62 @@ def _judge_stranger(slot: Slot, current_lsn: int) -> Finding:
     else:
         message = f"slot {slot.name}, not ours, is not read and retains {size(slot.retained_bytes(current_lsn))} of WAL"
     return Finding("warning", "slot", message, f"SELECT pg_drop_replication_slot('{slot.name}');  (if nobody needs it)")
+
+
+def judge_failover(slots: Sequence[Slot], name: str, synchronized_standby_slots: str) -> list[Finding]:
+    """What a slot needs in order to survive a failover, as far as the primary can tell."""
+    ours = next((slot for slot in slots if slot.name == name), None)
+    findings = [] if ours is None else [_judge_our_failover(ours)]
+    listed = [name.strip(' "') for name in synchronized_standby_slots.split(",") if name.strip()]
+    findings += _judge_standby_slots(listed, slots)
+    findings.append(
+        Finding(
+            "ok",
+            "slot",
+            "what the standby needs cannot be seen from here",
+            "on the standby: sync_replication_slots = on, hot_standby_feedback = on, primary_slot_name, "
+            "and dbname in primary_conninfo",
+        )
+    )
+    return findings
+
+
+def _judge_our_failover(slot: Slot) -> Finding:
+    if slot.failover:
+        return Finding("ok", "slot", f"slot {slot.name} is one that standbys may synchronise")
+    return Finding(
+        "warning",
+        "slot",
+        f"slot {slot.name} is not a failover slot yet: a failover loses it",
+        "start `cdc run` again: it alters the slot when it begins",
+    )
+
+
+def _judge_standby_slots(listed: Sequence[str], slots: Sequence[Slot]) -> list[Finding]:
+    """Postgres sends us no change that a listed standby lacks, and waits for ever for one that is not there."""
+    if not listed:
+        return [
+            Finding(
+                "warning",
+                "slot",
+                "synchronized_standby_slots is empty: after a failover the archive may be ahead of the new primary",
+                "ALTER SYSTEM SET synchronized_standby_slots = 'STANDBY_SLOT'; SELECT pg_reload_conf();  "
+                "(the physical slot that the standby names in primary_slot_name)",
+            )
+        ]
+    read = {slot.name for slot in slots if slot.plugin is None and slot.active_pid is not None}
+    return [
+        Finding("ok", "slot", f"changes wait for standby slot {name}")
+        if name in read
+        else Finding(
+            "error",
+            "slot",
+            f"synchronized_standby_slots names {name}, which no standby reads: nothing is streamed until one does",
+            "start the standby; or take it out: ALTER SYSTEM SET synchronized_standby_slots = ''; "
+            "SELECT pg_reload_conf();",
+        )
+        for name in listed
+    ]
 
 
 def judge_publication(publication: Publication, cache: CacheSettings) -> list[Finding]:

@@ -6,15 +6,16 @@ The slot goes first: it is the one thing that does harm if it is forgotten. The 
 from cdc.cache.removal import remove_keys
 from cdc.config import PostgresSettings, Settings
 from cdc.errors import Unavailable
-from cdc.postgres.removal import drop_publication
+from cdc.postgres.removal import drop_ddl_sentinel, drop_publication
 from cdc.postgres.session import connect
 from cdc.postgres.slot import drop_slot, read_slot
 
 
-def plan(settings: Settings, *, publication: bool, cache: bool) -> list[str]:
+def plan(settings: Settings, *, publication: bool, cache: bool, ddl_sentinel: bool = False) -> list[str]:
     """What would be removed, and what would remain, in sentences."""
     name = settings.postgres.publication
     removed = [f"replication slot {settings.postgres.slot}, and with it every change that is not archived yet"]
+    removed += ["the DDL sentinel's event triggers"] if ddl_sentinel else []
     removed += [f"publication {name}"] if publication else []
     removed += ["the cache's keys"] if cache and settings.cache.url else []
     return [
@@ -30,10 +31,16 @@ def _remaining(settings: Settings, *, publication: bool, cache: bool) -> list[st
     return [f"remains: {what}" for what in remains]
 
 
-async def carry_out(settings: Settings, *, publication: bool, cache: bool, admin: PostgresSettings) -> list[str]:
-    """1. the slot, 2. the publication, 3. the cache's keys; returns what was done and what remains."""
+async def carry_out(
+    settings: Settings, *, publication: bool, cache: bool, ddl_sentinel: bool = False, admin: PostgresSettings
+) -> list[str]:
+    """1. the slot, 2. event triggers and publication, 3. the cache's keys; returns what was done and what remains."""
     done = [await _remove_slot(settings.postgres)]  # 1
-    if publication:  # 2
+    if ddl_sentinel:  # 2
+        async with await connect(admin) as connection:
+            found = await drop_ddl_sentinel(connection)
+        done.append("dropped the DDL sentinel" if found else "there was no DDL sentinel")
+    if publication:
         async with await connect(admin) as connection:
             found = await drop_publication(connection, admin.publication)
         done.append(f"{'dropped' if found else 'there was no'} publication {admin.publication}")

@@ -8,7 +8,7 @@ What leaves here:
 - each logical message that was emitted outside any transaction's fate, as a transaction of its own.
 
 A stream that contradicts itself (a row outside a transaction, a table never described, a Commit that is not its
-Begin's) raises DataError.
+Begin's) raises DataError, and so does a time that no calendar has.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +45,9 @@ from cdc.pgoutput.messages import (
 from cdc.row import ABSENT, Row
 
 PIECE_BYTES: Final = 1024 * 1024
+
+# The year 10000, in microseconds since 1970: the archive prints times with four digits of year.
+_END_OF_TIME_US: Final = 253_402_300_800_000_000
 
 # What things hold in memory beside the bytes of their values, measured (tests/unit/test_assembler.py). The bytes count
 # twice: once in the row, once in its JSON, which the first sink that asks for it makes. An empty transaction counts
@@ -144,6 +147,7 @@ class Assembler:
                 "a transaction began inside another one",
                 detail=f"{format_lsn(begin.final_lsn)} inside {format_lsn(self._begin.final_lsn)}",
             )
+        _check_time(begin.commit_time_us)
         self._begin = begin
 
     def _finish(self, commit: Commit, done: list[Transaction]) -> None:
@@ -153,6 +157,11 @@ class Assembler:
                 "a Commit is not that of the Begin before it",
                 detail=f"Commit {format_lsn(commit.commit_lsn)}, "
                 f"Begin {'missing' if begin is None else format_lsn(begin.final_lsn)}",
+            )
+        if commit.end_lsn < commit.commit_lsn:
+            raise DataError(
+                "a transaction ends before its commit",
+                detail=f"Commit {format_lsn(commit.commit_lsn)}, end {format_lsn(commit.end_lsn)}",
             )
         done.append(self._take(begin, commit.end_lsn, True))
         self._begin = None
@@ -246,11 +255,17 @@ class Assembler:
             # Its record ends at `lsn`, and a commit record may begin just there. The last byte of its own record is a
             # position that no other transaction has.
             time_us = decode_frame(data).send_time_us
+            _check_time(time_us)
             done.append(
                 Transaction(
                     0, message.lsn - 1, time_us, [change], end_lsn=message.lsn, nbytes=nbytes + _TRANSACTION_BYTES
                 )
             )
+
+
+def _check_time(time_us: int) -> None:
+    if not 0 <= time_us < _END_OF_TIME_US:
+        raise DataError("a transaction's time is not of this age", detail=f"{time_us} microseconds since 1970")
 
 
 def _unknown_table(oid: int) -> DataError:

@@ -5,6 +5,7 @@ numbers are those of `service.py`'s story.
 """
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +21,7 @@ from cdc.postgres.publication import Publication, check_publication, read_public
 from cdc.postgres.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
-from cdc.postgres.slot import Slot, SlotExists, check_slot, drop_slot, read_slot
+from cdc.postgres.slot import Slot, SlotExists, check_slot, drop_slot, make_failover, read_slot
 from cdc.sink import Position
 
 log = structlog.get_logger()
@@ -40,7 +41,7 @@ class Upstream:
 async def examine_upstream(connection: Connection, settings: Settings) -> Upstream:
     """1. The server can be replicated from, and the publication serves archive and cache."""
     server = await read_server(connection)
-    await check_server(connection, server, settings.postgres.slot)
+    await check_server(connection, server, settings.postgres.slot, failover=settings.postgres.failover)
     publication = await read_publication(connection, settings.postgres.publication)
     check_publication(publication, settings.cache.projections if settings.cache.url else ())
     return Upstream(connection, server, publication)
@@ -63,6 +64,9 @@ async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSi
             hint=REPAIR_HINT,
         )
     check_slot(slot, upstream.server.database)
+    if settings.postgres.failover and not slot.failover and slot.active_pid is None:
+        with contextlib.suppress(SlotActive):  # whoever reads it does it at their next start
+            await make_failover(settings.postgres, name)
     return slot
 
 

@@ -2,6 +2,8 @@
 
 Every file may be applied again and then changes nothing. `apply` does all of them in one transaction, so that a
 database has the whole installation or none of it, and waits for no lock longer than an application would notice.
+
+Files with a number are the installation; one without is applied only if it is asked for.
 """
 
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ log = structlog.get_logger()
 # A lock that we wait for stands in the way of everybody who comes after us.
 _LOCK_TIMEOUT = "5s"
 
+DDL_SENTINEL = "ddl_sentinel.sql"
+
 # Two operators at once would both find nothing and both create it. The key is this program's name in ASCII: "cdc_init".
 _ADVISORY_LOCK = 0x6364635F696E6974
 
@@ -27,13 +31,14 @@ class SqlFile:
     text: str
 
 
-def read_sql() -> list[SqlFile]:
+def read_sql(*, ddl_sentinel: bool = False) -> list[SqlFile]:
     """The files in the order in which they are applied. `cdc/sql` is the checkout's `sql/`, in a wheel a copy of it."""
-    found = (file for file in files("cdc").joinpath("sql").iterdir() if file.name.endswith(".sql"))
-    return [SqlFile(file.name, file.read_text(encoding="utf-8")) for file in sorted(found, key=lambda file: file.name)]
+    found = [file for file in files("cdc").joinpath("sql").iterdir() if file.name.endswith(".sql")]
+    chosen = [file for file in found if file.name[0].isdigit() or (ddl_sentinel and file.name == DDL_SENTINEL)]
+    return [SqlFile(file.name, file.read_text(encoding="utf-8")) for file in sorted(chosen, key=lambda file: file.name)]
 
 
-async def apply(dsn: str) -> list[str]:
+async def apply(dsn: str, *, ddl_sentinel: bool = False) -> list[str]:
     """Install `sql/` with an administrator's dsn; returns the names of the files. All of it, or nothing.
 
     Raises Invalid where the role may not or the database's own objects are in the way, Unavailable where trying again
@@ -54,10 +59,11 @@ async def apply(dsn: str) -> list[str]:
             hint="cdc init --dsn postgresql://postgres@localhost/DATABASE",
         ) from error
     async with connection:
-        return [await _apply_file(connection, file) for file in await _begin(connection)]
+        await _begin(connection)
+        return [await _apply_file(connection, file) for file in read_sql(ddl_sentinel=ddl_sentinel)]
 
 
-async def _begin(connection: psycopg.AsyncConnection) -> list[SqlFile]:
+async def _begin(connection: psycopg.AsyncConnection) -> None:
     await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
     await connection.execute("SET LOCAL client_min_messages = warning")
     await connection.execute("SET LOCAL search_path = pg_catalog")
@@ -65,7 +71,6 @@ async def _begin(connection: psycopg.AsyncConnection) -> list[SqlFile]:
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK])
     except psycopg.Error as error:
         raise _translate(error, "the lock against a second cdc init") from error
-    return read_sql()
 
 
 async def _apply_file(connection: psycopg.AsyncConnection, file: SqlFile) -> str:

@@ -17,6 +17,7 @@ from cdc.sink import Epoch
 
 OLDEST_VERSION: Final = 14
 NEWEST_VERSION: Final = 18
+FAILOVER_VERSION: Final = 17
 
 _CONFIGURATION: Final = (
     "wal_level",
@@ -25,6 +26,7 @@ _CONFIGURATION: Final = (
     "wal_sender_timeout",
     "max_slot_wal_keep_size",
     "idle_replication_slot_timeout",
+    "synchronized_standby_slots",
 )
 
 # The control file's timeline lags behind a promotion until the next checkpoint; the name of the WAL file being written
@@ -90,7 +92,7 @@ async def _read_configuration(connection: Connection) -> dict[str, str]:
     return {str(name): str(value) for name, value in await cursor.fetchall()}
 
 
-async def check_server(connection: Connection, server: Server, slot: str) -> None:
+async def check_server(connection: Connection, server: Server, slot: str, *, failover: bool = False) -> None:
     """Refuse a server that cannot serve this slot: Invalid with every mistake, Unavailable for a standby."""
     mistakes: list[tuple[str, str]] = []
     if not OLDEST_VERSION <= server.version <= NEWEST_VERSION:
@@ -103,6 +105,13 @@ async def check_server(connection: Connection, server: Server, slot: str) -> Non
     if server.wal_level != "logical":
         refusal = wal_level_is_too_low("")
         mistakes.append((f"{refusal.message} (it is {server.wal_level})", refusal.hint))
+    if failover and server.version < FAILOVER_VERSION:
+        mistakes.append(
+            (
+                f"postgres.failover needs Postgres {FAILOVER_VERSION} or newer, and this is {server.server_version}",
+                "failover = false   # in [postgres] of cdc.toml",
+            )
+        )
     if not await _has_room(connection, slot):
         allowed = server.configuration["max_replication_slots"]
         mistakes.append(

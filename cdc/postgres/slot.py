@@ -5,6 +5,8 @@ slot without `restart_lsn` retains infinitely much.
 
 Creating a slot waits for every transaction that is open anywhere in the cluster. `create_slot` gives that wait a
 deadline, names who is in the way, and leaves no slot behind when it fails.
+
+A failover slot (Postgres 17 and newer) is copied to standbys that synchronise slots, and so outlives the primary.
 """
 
 import asyncio
@@ -159,7 +161,7 @@ async def create_slot(
 
     The snapshot lives as long as the context; so does a temporary slot, while another one stays. Raises Unavailable at
     the deadline (`slot_deadline_s`), naming the sessions whose transactions are in the way, and Invalid if there is
-    such a slot already.
+    such a slot already. With `failover` in the settings the slot, unless it is temporary, is a failover slot.
     """
     connection = await connect(settings, replication=True)
     try:
@@ -174,7 +176,9 @@ async def _create(
     connection: Connection, settings: PostgresSettings, name: str, *, temporary: bool
 ) -> ExportedSnapshot:
     """1. ask for the slot; 2. at the deadline, see who is in the way; 3. cancel, and make sure that nothing stays."""
-    command = _create_command(name, temporary=temporary, server_version=connection.info.server_version)
+    failover = settings.failover and not temporary
+    version = connection.info.server_version
+    command = _create_command(name, temporary=temporary, failover=failover, server_version=version)
     creation = asyncio.create_task(_execute(connection, command), name=f"create slot {name}")
     try:
         done, _ = await asyncio.wait([creation], timeout=settings.slot_deadline_s)  # 1
@@ -189,10 +193,26 @@ async def _create(
     raise refusal
 
 
-def _create_command(name: str, *, temporary: bool, server_version: int) -> str:
-    export = "(SNAPSHOT 'export')" if server_version >= 150000 else "EXPORT_SNAPSHOT"
+def _create_command(name: str, *, temporary: bool, failover: bool, server_version: int) -> str:
+    options = "(SNAPSHOT 'export', FAILOVER)" if failover else "(SNAPSHOT 'export')"
+    export = options if server_version >= 150000 else "EXPORT_SNAPSHOT"
     kind = "TEMPORARY LOGICAL" if temporary else "LOGICAL"
     return f"CREATE_REPLICATION_SLOT {quote_identifier(name)} {kind} pgoutput {export}"
+
+
+async def make_failover(settings: PostgresSettings, name: str, *, timeout_s: float = 5.0) -> None:
+    """Make an existing slot a failover slot. Raises SlotActive while somebody reads it, Invalid before Postgres 17."""
+    command = f"ALTER_REPLICATION_SLOT {quote_identifier(name)} (FAILOVER true)"
+    async with await connect(settings, replication=True) as connection:
+        try:
+            # Unlike START_REPLICATION, this waits until nobody reads the slot.
+            async with asyncio.timeout(timeout_s):
+                await connection.execute(command.encode())
+        except TimeoutError:
+            raise SlotActive(f"replication slot {name} is in use by another consumer") from None
+        except psycopg.Error as error:
+            raise at_slot(refusal_of_exception(error), name) from None
+    log.info("slot_altered", slot=name, failover=True)
 
 
 async def _execute(connection: Connection, command: str) -> tuple[Any, ...] | None:

@@ -157,3 +157,22 @@ def test_an_archive_that_is_not_there_is_an_error_with_its_address(
     done = cdc("archive", command)
     assert done.returncode == 2
     assert archive_dir in done.stderr
+
+
+def test_a_slot_becomes_a_failover_slot_at_the_next_run(cdc: Command, database: str, slot: str) -> None:
+    asked = {"CDC_POSTGRES__FAILOVER": "true"}
+    failover = "SELECT failover FROM pg_replication_slots WHERE slot_name = %s"
+    with cdc.running():
+        cdc.wait_until(lambda: cdc("status").returncode == 0)
+        assert "not a failover slot yet" in cdc("doctor", **asked).stdout
+    with psycopg.connect(database, autocommit=True) as connection:
+        assert connection.execute(failover, [slot]).fetchone() == (False,)
+        with cdc.running(**asked):
+            cdc.wait_until(lambda: cdc("status").returncode == 0)
+            assert connection.execute(failover, [slot]).fetchone() == (True,)
+            said = cdc("doctor", **asked).stdout
+            assert "is one that standbys may synchronise" in said
+            assert "synchronized_standby_slots is empty" in said
+        with cdc.running():
+            cdc.wait_until(lambda: cdc("status").returncode == 0)
+            assert connection.execute(failover, [slot]).fetchone() == (True,)

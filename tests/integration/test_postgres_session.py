@@ -7,12 +7,14 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cdc.config import PostgresSettings
+from cdc.embedded import PostgresServer
 from cdc.errors import Invalid, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.server import check_server, current_wal_lsn, read_server
 from cdc.postgres.session import SESSION_SETTINGS, connect
 from tests.conftest import MakePostgres
+from tests.servers import fresh_database
 from tests.streaming import execute, fetch, settings_for
 
 
@@ -103,6 +105,24 @@ async def test_a_server_without_logical_wal_or_room_for_a_slot_is_told_both(make
             await check_server(connection, await read_server(connection), settings.slot)
     assert "ALTER SYSTEM SET wal_level = logical" in refused.value.hint
     assert "ALTER SYSTEM SET max_replication_slots = 11" in refused.value.hint
+
+
+async def test_a_server_with_failover_slots_may_be_asked_for_one(database: str) -> None:
+    settings = settings_for(database)
+    async with await connect(settings) as connection:
+        await check_server(connection, await read_server(connection), settings.slot, failover=True)
+
+
+@pytest.mark.wide
+async def test_a_server_that_knows_no_failover_slots_is_refused(debian_postgres: PostgresServer) -> None:
+    with fresh_database(debian_postgres) as dsn:
+        settings = settings_for(dsn)
+        async with await connect(settings) as connection:
+            server = await read_server(connection)
+            await check_server(connection, server, settings.slot)
+            with pytest.raises(Invalid, match=r"needs Postgres 17 or newer, and this is 15") as refused:
+                await check_server(connection, server, settings.slot, failover=True)
+    assert "failover = false" in refused.value.hint
 
 
 async def test_a_restarted_server_is_the_same_epoch_at_a_later_position(make_postgres: MakePostgres) -> None:

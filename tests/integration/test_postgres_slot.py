@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import shutil
+import subprocess
 import time
 
 import psycopg
@@ -13,7 +15,16 @@ from cdc.postgres.refusal import SlotActive
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.server import current_wal_lsn
 from cdc.postgres.session import connect
-from cdc.postgres.slot import ExportedSnapshot, Slot, check_slot, create_slot, drop_slot, read_slot, read_slots
+from cdc.postgres.slot import (
+    ExportedSnapshot,
+    Slot,
+    check_slot,
+    create_slot,
+    drop_slot,
+    make_failover,
+    read_slot,
+    read_slots,
+)
 from cdc.postgres.snapshot import open_snapshot
 from tests.conftest import MakePostgres
 from tests.streaming import execute, fetch, make_slot, settings_for
@@ -45,6 +56,66 @@ async def test_a_temporary_slot_goes_with_its_context(database: str) -> None:
         assert slot.temporary
     while await _slot(settings) is not None:
         await asyncio.sleep(0.02)
+
+
+async def test_a_failover_slot_is_one_and_its_snapshot_is_exported_too(database: str) -> None:
+    settings = settings_for(database).model_copy(update={"failover": True})
+    async with create_slot(settings, settings.slot) as exported, open_snapshot(settings, exported):
+        slot = await _slot(settings)
+    assert slot is not None
+    assert slot.failover
+    assert slot.confirmed_flush_lsn == exported.consistent_lsn
+    async with create_slot(settings, f"{settings.slot}_warm", temporary=True):
+        pass
+
+
+async def test_an_existing_slot_becomes_a_failover_slot_but_not_under_a_reader(database: str) -> None:
+    settings = settings_for(database)
+    execute(database, "CREATE PUBLICATION cdc FOR ALL TABLES")
+    make_slot(settings)
+    async with await ReplicationStream.open(settings) as stream:
+        await stream.start(settings.slot, "cdc")
+        with pytest.raises(SlotActive):
+            await make_failover(settings, settings.slot, timeout_s=0.5)
+    while (slot := await _slot(settings)) is not None and slot.active_pid is not None:
+        await asyncio.sleep(0.02)
+    assert slot is not None
+    assert not slot.failover
+    await make_failover(settings, settings.slot)
+    altered = await _slot(settings)
+    assert altered is not None
+    assert altered.failover
+
+
+async def test_a_standby_synchronises_the_failover_slot(make_postgres: MakePostgres) -> None:
+    primary, standby = make_postgres(), make_postgres()
+    standby.stop()
+    shutil.rmtree(standby.data_dir)
+    execute(primary.dsn(), "SELECT pg_create_physical_replication_slot('standby', true)")
+    program, target = str(primary.bin_dir / "pg_basebackup"), str(standby.data_dir)
+    command = [program, "-d", primary.dsn(), "-D", target, "-S", "standby"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (standby.data_dir / "standby.signal").touch()
+    for path in (standby.data_dir, *standby.data_dir.rglob("*")):
+        shutil.chown(path, primary.data_dir.stat().st_uid, primary.data_dir.stat().st_gid)
+    standby.settings |= {
+        "primary_conninfo": primary.dsn(),
+        "primary_slot_name": "standby",
+        "sync_replication_slots": "on",
+        "hot_standby_feedback": "on",
+    }
+    standby.start()
+    settings = settings_for(primary.dsn()).model_copy(update={"failover": True})
+    async with create_slot(settings, settings.slot):
+        pass
+    there = settings.model_copy(update={"dsn": settings_for(standby.dsn()).dsn})
+    deadline = time.monotonic() + 60
+    while ((slot := await _slot(there)) is None or slot.temporary) and time.monotonic() < deadline:
+        execute(primary.dsn(), "SELECT pg_log_standby_snapshot()")
+        await asyncio.sleep(0.2)
+    assert slot is not None
+    assert slot.synced
+    assert not slot.temporary
 
 
 async def test_creation_blocked_by_an_open_transaction_names_its_pid_and_leaves_no_slot(database: str) -> None:

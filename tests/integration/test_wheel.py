@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-READ = "from cdc.postgres.install import read_sql; print(*(file.name for file in read_sql()))"
+READ = "from cdc.postgres.install import read_sql; print(*(file.name for file in read_sql(ddl_sentinel=True)))"
 
 
 @pytest.fixture(scope="module")

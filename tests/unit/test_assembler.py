@@ -194,6 +194,9 @@ def test_a_large_transaction_comes_in_pieces_as_it_arrives() -> None:
         ([COMMIT], "not that of the Begin"),
         ([BEGIN, wire.commit(101, 120, 7)], "not that of the Begin"),
         ([BEGIN, COMMIT, COMMIT], "not that of the Begin"),
+        ([BEGIN, wire.commit(100, 99, 7)], "ends before its commit"),
+        ([wire.begin(100, 2**62, 771)], "not of this age"),
+        ([wire.begin(100, -YEAR_2000_US - 1, 771)], "not of this age"),
     ],
 )
 def test_a_stream_that_contradicts_itself_is_a_data_error(messages: list[bytes], complaint: str) -> None:

