@@ -184,6 +184,30 @@ def teardown(
     print("\n".join(done))
 
 
+@app.command()
+def restore(
+    into: Annotated[str, typer.Option(help="Database that the tables go into.", metavar="DSN")],
+    file: ConfigFile = None,
+    to_lsn: Annotated[str | None, typer.Option(help="Up to this commit LSN.", metavar="LSN")] = None,
+    to_time: Annotated[str | None, typer.Option(help="Up to this time, with its zone.", metavar="TIME")] = None,
+    to_ordinal: Annotated[int | None, typer.Option(min=0, help="Up to this transaction.", metavar="ORDINAL")] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at everything and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on."""
+    from cdc import restore as recovery
+
+    settings, until = load_archive(file), recovery.read_until(to_lsn, to_time, to_ordinal)
+    with recovery.watched() as meter:
+        work = recovery.restore(settings, into, until, tables=table or (), dry_run=dry_run, meter=meter)
+        outcome = asyncio.run(work)
+    if as_json:
+        _print_json(recovery.facts(outcome))
+    else:
+        print("\n".join(recovery.lines(outcome)))
+
+
 # The archive ----------------------------------------------------------------------------------------------------------
 
 From = Annotated[int, typer.Option("--from", min=0, help="First segment.", metavar="SEQ")]
