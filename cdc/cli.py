@@ -236,16 +236,30 @@ def archive_cat(
 
 
 @archive_app.command("verify")
-def archive_verify(file: ConfigFile = None, as_json: Json = False) -> None:
-    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged."""
+def archive_verify(
+    file: ConfigFile = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare with the live tables of the source too.", metavar="DSN")
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    as_json: Json = False,
+) -> None:
+    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged, or differs."""
     from cdc import listing
 
     report = asyncio.run(listing.read_report(load_archive(file)))
+    facts, lines, well = listing.report_facts(report), list(listing.report_lines(report)), report.intact
+    if against is not None and report.intact:
+        from cdc import comparison
+
+        found = asyncio.run(comparison.compare(load_archive(file), against, patience_s=wait))
+        facts["against"], well = comparison.facts(found), found.equal
+        lines += comparison.lines(found)
     if as_json:
-        _print_json(listing.report_facts(report))
+        _print_json(facts)
     else:
-        print("\n".join(listing.report_lines(report)))
-    _end(0 if report.intact else 1)
+        print("\n".join(lines))
+    _end(0 if well else 1)
 
 
 # Printing -------------------------------------------------------------------------------------------------------------
