@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from pydantic import SecretStr
-
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.history import History, Until, read_history
 from cdc.archive.tail import Tail, read_tail
@@ -35,6 +33,7 @@ from cdc.postgres.server import Server, read_server
 from cdc.postgres.session import connect
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import SnapshotReader, open_snapshot
+from cdc.postgres.target import settings_of
 from cdc.row import ABSENT, Row, Value
 
 _WIDTH = 8
@@ -82,8 +81,8 @@ async def compare(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> 
 
     Raises Invalid for another database, Unavailable if the archive does not come to the LSN in time.
     """
+    postgres = settings_of(dsn, "--against")
     bucket = open_bucket(settings)
-    postgres = PostgresSettings(dsn=SecretStr(dsn))
     try:
         for _ in range(_ATTEMPTS):
             found = await _attempt(bucket, postgres, patience_s)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from cdc.change import Column, Relation
 from cdc.config import PostgresSettings
@@ -215,10 +215,20 @@ class TargetDatabase:
             raise _refused(refusal_of_exception(error)) from None
 
 
+def settings_of(dsn: str, option: str) -> PostgresSettings:
+    """A dsn of the command line. Raises Invalid, which does not quote it: there may be a password inside."""
+    try:
+        return PostgresSettings(dsn=SecretStr(dsn))
+    except ValidationError:
+        raise Invalid(
+            f"{option} is not a connection string", hint=f"{option} postgresql://postgres@localhost/DATABASE"
+        ) from None
+
+
 @contextlib.asynccontextmanager
 async def open_target(dsn: str) -> AsyncIterator[TargetDatabase]:
     """A session on the target. Raises Invalid or Unavailable."""
-    connection = await connect(PostgresSettings(dsn=SecretStr(dsn)), application_name="waltier restore")
+    connection = await connect(settings_of(dsn, "--into"), application_name="waltier restore")
     try:
         server = await read_server(connection)
         try:

@@ -287,6 +287,14 @@ def test_the_source_itself_is_refused(source: Source) -> None:
     assert "the target is the archive's own source" in done.stderr
 
 
+def test_what_is_no_dsn_is_refused_without_quoting_it(source: Source) -> None:
+    for command in (source.command("s3cret"), ["archive", "verify", "--against", "s3cret"]):
+        done = run_cdc(*command, environment={"CDC_CONFIG": str(source.service.config_file)})
+        assert done.returncode == 2
+        assert "is not a connection string" in done.stderr
+        assert "s3cret" not in done.stderr
+
+
 def test_a_finished_restore_is_not_written_over(source: Source) -> None:
     with source.target() as into:
         assert source.restore(into, "--to-ordinal", "3").returncode == 0
