@@ -207,6 +207,30 @@ def teardown(
     print("\n".join(done))
 
 
+@app.command()
+def restore(
+    into: Annotated[str, typer.Option(help="Database that the tables go into.", metavar="DSN")],
+    file: ConfigFile = None,
+    to_lsn: Annotated[str | None, typer.Option(help="Up to this commit LSN.", metavar="LSN")] = None,
+    to_time: Annotated[str | None, typer.Option(help="Up to this time, with its zone.", metavar="TIME")] = None,
+    to_ordinal: Annotated[int | None, typer.Option(min=0, help="Up to this transaction.", metavar="ORDINAL")] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at everything and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on."""
+    from cdc import restore as recovery
+
+    settings, until = load_archive(file), recovery.read_until(to_lsn, to_time, to_ordinal)
+    with recovery.watched() as meter:
+        work = recovery.restore(settings, into, until, tables=table or (), dry_run=dry_run, meter=meter)
+        outcome = asyncio.run(work)
+    if as_json:
+        _print_json(recovery.facts(outcome))
+    else:
+        print("\n".join(recovery.lines(outcome)))
+
+
 # The archive ----------------------------------------------------------------------------------------------------------
 
 From = Annotated[int, typer.Option("--from", min=0, help="First segment.", metavar="SEQ")]
@@ -235,16 +259,30 @@ def archive_cat(
 
 
 @archive_app.command("verify")
-def archive_verify(file: ConfigFile = None, as_json: Json = False) -> None:
-    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged."""
+def archive_verify(
+    file: ConfigFile = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare with the live tables of the source too.", metavar="DSN")
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    as_json: Json = False,
+) -> None:
+    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged, or differs."""
     from cdc import listing
 
     report = asyncio.run(listing.read_report(load_archive(file)))
+    facts, lines, well = listing.report_facts(report), list(listing.report_lines(report)), report.intact
+    if against is not None and report.intact:
+        from cdc import comparison
+
+        found = asyncio.run(comparison.compare(load_archive(file), against, patience_s=wait))
+        facts["against"], well = comparison.facts(found), found.equal
+        lines += comparison.lines(found)
     if as_json:
-        _print_json(listing.report_facts(report))
+        _print_json(facts)
     else:
-        print("\n".join(listing.report_lines(report)))
-    _end(0 if report.intact else 1)
+        print("\n".join(lines))
+    _end(0 if well else 1)
 
 
 # Printing -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Damage is collected, not raised: one bad object must not hide the next. Only bei
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -80,7 +80,7 @@ async def verify(bucket: Bucket, *, progress: Progress | None = None) -> Report:
     audit.report.findings += [Finding(key, "is not a segment's key") for key in foreign]
     log_keys = [key for key in keys if seq_of(key) is not None]
     done = 0
-    async for key, body in _read_ahead(bucket, log_keys):
+    async for key, body in read_ahead(bucket, log_keys):
         await asyncio.to_thread(audit.see, key, body)
         done += 1
         if progress is not None:
@@ -92,13 +92,14 @@ async def verify(bucket: Bucket, *, progress: Progress | None = None) -> Report:
 
 async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
     chunks = {chunk.key: (base, chunk) for base in audit.bases for chunk in base.chunks}
-    async for key, body in _read_ahead(bucket, list(chunks)):
+    async for key, body in read_ahead(bucket, list(chunks)):
         await asyncio.to_thread(audit.see_chunk, *chunks[key], body)
     async for key in bucket.list(BASE):
         audit.report.uncommitted_chunks += key not in chunks  # left by a backfill that a crash started over
 
 
-async def _read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncIterator[tuple[str, bytes | None]]:
+async def read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncGenerator[tuple[str, bytes | None]]:
+    """Objects in the order of the keys, a few of them asked for ahead of whoever takes them."""
     ahead: deque[tuple[str, asyncio.Task[bytes | None]]] = deque()
     waiting = iter(keys)
     try:

@@ -1,0 +1,315 @@
+"""The history up to a moment: which snapshot to begin with, which segments follow, and what lies between them.
+
+`read_history` walks the log from its start and checks the chain on the way (numbers, archive, SHA-256 of each object);
+it stops where the moment lies behind it. What it remembers of each segment is small. `History.base` and
+`History.transactions` then read rows and transactions, and check that the bytes are still those that were walked.
+
+A gap or a fork after the snapshot that is begun with means that the state at the moment is unknown: it is refused, and
+never stepped over. Those before the snapshot are only told, for a snapshot is a whole state by itself.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import msgspec
+
+from cdc.archive.bucket import Bucket
+from cdc.archive.header import Base, Header, Part, RelationShape, Source
+from cdc.archive.segment import decode_segment, decode_segment_header
+from cdc.archive.tail import log_key, read_tail
+from cdc.archive.verify import read_ahead
+from cdc.change import RowChange, Transaction, format_time, parse_time
+from cdc.errors import DataError, Diverged, Invalid
+from cdc.lsn import format_lsn
+from cdc.sink import Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """A moment: the last transaction that belongs to it. At most one field is given; none means the archive's end.
+
+    `lsn` is compared with commit LSNs of the archive's last epoch, `time_us` with commit times (microseconds since
+    1970). Everything stops before the first commit that is past it, though a later one might have an earlier time.
+    """
+
+    lsn: int | None = None
+    time_us: int | None = None
+    ordinal: int | None = None
+
+    def __str__(self) -> str:
+        if self.lsn is not None:
+            return format_lsn(self.lsn)
+        if self.time_us is not None:
+            return format_time(self.time_us)
+        return "the archive's end" if self.ordinal is None else f"ordinal {self.ordinal}"
+
+    def is_before(self, ordinal: int, transaction: Transaction) -> bool:
+        """Whether this transaction is past the moment."""
+        if self.lsn is not None:
+            return transaction.commit_lsn > self.lsn
+        if self.time_us is not None:
+            return transaction.commit_time_us > self.time_us
+        return self.ordinal is not None and ordinal > self.ordinal
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """A gap or a fork in the log. Rows may have changed there without a transaction that says so."""
+
+    seq: int
+    kind: str
+    lsn: int
+    next_ordinal: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"a {self.kind} at {format_lsn(self.lsn)} (segment {self.seq}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is remembered of a segment."""
+
+    seq: int
+    digest: bytes
+    first_ordinal: int
+    transactions: int
+    changes: int
+    part: Part | None
+
+
+@dataclass(slots=True)
+class History:
+    """The way from a snapshot to a moment. `base_seq` and `first_ordinal` are the snapshot record's.
+
+    `shapes` are the tables as they were last described before the moment. `skipped` are interruptions before the
+    snapshot. `covered_upto` is how far the walk came.
+    """
+
+    until: Until
+    archive: str
+    source: Source
+    base: Base
+    base_seq: int
+    first_ordinal: int
+    next_ordinal: int
+    covered_upto: int
+    shapes: dict[str, RelationShape]
+    skipped: list[Interruption]
+    steps: list[_Step] = field(default_factory=list, repr=False)
+
+    @property
+    def base_rows(self) -> int:
+        return sum(chunk.rows for chunk in self.base.chunks)
+
+    @property
+    def changes(self) -> int:
+        """How many changes follow, at most: the moment may lie within the last segment."""
+        return sum(step.changes for step in self.steps)
+
+    async def chunks(self, bucket: Bucket, first: int = 0) -> AsyncIterator[tuple[int, list[RowChange]]]:
+        """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
+        wanted = self.base.chunks[first:]
+        number = first
+        async with aclosing(read_ahead(bucket, [chunk.key for chunk in wanted])) as objects:
+            async for key, body in objects:
+                if body is None or sha256(body).hexdigest() != self.base.chunks[number].sha256:
+                    what = "missing" if body is None else "not as the snapshot record describes it"
+                    raise DataError(f"{key} is {what}", hint="cdc archive verify")
+                yield number, decode_segment(body).rows()
+                number += 1
+
+    async def transactions(self, bucket: Bucket, first_ordinal: int) -> AsyncIterator[tuple[int, Transaction]]:
+        """Transactions (large ones in pieces) with their ordinals, from one of them to the moment. Raises DataError."""
+        steps = [s for s in self.steps if s.changes and s.first_ordinal + max(1, s.transactions) > first_ordinal]
+        following = iter(steps)
+        async with aclosing(read_ahead(bucket, [log_key(step.seq) for step in steps])) as objects:
+            async for key, body in objects:
+                step = next(following)
+                if body is None or sha256(body).digest() != step.digest:
+                    raise DataError(f"{key} has changed since the chain was checked", hint="cdc archive verify")
+                ordinal = step.first_ordinal
+                for transaction in decode_segment(body).iterate():
+                    if self.until.is_before(ordinal, transaction):
+                        return
+                    if ordinal >= first_ordinal and transaction.commit_lsn >= self.base.consistent_lsn:
+                        yield ordinal, transaction
+                    ordinal += transaction.last
+
+
+async def read_history(bucket: Bucket, until: Until) -> History:
+    """The way to a moment, its chain checked.
+
+    Raises Invalid if the archive is empty or does not reach the moment, DataError where the chain is broken, Diverged
+    where a gap or a fork lies between the snapshot and the moment.
+    """
+    tail = await read_tail(bucket)
+    if tail is None:
+        raise Invalid(f"there is no archive yet at {bucket.url}", hint="cdc status")
+    walk = _Walk(bucket, until, tail.source.epoch)
+    # One number after another, which the tail's search has shown to be there.
+    async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(tail.seq + 1)])) as objects:
+        async for key, body in objects:
+            if body is None:
+                raise DataError(f"{key} is missing from the archive", hint="cdc archive verify")
+            if not await walk.step(body):
+                break
+    return walk.finish()
+
+
+class _Walk:
+    """One segment after another, until the moment lies behind."""
+
+    def __init__(self, bucket: Bucket, until: Until, epoch: Epoch) -> None:
+        self._bucket = bucket
+        self._until = until
+        self._epoch = epoch
+        self._digest: str | None = None
+        self._seq = 0
+        self._last: Header | None = None
+        self._history: History | None = None
+        self._series: list[_Step] = []
+        self._interruptions: list[Interruption] = []
+
+    async def step(self, body: bytes) -> bool:
+        """Look at the next object; False if everything after it is past the moment."""
+        header = decode_segment_header(body)
+        self._check_chain(header)
+        if self._is_behind(header):
+            return False
+        digest = sha256(body)
+        self._digest, self._last, self._seq = digest.hexdigest(), header, header.seq + 1
+        self._interruptions += _interruptions(header)
+        if header.base is not None and await self._reaches(header.base, header):
+            self._begin(header, header.base)
+        self._remember(header, digest.digest())
+        return True
+
+    def finish(self) -> History:
+        """The way, now that the moment is reached or the archive has ended."""
+        until, last, history = self._until, self._last, self._history
+        if history is None or last is None:
+            raise Invalid(
+                f"the archive has no snapshot at or before {until}",
+                detail="A state is a snapshot and the transactions after it; the first snapshot here is later.",
+                hint="cdc archive ls   # kind snapshot",
+            )
+        if self._interruptions:
+            raise Diverged(
+                f"the state at {until} is not known: the archive is interrupted before it",
+                detail="; ".join(map(str, self._interruptions)),
+                hint=f"cdc restore --to-ordinal {self._interruptions[0].next_ordinal - 1} ...   # the last one before",
+            )
+        history.next_ordinal = last.first_ordinal + last.transactions
+        history.covered_upto = last.covered_upto
+        if until.ordinal is not None and until.ordinal >= history.next_ordinal:
+            raise _too_late(until, f"Its last transaction has ordinal {history.next_ordinal - 1}.")
+        if until.lsn is not None and until.lsn > max(last.covered_upto, history.base.consistent_lsn):
+            raise _too_late(until, f"It covers everything up to {format_lsn(last.covered_upto)}.")
+        return history
+
+    def _check_chain(self, header: Header) -> None:
+        same_archive = self._last is None or self._last.archive == header.archive
+        if header.seq != self._seq or header.prev_sha256 != self._digest or not same_archive:
+            raise DataError(
+                f"segment {self._seq} does not follow from the one before it",
+                detail=f"It says that it is segment {header.seq} of archive {header.archive}, after an object whose "
+                f"SHA-256 is {header.prev_sha256}; that object's is {self._digest}.",
+                hint="cdc archive verify",
+            )
+
+    def _is_behind(self, header: Header) -> bool:
+        """Whether all that was looked at before already leads past the moment, or this segment begins past it."""
+        until, last = self._until, self._last
+        if last is None:
+            return False
+        if until.ordinal is not None:
+            return header.first_ordinal > until.ordinal
+        if until.time_us is not None:
+            return header.from_time_us is not None and header.from_time_us > until.time_us
+        return until.lsn is not None and last.epoch == self._epoch and last.covered_upto > until.lsn
+
+    async def _reaches(self, base: Base, header: Header) -> bool:
+        """Whether a snapshot is a state at or before the moment."""
+        until = self._until
+        if until.lsn is not None:
+            # It holds every commit before its LSN, so it is the very state after the commit before.
+            return header.epoch == self._epoch and base.consistent_lsn <= until.lsn + 1
+        if until.time_us is not None and base.chunks:
+            body = await self._bucket.get(base.chunks[0].key)
+            if body is None:
+                raise DataError(f"{base.chunks[0].key} is missing", hint="cdc archive verify")
+            return _time_us_of(body) <= until.time_us
+        return True
+
+    def _begin(self, header: Header, base: Base) -> None:
+        """Begin with this snapshot: what lay before it does not matter any more."""
+        skipped = [] if self._history is None else self._history.skipped
+        self._history = History(
+            until=self._until,
+            archive=header.archive,
+            source=header.source,
+            base=base,
+            base_seq=header.seq,
+            first_ordinal=header.first_ordinal,
+            next_ordinal=header.first_ordinal,
+            covered_upto=header.covered_upto,
+            shapes={},
+            skipped=skipped + self._interruptions,
+        )
+        self._interruptions, self._series = [], []
+
+    def _remember(self, header: Header, digest: bytes) -> None:
+        if self._history is None:
+            return
+        self._history.shapes |= header.relations
+        self._history.shapes |= {change.table: change.relation for change in header.reshaped}
+        step = _Step(
+            header.seq, digest, header.first_ordinal, header.transactions, header.changes, header.part
+        )  # fmt: skip
+        self._history.steps += self._complete(step)
+
+    def _complete(self, step: _Step) -> list[_Step]:
+        """The steps that count with this one: parts wait for the last of their series, or are abandoned."""
+        part, series = step.part, self._series
+        if part is None:
+            self._series = []
+            return [step]
+        before = series[-1].part if series else None
+        follows = before is not None and (before.commit_lsn, before.index + 1) == (part.commit_lsn, part.index)
+        self._series = [*series, step] if follows else [step] if part.index == 0 else []
+        if not part.last:
+            return []
+        complete, self._series = self._series, []
+        return complete
+
+
+class _Timed(msgspec.Struct):
+    time: str
+
+
+_TIMED = msgspec.json.Decoder(_Timed)
+
+
+def _time_us_of(chunk: bytes) -> int:
+    """When a chunk's rows were read: its lines say so, its header does not."""
+    try:
+        return max((parse_time(_TIMED.decode(line).time) for line in decode_segment(chunk).lines[:1]), default=0)
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise DataError("a chunk's first line has no time", detail=str(error), hint="cdc archive verify") from None
+
+
+def _interruptions(header: Header) -> list[Interruption]:
+    if header.gap is not None:
+        lsn, reason = header.gap.from_lsn, header.gap.reason
+    elif header.fork is not None:
+        lsn, reason = header.fork.switch_lsn, header.fork.reason
+    else:
+        return []
+    return [Interruption(header.seq, header.kind, lsn, header.first_ordinal, reason)]
+
+
+def _too_late(until: Until, detail: str) -> Invalid:
+    return Invalid(f"the archive ends before {until}", detail=detail, hint="cdc status   # how far the archive is")

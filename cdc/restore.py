@@ -1,0 +1,331 @@
+"""`cdc restore`: the archive's tables at a moment, row for row, in another database.
+
+1. walk the log to the moment, its chain checked (`cdc/archive/history.py`);
+2. look at the target: not the source itself, the tables there or created from their archived shapes, and empty;
+3. the snapshot's rows by COPY, a chunk a transaction;
+4. transactions in order, some to a commit, a large one in pieces and one commit;
+5. sequences go on after the rows.
+
+The target remembers with each commit how far it is. Killed anywhere, the same command goes on there.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from cdc.archive.bucket import Bucket, open_bucket
+from cdc.archive.header import relation_of
+from cdc.archive.history import History, Until, read_history
+from cdc.change import Relation, RowChange, Transaction, parse_time
+from cdc.config import ArchiveSettings
+from cdc.errors import Invalid
+from cdc.lsn import format_lsn, parse_lsn
+from cdc.postgres.statement import Script, TargetTable, Writers
+from cdc.postgres.target import Record, TargetDatabase, open_target
+
+# A commit each so many bytes or rows: rare enough to cost nothing, often enough to lose little when killed.
+_COMMIT_BYTES = 2 * 1024 * 1024
+
+
+class Meter(Protocol):
+    """Is told how many rows there will be at most, and then of each run of them."""
+
+    def expect(self, rows: int) -> None: ...
+
+    def advance(self, rows: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a restore did, or with `dry_run` would do."""
+
+    history: History
+    tables: list[str]
+    dry_run: bool
+    created: list[str] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
+    triggers_fired: bool = False
+    resumed: bool = False
+    rows: int = 0
+    changes: int = 0
+    transactions: int = 0
+    next_ordinal: int = 0
+    last_commit_lsn: int = 0
+    seconds: float = 0.0
+
+
+async def restore(
+    settings: ArchiveSettings,
+    into: str,
+    until: Until,
+    *,
+    tables: Sequence[str] = (),
+    dry_run: bool = False,
+    meter: Meter | None = None,
+) -> Outcome:
+    """Restore, or say what would be done. Raises Invalid before anything is written, for all that can be known then."""
+    started = time.monotonic()
+    bucket = open_bucket(settings)
+    try:
+        history = await read_history(bucket, until)
+        wanted = _choose(history, tables)
+        async with open_target(into) as target:
+            outcome = Outcome(history, [relation.qualified_name for relation in wanted], dry_run)
+            await _Restore(bucket, target, history, wanted, outcome, meter).run()
+    finally:
+        await bucket.close()
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _choose(history: History, tables: Sequence[str]) -> list[Relation]:
+    unknown = [name for name in tables if name not in history.shapes]
+    if unknown:
+        raise Invalid(
+            f"the archive has no table {', '.join(unknown)} at {history.until}",
+            detail=f"It has {', '.join(sorted(history.shapes))}.",
+            hint="--table SCHEMA.NAME",
+        )
+    return [relation_of(history.shapes[name]) for name in sorted(tables or history.shapes)]
+
+
+class _Restore:
+    """One run, from the look at the target to its sequences."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        target: TargetDatabase,
+        history: History,
+        wanted: list[Relation],
+        outcome: Outcome,
+        meter: Meter | None,
+    ) -> None:
+        self._bucket = bucket
+        self._target = target
+        self._history = history
+        self._wanted = wanted
+        self._outcome = outcome
+        self._advance: Callable[[int], None] = meter.advance if meter else lambda rows: None
+        if meter is not None:
+            meter.expect(history.base_rows + history.changes)
+
+    async def run(self) -> None:
+        _refuse_source(self._history, self._target)
+        record = await self._find_record()
+        missing = await self._find_missing()
+        if self._outcome.dry_run:
+            self._outcome.created = missing
+            self._outcome.next_ordinal = record.next_ordinal
+            return
+        tables = await self._prepare(record, missing)
+        self._outcome.triggers_fired = not await self._target.put_off_triggers()
+        writers = Writers(tables)
+        record = await self._copy_base(record, writers)
+        record = await self._replay(record, writers)
+        for table in tables.values():
+            self._outcome.sequences += await self._target.set_sequences(table)
+        await self._target.finish(replace(record, finished=True))
+
+    async def _find_record(self) -> Record:
+        """Where an earlier run of the same restore stopped, or the beginning."""
+        history = self._history
+        tables = tuple(self._outcome.tables)
+        fresh = Record(history.archive, history.base_seq, tables, 0, history.first_ordinal, False)
+        records = await self._target.read_records()
+        if not records:
+            return fresh
+        record = records[0]
+        same = (record.archive, record.base_seq, record.tables) == (history.archive, history.base_seq, tables)
+        if len(records) > 1 or not same or record.finished or record.next_ordinal > self._end_ordinal():
+            raise Invalid(
+                "the target holds another restore" if not record.finished else "the target holds a finished restore",
+                detail=f"Archive {record.archive}, snapshot {record.base_seq}, tables {', '.join(record.tables)}, "
+                f"restored up to ordinal {record.next_ordinal - 1}. Only the same restore goes on where it stopped.",
+                hint="restore into a new database; or DROP TABLE cdc.restore; there, and empty the tables",
+            )
+        self._outcome.resumed = True
+        return record
+
+    def _end_ordinal(self) -> int:
+        ordinal = self._history.until.ordinal
+        return self._history.next_ordinal if ordinal is None else ordinal + 1
+
+    async def _find_missing(self) -> list[str]:
+        """Tables to create. Refuses rows that are there, and columns that are not."""
+        missing = []
+        for relation in self._wanted:
+            table = await self._target.find_table(relation.schema, relation.name)
+            if table is None:
+                missing.append(relation.qualified_name)
+                continue
+            _check_columns(relation, table)
+            if not self._outcome.resumed and await self._target.has_rows(table):
+                raise Invalid(
+                    f"{relation.qualified_name} in the target has rows",
+                    detail="A restore goes into empty tables only, or nobody could tell its rows from others.",
+                    hint=f"restore into a new database, or TRUNCATE {table.sql_name}; there",
+                )
+        return missing
+
+    async def _prepare(self, record: Record, missing: Sequence[str]) -> dict[str, TargetTable]:
+        tables: dict[str, TargetTable] = {}
+        for relation in self._wanted:
+            if relation.qualified_name in missing:
+                await self._target.create_table(relation)
+                self._outcome.created.append(relation.qualified_name)
+            table = await self._target.find_table(relation.schema, relation.name)
+            if table is not None:
+                tables[relation.qualified_name] = table
+        if not self._outcome.resumed:
+            await self._target.begin(record)
+        return tables
+
+    async def _copy_base(self, record: Record, writers: Writers) -> Record:
+        async for number, rows in self._history.chunks(self._bucket, record.chunks):
+            writer = writers.of(rows[0].relation) if rows else None
+            record = replace(record, chunks=number + 1)
+            if writer is not None:
+                copied = writer.copy([row.new for row in rows if row.new is not None])
+                await self._target.write([copied], record)
+                self._outcome.rows += len(rows)
+            self._advance(len(rows))
+        return record
+
+    async def _replay(self, record: Record, writers: Writers) -> Record:
+        """A commit falls between transactions; what is gathered of a larger one goes out before."""
+        script = Script(writers)
+        async for ordinal, transaction in self._history.transactions(self._bucket, record.next_ordinal):
+            self._add(script, transaction)
+            if transaction.last:
+                record = replace(record, next_ordinal=ordinal + 1)
+            if script.weight >= _COMMIT_BYTES:
+                await self._target.write(script.finish(), record if transaction.last else None)
+            self._advance(len(transaction.changes))
+        await self._target.write(script.finish(), record)
+        self._outcome.next_ordinal = record.next_ordinal
+        return record
+
+    def _add(self, script: Script, transaction: Transaction) -> None:
+        for change in transaction.changes:
+            script.add(change)
+        script.weight += transaction.nbytes
+        outcome = self._outcome
+        outcome.changes += sum(isinstance(change, RowChange) for change in transaction.changes)
+        outcome.transactions += transaction.last
+        outcome.last_commit_lsn = transaction.commit_lsn
+
+
+def _refuse_source(history: History, target: TargetDatabase) -> None:
+    source, server = history.source, target.server
+    if (source.epoch.system_identifier, source.database) == (server.epoch.system_identifier, server.database):
+        raise Invalid(
+            f"the target is the archive's own source, database {source.database}",
+            detail="Restored rows would be archived again, as new changes.",
+            hint=f"CREATE DATABASE {source.database}_restored;   -- and cdc restore --into that",
+        )
+
+
+def _check_columns(relation: Relation, table: TargetTable) -> None:
+    absent = [column.name for column in relation.columns if column.name not in table.columns]
+    if absent:
+        raise Invalid(
+            f"{relation.qualified_name} in the target lacks archived columns: {', '.join(absent)}",
+            hint="pg_dump --schema-only of the source as it was then, or drop the table and it is made from its shape",
+        )
+
+
+def read_until(lsn: str | None, moment: str | None, ordinal: int | None) -> Until:
+    """The moment as a command line names it. Raises Invalid."""
+    if sum(given is not None for given in (lsn, moment, ordinal)) > 1:
+        raise Invalid("only one of --to-lsn, --to-time and --to-ordinal can be meant")
+    try:
+        return Until(None if lsn is None else parse_lsn(lsn), None if moment is None else parse_time(moment), ordinal)
+    except (ValueError, TypeError) as error:
+        raise Invalid(
+            "the moment to restore to cannot be read",
+            detail=str(error),
+            hint="--to-lsn 16/B374D848, or --to-time 2026-11-22T18:07:13Z (with its zone)",
+        ) from None
+
+
+class _Bar:
+    """A progress bar with rows a second and the time that remains."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("restoring", total=None)
+
+    def expect(self, rows: int) -> None:
+        self._progress.update(self._task, total=rows)
+
+    def advance(self, rows: int) -> None:
+        self._progress.advance(self._task, rows)
+        speed = self._progress.tasks[0].speed
+        self._progress.update(self._task, description=f"{speed or 0:,.0f} rows/s")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Meter | None]:
+    """A progress bar on stderr, where somebody watches a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield _Bar(progress)
+
+
+def facts(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as plain values, for `--json`."""
+    history = outcome.history
+    return {
+        "dry_run": outcome.dry_run,
+        "archive": history.archive,
+        "until": str(history.until),
+        "snapshot_lsn": format_lsn(history.base.consistent_lsn),
+        "snapshot_rows": history.base_rows,
+        "changes_at_most": history.changes,
+        "covered_upto": format_lsn(history.covered_upto),
+        "tables": outcome.tables,
+        "created": outcome.created,
+        "resumed": outcome.resumed,
+        "triggers_fired": outcome.triggers_fired,
+        "sequences": outcome.sequences,
+        "rows_copied": outcome.rows,
+        "transactions": outcome.transactions,
+        "changes": outcome.changes,
+        "next_ordinal": outcome.next_ordinal,
+        "last_commit_lsn": format_lsn(outcome.last_commit_lsn),
+        "interruptions": [str(interruption) for interruption in history.skipped],
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def lines(outcome: Outcome) -> list[str]:
+    """The outcome for people."""
+    history = outcome.history
+    verb = "would begin" if outcome.dry_run else "began"
+    said = [f"{verb} with the snapshot at {format_lsn(history.base.consistent_lsn)}, {history.base_rows} rows"]
+    said += [f"an interruption lies before that snapshot: {interruption}" for interruption in history.skipped]
+    said += [f"table {name} is created from its archived shape: no defaults, indexes, constraints"
+             for name in outcome.created]  # fmt: skip
+    if outcome.dry_run:
+        return [*said, f"up to {history.changes} changes would follow, until {history.until}"]
+    if outcome.resumed:
+        said.append("went on where an earlier run had stopped")
+    if outcome.triggers_fired:
+        said.append("triggers fired and foreign keys were checked: the role may not set session_replication_role")
+    rate = (outcome.rows + outcome.changes) / max(outcome.seconds, 0.001)
+    return [
+        *said,
+        f"copied {outcome.rows} rows, then {outcome.changes} changes of {outcome.transactions} transactions",
+        f"sequences set: {', '.join(outcome.sequences) or 'none'}",
+        f"in {outcome.seconds:.1f} s, {rate:.0f} rows/s; the next transaction has ordinal {outcome.next_ordinal}",
+    ]
