@@ -184,7 +184,7 @@ class _Story:
     async def _live(self, life: Life) -> None:
         context = self.world.outside.copy()
         context.run(LIFE.set, life)
-        ledger = self.ledger
+        ledger, history = self.ledger, self.server.history
         assert self.doors.bucket is not None
         self.doors.buckets[life] = self.doors.bucket
         service = Service(self.settings, asyncio.Event())
@@ -196,9 +196,9 @@ class _Story:
                 self.server.forget(life)
         if life.dead or self.world.over.is_set():
             return
-        self._judge(life, ledger, None if life.task.cancelled() else life.task.exception())
+        self._judge(life, ledger, history, None if life.task.cancelled() else life.task.exception())
 
-    def _judge(self, life: Life, ledger: Ledger, error: BaseException | None) -> None:
+    def _judge(self, life: Life, ledger: Ledger, history: History, error: BaseException | None) -> None:
         """Whether a service may end like this."""
         self.world.tell(f"{life.name} ended: {type(error).__name__}: {error}")
         if isinstance(error, Violation):
@@ -210,6 +210,8 @@ class _Story:
             pass  # it was started before the operator named another archive
         elif isinstance(error, Diverged) and self.ledger.history is not self.server.history:
             self._begin_another_archive()
+        elif isinstance(error, Diverged) and history is not self.server.history:
+            pass  # it slept through a failover, and what it knew of the server is of the timeline before
         else:
             detail = error.detail if isinstance(error, CdcError) else ""
             raise self.world.fail(f"the service ended with {type(error).__name__}: {error} ({detail})")
@@ -356,7 +358,7 @@ class _Story:
             return "the archive is not complete"
         if self.server.slot is None or self.server.slot.confirmed < end_lsn:
             return "the slot is held (P6)"
-        if self.cache.lsn < end_lsn or self.cache.meta.part:
+        if not self.cache.meta.lsn or self.cache.lsn < end_lsn or self.cache.meta.part:
             return f"the cache is not live: {self.cache.meta.describe()}"
         return self.cache.difference()
 

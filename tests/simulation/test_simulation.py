@@ -38,6 +38,12 @@ def test_every_promise_holds_in_every_world(first: int) -> None:
         assert not outcome.violation, told(outcome)
 
 
+@pytest.mark.parametrize("seed", [951, 10221, 21738])
+def test_a_seed_that_once_failed_holds(seed: int) -> None:
+    outcome = simulate(seed)
+    assert not outcome.violation, told(outcome)
+
+
 def test_a_seed_replays_exactly() -> None:
     for seed in (17, 108, 296):
         assert simulate(seed).trace == simulate(seed).trace
