@@ -21,7 +21,7 @@ import cdc.pipeline.start
 import cdc.service
 from cdc.config import ArchiveSettings, CacheSettings
 from cdc.pgoutput.assembler import Assembler
-from cdc.pipeline import snapshot, start
+from cdc.pipeline import fork, gap, snapshot, start
 from cdc.postgres.publication import Publication
 from cdc.postgres.slot import ExportedSnapshot
 from tests.simulation import postgres, redis
@@ -88,8 +88,13 @@ async def _type_names(connection: postgres.ModelConnection) -> dict[int, str]:
     return {20: "bigint", 25: "text"}
 
 
-async def _check_server(*_: object) -> None:
+async def _check_server(*_: object, **__: object) -> None:
     pass
+
+
+async def _read_switch_points(*_: object) -> dict[int, int]:
+    """No history file names the archived timeline, so a failover stays a person's matter in these worlds."""
+    return {}
 
 
 @contextmanager
@@ -113,6 +118,12 @@ def opened(doors: Doors) -> Iterator[None]:
         (start, "read_slot", lambda connection, _: connection.read_slot()),
         (start, "try_lock", lambda connection, _: connection.try_lock()),
         (start, "drop_slot", lambda connection, _: connection.drop_slot()),
+        (fork, "read_switch_points", _read_switch_points),
+        (gap, "connect", doors.connect),
+        (gap, "read_server", lambda connection: connection.read_server()),
+        (gap, "read_slot", lambda connection, _: connection.read_slot()),
+        (gap, "try_lock", lambda connection, _: connection.try_lock()),
+        (gap, "drop_slot", lambda connection, _: connection.drop_slot()),
         (snapshot, "connect", doors.connect),
         (snapshot, "read_server", lambda connection: connection.read_server()),
         (snapshot, "create_slot", doors.create_slot),
