@@ -8,7 +8,6 @@ written to a file that postgresql.conf includes, so that `ALTER SYSTEM` still ov
 restart, and they apply.
 """
 
-import asyncio
 import os
 import shutil
 import signal
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal
 from urllib.parse import quote
 
@@ -26,6 +24,7 @@ import structlog
 
 from cdc.embedded.binaries import find_postgres
 from cdc.embedded.process import NOBODY, Identity, ServerProcess, free_port, run, wait_for
+from cdc.embedded.server import Server
 from cdc.errors import Invalid, Unavailable
 
 log = structlog.get_logger()
@@ -62,7 +61,7 @@ _ATTEMPTS = 20
 _ATTEMPT_PAUSE_S = 0.25
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """One Postgres server. `start` and `stop` block; `async with` does the same beside the event loop.
 
     `settings` are configuration parameters as text, on top of defaults that suit logical replication. `port` None means
@@ -160,24 +159,6 @@ class PostgresServer:
         except Unavailable:
             self.kill()
             self.stop()
-
-    def __enter__(self) -> "PostgresServer":
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> "PostgresServer":
-        await asyncio.to_thread(self.start)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.shield(asyncio.to_thread(self.close))
 
     def _started(self) -> ServerProcess:
         if self._process is None:

@@ -4,18 +4,17 @@ with ValkeyServer(directory) as server:         # or: async with
     connect(server.url)
 """
 
-import asyncio
 import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import structlog
 
 from cdc.embedded.binaries import find_valkey
 from cdc.embedded.process import ServerProcess, free_port, wait_for
+from cdc.embedded.server import Server
 from cdc.errors import Unavailable
 
 log = structlog.get_logger()
@@ -23,7 +22,7 @@ log = structlog.get_logger()
 _SETTINGS: Final[dict[str, str]] = {"save": "", "appendonly": "no", "daemonize": "no"}
 
 
-class ValkeyServer:
+class ValkeyServer(Server):
     """One Valkey server. `start` and `stop` block; `async with` does the same beside the event loop.
 
     `settings` are configuration directives as text (`{"maxmemory": "10mb"}`), read at each start. `port` None means a
@@ -106,24 +105,6 @@ class ValkeyServer:
             self.stop(timeout_s=5)
         except Unavailable:
             self.kill()
-
-    def __enter__(self) -> "ValkeyServer":
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> "ValkeyServer":
-        await asyncio.to_thread(self.start)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.shield(asyncio.to_thread(self.close))
 
     def _spawn(self, timeout_s: float) -> None:
         chosen = self._port

@@ -1,0 +1,39 @@
+"""What every embedded server offers: `with` and `async with` around its start and its end."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+
+class Server(ABC):
+    """Started when a `with` begins, closed when it ends.
+
+    `start` and `close` block; `async with` does the same beside the event loop, and closes even when cancelled.
+    """
+
+    @abstractmethod
+    def start(self) -> None:
+        """Return when the server answers."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop by any means."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.shield(asyncio.to_thread(self.close))
