@@ -14,11 +14,12 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -223,7 +224,13 @@ class CacheSettings(_Section):
 
 
 class HttpSettings(_Section):
-    listen: str = Field("127.0.0.1:9187", description="address of /metrics and health; reserved, nothing listens yet")
+    listen: str = Field(
+        "127.0.0.1:9187", description="address of metrics, health and the status page; port 0: any free"
+    )
+    token: SecretStr | None = Field(
+        None, description="bearer token that requests must carry; needed unless the address is a loopback one"
+    )
+    archive_lag_s: float = Field(60.0, gt=0, description="age of the oldest change not archived at which not ready")
 
     @field_validator("listen")
     @classmethod
@@ -232,6 +239,20 @@ class HttpSettings(_Section):
         if host and port.isdecimal() and int(port) < 65536:
             return listen
         raise ValueError("is not host:port")
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        host = self.listen.rpartition(":")[0].strip("[]")
+        if self.token is None and host != "localhost" and not _is_loopback(host):
+            raise ValueError("http.token is needed, because http.listen is not a loopback address")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class LogSettings(_Section):

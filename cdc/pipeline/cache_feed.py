@@ -22,6 +22,7 @@ from cdc.change import Batch, Transaction
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.pipeline.queue import Since, TransactionQueue
 from cdc.sink import Epoch, Position
+from cdc.vitals import Vitals
 
 log = structlog.get_logger()
 
@@ -55,8 +56,11 @@ class CacheFeed:
         reader: ArchiveReader,
         warm_up: Callable[[CacheSink, Epoch], Awaitable[Position]],
         queue_bytes: int,
+        vitals: Vitals,
     ) -> None:
         self.state = FeedState.OPENING
+        self._vitals = vitals
+        vitals.cache_state = self.state.value
         self.queue = TransactionQueue(queue_bytes)
         self._sink = sink
         self._reader = reader
@@ -131,6 +135,7 @@ class CacheFeed:
         if state is not self.state:
             log.info("cache_state", state=state.value, previous=self.state.value)
         self.state = state
+        self._vitals.cache_state = state.value
 
     def _since(self) -> Since:
         return self.queue.since if self._held is None else self._held[0]

@@ -35,6 +35,7 @@ from cdc.pipeline.queue import TransactionQueue
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
 from cdc.progress import Progress
+from cdc.vitals import Vitals
 
 log = structlog.get_logger()
 
@@ -60,6 +61,7 @@ class Session:
         feed: CacheFeed | None,
         progress: Progress,
         settings: ArchiveSettings,
+        vitals: Vitals,
         *,
         recheck: Callable[[], Awaitable[None]],
         still_served: Callable[[], Awaitable[bool]],
@@ -72,6 +74,7 @@ class Session:
         self._feed = feed
         self._progress = progress
         self._settings = settings
+        self._vitals = vitals
         self._recheck = recheck
         self._still_served = still_served
         self._status_interval_s = status_interval_s
@@ -132,6 +135,7 @@ class Session:
             self._send_status()
         if not transactions:
             return
+        self._vitals.backlog.received(transactions)
         metrics.transactions.inc(sum(t.last for t in transactions))
         metrics.changes.inc(sum(len(t.changes) for t in transactions))
         if not self._shed:
@@ -181,6 +185,7 @@ class Session:
     def _archived(self, lsn: int, *, idle: bool = False) -> None:
         self._progress.archived(lsn)
         self._acknowledged_at = time.monotonic()
+        self._vitals.archived(lsn)
         metrics.durable_lsn.labels(sink="archive").set(lsn)
         self._send_status()
         if self._feed is not None:

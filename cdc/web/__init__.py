@@ -1,0 +1,1 @@
+"""What the service says over HTTP: metrics, health, status, and the page that shows them."""
