@@ -281,6 +281,25 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+class MonitorSettings(_Section):
+    interval_s: float = Field(10.0, ge=0.1, le=3600, description="time between looks at the server's slots")
+    warn_s: float = Field(
+        21_600.0, ge=0, description="a forecast nearer than this is a warning: a slot at its limit, or a full disk"
+    )
+    disk_path: str | None = Field(
+        None,
+        description="directory on the disk of the server's WAL; absent: the data directory, if it is on this machine",
+        examples=["/var/lib/postgresql"],
+    )
+
+    @field_validator("disk_path")
+    @classmethod
+    def _is_absolute(cls, path: str | None) -> str | None:
+        if path is None or path.startswith("/"):
+            return path
+        raise ValueError("is not an absolute path")
+
+
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
@@ -292,6 +311,7 @@ class Settings(_Section):
     archive: ArchiveSettings
     cache: CacheSettings = CacheSettings()
     http: HttpSettings = HttpSettings()
+    monitor: MonitorSettings = MonitorSettings()
     log: LogSettings = LogSettings()
 
 
@@ -301,6 +321,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "archive": ArchiveSettings,
     "cache": CacheSettings,
     "http": HttpSettings,
+    "monitor": MonitorSettings,
     "log": LogSettings,
 }
 KINDS: dict[str, type[_Section]] = {"history": HistoryProjection, "row": RowProjection, "latest": LatestProjection}
@@ -315,6 +336,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 def load_postgres(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> PostgresSettings:
     """Read `[postgres]` alone, for commands that need nothing else."""
     return _load_section(PostgresSettings, "postgres", path, environ)
+
+
+def load_monitor(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> MonitorSettings:
+    """Read `[monitor]` alone, for commands that need little else."""
+    return _load_section(MonitorSettings, "monitor", path, environ)
 
 
 def load_archive(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ArchiveSettings:

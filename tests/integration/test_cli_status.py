@@ -109,7 +109,7 @@ def test_the_doctor_names_a_publication_that_is_not_there(cdc: Command) -> None:
 
 def test_slots_lists_a_slot_with_what_it_retains(cdc: Command, database: str, slot: str) -> None:
     make_slot(database, slot)
-    (found,) = [found for found in cdc.facts("slots") if found["slot"] == slot]
+    (found,) = [found for found in cdc.facts("slots")["slots"] if found["slot"] == slot]
     assert found["active_pid"] is None
     assert found["retained_bytes"] >= 0
     assert found["lost"] is False

@@ -38,7 +38,10 @@ def make(database: str, tmp_path: Path) -> Iterator[MakeService]:
 def test_a_service_that_replicates_is_alive_and_ready(make: MakeService, database: str) -> None:
     with make() as service:
         service.wait_until_archived(database)
-        assert [(get(service, path).status, get(service, path).body) for path in PATHS[:2]] == [(200, "ok\n")] * 2
+        assert (get(service, "/livez").status, get(service, "/livez").body) == (200, "ok\n")
+        ready = get(service, "/readyz")
+        assert (ready.status, ready.body.splitlines()[0]) == (200, "ok")
+        assert all(line.startswith("warning: ") for line in ready.body.splitlines()[1:])
         metrics = get(service, "/metrics")
         assert metrics.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert "cdc_acknowledged_lsn" in metrics.body

@@ -150,10 +150,23 @@ def test_a_cache_that_is_away_is_a_warning_and_leaves_it_ready(
     install(database)
     valkey = make_valkey()
     service = make(database, cache_url=valkey.url).start()
-    wait_until(lambda: get(service, "/readyz").body == "ok\n", "ready, nothing to warn of")
+    wait_until(lambda: is_ready(service) and "cache" not in get(service, "/readyz").body, "ready, no word of the cache")
     valkey.stop()
     say(database)
     wait_until(lambda: "\nwarning: cache: away" in get(service, "/readyz").body, "a warning")
+    assert is_ready(service)
+
+
+def test_a_slot_of_somebody_else_that_nobody_reads_is_a_warning_with_the_line_that_ends_it(
+    make: MakeService, make_postgres: MakePostgres
+) -> None:
+    dsn = make_postgres().dsn()
+    install(dsn)
+    service = make(dsn, monitor={"interval_s": 0.2}).start()
+    wait_until(lambda: is_ready(service), "ready")
+    query(dsn, "SELECT pg_create_physical_replication_slot('theirs', true)")
+    wait_until(lambda: "warning: slot: slot theirs, not ours," in get(service, "/readyz").body, "a warning")
+    assert "pg_drop_replication_slot('theirs')" in get(service, "/readyz").body
     assert is_ready(service)
 
 

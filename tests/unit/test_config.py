@@ -149,7 +149,10 @@ BAD = [
         'dsn: there is no such option; did you mean postgres.dsn?\n      [postgres]\n      dsn = "postgres',
     ),
     ("[postgress]\nslot = 'a'", "postgress: there is no such option; did you mean [postgres]?"),
-    ("[elsewhere]\nx = 1", "elsewhere: there is no such option; the sections are postgres, archive, cache, http, log"),
+    (
+        "[elsewhere]\nx = 1",
+        "elsewhere: there is no such option; the sections are postgres, archive, cache, http, monitor",
+    ),
     ("[archive]\nurl = 'bucket'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
     ("[archive]\nurl = 's3://'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
     ("[archive]\nurl = 'file://host/dir'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),

@@ -126,8 +126,14 @@ def test_a_cache_that_is_behind_is_a_warning(state: str) -> None:
 
 
 def test_warnings_of_others_go_with_our_own_and_leave_it_ready() -> None:
-    found = judge(streaming(), time.time(), BUDGET, [Reason("slots", "nobody reads slot 'theirs'", "cdc slots")])
-    assert (found.ready, found.warnings[0].subject) == (True, "slots")
+    notice = Reason("slot", "nobody reads slot 'theirs'", "cdc slots")
+    assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).ready
+    assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).warnings == (notice,)
+
+
+def test_our_slot_on_the_brink_is_a_reason() -> None:
+    notice = Reason("slot", "slot cdc is about to be lost", "ALTER SYSTEM")
+    assert judge(streaming(), time.time(), BUDGET, reasons=[notice]).reasons == (notice,)
 
 
 # the pulse ------------------------------------------------------------------------------------------------------------

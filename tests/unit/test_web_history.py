@@ -24,7 +24,7 @@ def readings(changes: float = 0, puts: float = 0, **latencies: dict[str, float])
 
 
 def test_a_point_is_what_happened_since_the_one_before() -> None:
-    history = History(lambda _: 4711)
+    history = History(lambda: 4711)
     history.add(readings(100, archive={"0.1": 5, "0.2": 5, "+Inf": 5}), at=1000, now=10)
     assert history.columns()["at"] == []
     history.add(readings(150, archive={"0.1": 5, "0.2": 15, "+Inf": 15}), at=1005, now=15)
