@@ -1,7 +1,8 @@
 """Alive, ready, and why not (pure): from the vitals to a verdict that an orchestrator or a person can act on.
 
 **Alive** means that starting the service again could not help: the loop turns, every task that was to last lives, and
-the archive, while it owes something, at least tries. A bucket that is away is no reason to be dead.
+the archive, while it owes something, at least tries. A bucket that is away is no reason to be dead. The tasks of
+replication itself are looked at by their groups: one that dies ends its session or the service.
 
 **Ready** means that it replicates, that the archive is not further behind than its budget and moves, that the server is
 told so, that no gap waits for its snapshot, and that it is alive. A service that is alive and does not replicate is

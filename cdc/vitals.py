@@ -143,8 +143,8 @@ class Vitals:
     pulse: Pulse = field(default_factory=Pulse)
 
     def enter(self, phase: Phase) -> None:
-        """The service now does this; `since` is when it began to."""
-        if phase is not self.phase:
+        """The service now does this; `since` is when it began to. One that stops does nothing else any more."""
+        if phase is not self.phase and self.phase is not Phase.STOPPING:
             self.phase, self.since = phase, time.time()
 
     def stream(self, upstream: Upstream) -> None:

@@ -105,6 +105,7 @@ class Session:
             for task in (receive, silence, *endings):
                 task.cancel()
             if self._failure is not None:
+                self._vitals.interrupted(self._failure)
                 feedback.cancel()
                 await self._stream.close()
             await self._drain(archive)

@@ -33,6 +33,9 @@ RETRY_S = 5.0
 # Probers and pages come back within seconds; whoever says nothing for longer does not keep a connection.
 _IDLE_S = 30.0
 
+# Far more than probers and pages need, far less than the files a process may have open: replication needs some.
+CONNECTIONS = 64
+
 
 class WebServer:
     """Listens while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
@@ -45,6 +48,7 @@ class WebServer:
         self._runner = web.AppRunner(
             self._application(), access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S
         )
+        self._server: asyncio.Server | None = None
         self._waiting: asyncio.Task[None] | None = None
 
     def _application(self) -> web.Application:
@@ -84,22 +88,31 @@ class WebServer:
         if self._waiting is not None:
             self._waiting.cancel()
             await asyncio.wait([self._waiting])
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
 
     async def _listen(self) -> bool:
         """False while another process listens there, as the service that we stand by for may do."""
         host, _, port = self._settings.listen.rpartition(":")
-        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
         try:
-            await site.start()
+            self._server = await asyncio.get_running_loop().create_server(self._welcome, host.strip("[]"), int(port))
         except OSError as error:
-            await site.stop()
             if error.errno == errno.EADDRINUSE:
                 return False
             raise
-        host, port = self._runner.addresses[-1][:2]
+        host, port = self._server.sockets[-1].getsockname()[:2]
         log.info("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         return True
+
+    def _welcome(self) -> asyncio.Protocol:
+        """A new connection. Where there are too many the oldest go, so that whoever asks and goes is served."""
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("connected before the runner was set up")
+        for oldest in server.connections[: 1 - CONNECTIONS]:
+            oldest.force_close()
+        return server()
 
     async def _keep_trying(self) -> None:
         listening = False

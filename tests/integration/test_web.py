@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -158,6 +159,18 @@ def test_a_token_or_ping_address_that_is_wrong_is_not_repeated(wrong: Mapping[st
     assert done.returncode == 2
     assert next(iter(wrong)) in done.stderr
     assert "canary" not in done.stdout + done.stderr
+
+
+def test_whoever_holds_connections_open_takes_neither_files_nor_answers_from_others(make: MakeService) -> None:
+    with make() as service:
+        parts = urlsplit(address_of(service))
+        with ExitStack() as held:
+            for _ in range(300):
+                connection = socket.create_connection((parts.hostname, parts.port or 0), timeout=10)
+                held.enter_context(connection).sendall(b"GET /livez HTT")
+            for _ in range(5):
+                assert get(service, "/livez").status == 200
+            wait_until(lambda: psutil.Process(service.process.pid).num_fds() < 150, "the oldest are closed")
 
 
 # two on one machine ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,14 @@ def test_whoever_does_not_stream_is_alive_and_not_ready_and_says_why_with_a_hint
     assert reason.hint
 
 
+def test_one_that_stops_does_nothing_else_any_more() -> None:
+    vitals = Vitals()
+    vitals.enter(Phase.STOPPING)
+    vitals.stream(UPSTREAM)
+    vitals.interrupted(Unavailable("too late"))
+    assert vitals.phase is Phase.STOPPING
+
+
 def test_an_interruption_is_told_with_its_own_hint() -> None:
     vitals = Vitals()
     vitals.interrupted(Unavailable("the server is away", hint="pg_ctl start"))
