@@ -32,6 +32,7 @@ reconnects = Counter("cdc_reconnects", "Replication connections lost and opened 
 retries = Counter("cdc_retries", "Attempts at a sink that failed for now", ["sink"], registry=REGISTRY)
 catch_ups = Counter("cdc_cache_catch_ups", "Times the cache went back to the archive", registry=REGISTRY)
 warm_ups = Counter("cdc_cache_warm_ups", "Times the cache was filled from a snapshot", registry=REGISTRY)
+archive_seq = Gauge("cdc_archive_seq", "Number of the last segment that this service wrote", registry=REGISTRY)
 
 # Of every slot of the server, ours and others'. Infinite where there is no limit; a lost slot retains infinitely much.
 slot_retained_bytes = Gauge("cdc_slot_retained_bytes", "WAL kept for the slot", ["slot"], registry=REGISTRY)

@@ -47,7 +47,7 @@ from cdc.postgres.slot import read_slot
 from cdc.progress import Progress
 from cdc.sink import Epoch, Position
 from cdc.vitals import Phase, Upstream, Vitals
-from cdc.web.server import WebServer
+from cdc.web.companions import companions
 
 log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ async def run(settings: Settings, *, only_repair: bool = False) -> int:
         if only_repair:
             await service.run()
         else:
-            async with WebServer(settings, vitals):
+            async with companions(settings, vitals):
                 await service.run()
     except CdcError as error:
         log.error("service_failed", **_fields(error), exit_code=error.exit_code)

@@ -232,6 +232,7 @@ class Session:
 
     def _send_status(self, *, reply_requested: bool = False) -> None:
         acknowledged = self._progress.acknowledged_lsn
+        self._vitals.reported()
         self._stream.send_status(
             self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
         )

@@ -6,9 +6,7 @@ bucket or Redis, so that a neighbour that hangs cannot hang the answer that says
 
 import asyncio
 import errno
-import hmac
 import time
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -17,11 +15,14 @@ import structlog
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from cdc import health, metrics
+from cdc import metrics
 from cdc.config import Settings
 from cdc.errors import Invalid
+from cdc.health import Budget, Health, Reason, judge
 from cdc.vitals import Vitals
-from cdc.web.status import Status
+from cdc.web.guard import Guard
+from cdc.web.history import History
+from cdc.web.status import Status, Watched
 
 log = structlog.get_logger()
 
@@ -31,23 +32,32 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # A service that stands by on the same machine takes the address over when the other one is gone.
 RETRY_S = 5.0
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Probers and pages come back within seconds; whoever says nothing for longer does not keep a connection.
+_IDLE_S = 30.0
 
 
 class WebServer:
     """Listens while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
 
-    def __init__(self, settings: Settings, vitals: Vitals) -> None:
+    def __init__(self, settings: Settings, vitals: Vitals, history: History, watched: Watched) -> None:
         self._settings = settings.http
         self._vitals = vitals
-        self._status = Status(settings, vitals)
-        token = settings.http.token
-        self._token = None if token is None else token.get_secret_value().encode()
-        self._runner: web.AppRunner | None = None
+        self._watched = watched
+        self._budget = Budget.of(settings)
+        self._status = Status(settings, vitals, history, watched)
+        self._guard = Guard(settings.http)
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S
+        )
         self._waiting: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
-        app = web.Application(middlewares=[self._guard])
+    def judge(self) -> Health:
+        """The verdict of this moment."""
+        return judge(self._vitals, time.time(), self._budget, self._watched.warnings)
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard.check], client_max_size=1024)
+        app.on_response_prepare.append(self._guard.dress)
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -56,9 +66,22 @@ class WebServer:
                 web.get("/status.json", self._status_json),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        return app
+
+    # the address --------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
         await self._runner.setup()
-        if not await self._listen():
+        try:
+            listening = await self._listen()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise Invalid(
+                f"http.listen {self._settings.listen} cannot be had",
+                detail=error.strerror or str(error),
+                hint='listen = "127.0.0.1:9187"   # in section [http]: an address of this machine',
+            ) from None
+        if not listening:
             log.warning("http_address_in_use", listen=self._settings.listen, retry_s=RETRY_S)
             self._waiting = asyncio.create_task(self._keep_trying(), name="http")
         return self
@@ -68,58 +91,60 @@ class WebServer:
     ) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
-        if self._runner is not None:
-            await self._runner.cleanup()
+            await asyncio.wait([self._waiting])
+        await self._runner.cleanup()
 
     async def _listen(self) -> bool:
         """False while another process listens there, as the service that we stand by for may do."""
-        runner = self._runner
-        if runner is None:
-            return False
         host, _, port = self._settings.listen.rpartition(":")
+        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+            await site.start()
         except OSError as error:
+            await site.stop()
             if error.errno == errno.EADDRINUSE:
                 return False
-            await runner.cleanup()
-            raise Invalid(
-                f"http.listen {self._settings.listen} cannot be had",
-                detail=error.strerror or str(error),
-                hint='listen = "127.0.0.1:9187"   # in section [http]: an address of this machine',
-            ) from None
-        host, port = runner.addresses[-1][:2]
-        log.info("listening", address=f"http://{host}:{port}")
+            raise
+        host, port = self._runner.addresses[-1][:2]
+        log.info("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         return True
 
     async def _keep_trying(self) -> None:
         listening = False
         while not listening:
             await asyncio.sleep(RETRY_S)
-            listening = await self._listen()
+            try:
+                listening = await self._listen()
+            except OSError as error:  # the machine lost the address meanwhile, and may get it back
+                log.info("http_address_away", listen=self._settings.listen, error=error.strerror)
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if self._token is None or request.path in ("/livez", "/readyz"):
-            return await handler(request)
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-        if hmac.compare_digest(given, self._token):
-            return await handler(request)
-        raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, text="http.token is needed\n")
+    # the answers --------------------------------------------------------------------------------------------------
 
-    async def _livez(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def _livez(self, request: web.Request) -> web.Response:
+        verdict = self.judge()
+        return self._verdict(request, verdict.alive, "not alive", verdict.ailments)
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
-        verdict = self._judge()
-        text = "".join(f"{reason.subject}: {reason.message}\n" for reason in verdict.reasons) or "ok\n"
-        return web.Response(text=text, status=200 if verdict.ready else 503)
+    async def _readyz(self, request: web.Request) -> web.Response:
+        verdict = self.judge()
+        return self._verdict(request, verdict.ready, "not ready", verdict.reasons, verdict.warnings)
+
+    def _verdict(
+        self,
+        request: web.Request,
+        good: bool,
+        otherwise: str,
+        reasons: tuple[Reason, ...],
+        warnings: tuple[Reason, ...] = (),
+    ) -> web.Response:
+        """A line that anyone may read, and one for each reason and warning for those who may know."""
+        lines = ["ok" if good else otherwise]
+        if self._guard.may_know(request):
+            lines += [str(reason) for reason in reasons]
+            lines += [f"warning: {warning}" for warning in warnings]
+        return web.Response(text="".join(f"{line}\n" for line in lines), status=200 if good else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS_TYPE})
 
     async def _status_json(self, _request: web.Request) -> web.Response:
-        return web.Response(body=orjson.dumps(self._status.facts(self._judge())), content_type="application/json")
-
-    def _judge(self) -> health.Health:
-        return health.judge(self._vitals, time.time(), archive_lag_s=self._settings.archive_lag_s)
+        return web.Response(body=orjson.dumps(self._status.facts(self.judge())), content_type="application/json")

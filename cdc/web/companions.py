@@ -1,0 +1,60 @@
+"""What runs beside the service, and never inside it: the heartbeat, the history, and the HTTP server.
+
+Each is a task with a name that lives as long as the service. If one ends, that is a bug: it is logged at once, and the
+service is no longer alive (`/livez`, the watchdog), but it goes on replicating until its supervisor starts it again.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+
+import structlog
+
+from cdc.config import Settings
+from cdc.vitals import Vitals
+from cdc.web.heartbeat import Heartbeat
+from cdc.web.history import History
+from cdc.web.server import WebServer
+from cdc.web.status import Watched
+
+log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
+    """Run them while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
+    watched = Watched()
+    history = History(lambda _: watched.retained_bytes)
+    async with Company(vitals) as company, WebServer(settings, vitals, history, watched):
+        company.start("heartbeat", Heartbeat(vitals).run())
+        company.start("history", history.run())
+        yield
+
+
+class Company:
+    """Tasks that are to last; those that do not are written down in `vitals.pulse.dead`."""
+
+    def __init__(self, vitals: Vitals) -> None:
+        self._vitals = vitals
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, work: Coroutine[None, None, None]) -> None:
+        """Run `work` as a task until we end."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._note_end)
+        self._tasks.append(task)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        self._vitals.pulse.dead[task.get_name()] = type(error).__name__ if error else "nothing"
+        log.error("task_died", task=task.get_name(), exc_info=error)
+
+    async def __aenter__(self) -> "Company":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
