@@ -82,11 +82,13 @@ class Health:
         return not self.reasons
 
 
-def judge(vitals: Vitals, now: float, budget: Budget, warnings: Iterable[Reason] = ()) -> Health:
-    """The verdict. `warnings` are those of others, which go with our own."""
+def judge(
+    vitals: Vitals, now: float, budget: Budget, *, reasons: Iterable[Reason] = (), warnings: Iterable[Reason] = ()
+) -> Health:
+    """The verdict. `reasons` and `warnings` are the slot watch's, which go with our own."""
     return Health(
         tuple(_ailments(vitals, now, budget)),
-        tuple(_obstacles(vitals, now, budget)),
+        (*_obstacles(vitals, now, budget), *reasons),
         (*_warnings(vitals), *warnings),
     )
 

@@ -87,7 +87,7 @@ def run_cdc(
 class Service:
     """One `cdc run`. It may be started again after it has ended; the log then goes on in the same file.
 
-    `archive`, `postgres`, `cache` and `http` are further options of their sections; `cache_url` None means no cache.
+    `archive`, `postgres`, `cache`, `http` and `monitor` are options of their sections; `cache_url` None means no cache.
     """
 
     def __init__(
@@ -103,11 +103,13 @@ class Service:
         postgres: Mapping[str, object] | None = None,
         cache: Mapping[str, object] | None = None,
         http: Mapping[str, object] | None = None,
+        monitor: Mapping[str, object] | None = None,
     ) -> None:
         sections: dict[str, dict[str, object]] = {
             "postgres": {"dsn": dsn, "status_interval_s": 0.5, **(postgres or {})},
             "archive": {"url": archive_url, "linger_s": 0.2, **(archive or {})},
             "http": {"listen": "127.0.0.1:0", **(http or {})},
+            "monitor": dict(monitor or {}),
         }
         if cache_url is not None:
             sections["cache"] = {"url": cache_url, **(cache or {})}

@@ -1,1 +1,1 @@
-"""What the service says over HTTP: metrics, health, status, and the page that shows them."""
+"""What the service says to the outside: over HTTP, to a dead man's switch, and to its supervisor."""

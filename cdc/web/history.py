@@ -35,7 +35,7 @@ class Point:
 class History:
     """A bounded ring of points."""
 
-    def __init__(self, retained_bytes: Callable[[Readings], float | None] = lambda _: None) -> None:
+    def __init__(self, retained_bytes: Callable[[], float | None] = lambda: None) -> None:
         self._retained_bytes = retained_bytes
         self._points: deque[Point] = deque(maxlen=KEPT_S // INTERVAL_S)
         self._puts: deque[tuple[float, float]] = deque(maxlen=KEPT_S // INTERVAL_S)
@@ -76,7 +76,7 @@ class History:
             redis_p99_ms=_ms(quantile(redis, 0.99)),
             archive_p50_ms=_ms(quantile(archive, 0.5)),
             archive_p99_ms=_ms(quantile(archive, 0.99)),
-            retained_bytes=self._retained_bytes(readings),
+            retained_bytes=self._retained_bytes(),
         )
 
 

@@ -6,7 +6,7 @@ bucket or Redis, so that a neighbour that hangs cannot hang the answer that says
 
 import asyncio
 import errno
-import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -18,11 +18,9 @@ from prometheus_client import generate_latest
 from cdc import metrics
 from cdc.config import Settings
 from cdc.errors import Invalid
-from cdc.health import Budget, Health, Reason, judge
-from cdc.vitals import Vitals
+from cdc.health import Health, Reason
 from cdc.web.guard import Guard
-from cdc.web.history import History
-from cdc.web.status import Status, Watched
+from cdc.web.status import Status
 
 log = structlog.get_logger()
 
@@ -39,21 +37,15 @@ _IDLE_S = 30.0
 class WebServer:
     """Listens while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
 
-    def __init__(self, settings: Settings, vitals: Vitals, history: History, watched: Watched) -> None:
+    def __init__(self, settings: Settings, verdict: Callable[[], Health], status: Status) -> None:
         self._settings = settings.http
-        self._vitals = vitals
-        self._watched = watched
-        self._budget = Budget.of(settings)
-        self._status = Status(settings, vitals, history, watched)
+        self._verdict = verdict
+        self._status = status
         self._guard = Guard(settings.http)
         self._runner = web.AppRunner(
             self._application(), access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S
         )
         self._waiting: asyncio.Task[None] | None = None
-
-    def judge(self) -> Health:
-        """The verdict of this moment."""
-        return judge(self._vitals, time.time(), self._budget, self._watched.warnings)
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard.check], client_max_size=1024)
@@ -121,14 +113,14 @@ class WebServer:
     # the answers --------------------------------------------------------------------------------------------------
 
     async def _livez(self, request: web.Request) -> web.Response:
-        verdict = self.judge()
-        return self._verdict(request, verdict.alive, "not alive", verdict.ailments)
+        verdict = self._verdict()
+        return self._say(request, verdict.alive, "not alive", verdict.ailments)
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        verdict = self.judge()
-        return self._verdict(request, verdict.ready, "not ready", verdict.reasons, verdict.warnings)
+        verdict = self._verdict()
+        return self._say(request, verdict.ready, "not ready", verdict.reasons, verdict.warnings)
 
-    def _verdict(
+    def _say(
         self,
         request: web.Request,
         good: bool,
@@ -147,4 +139,4 @@ class WebServer:
         return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS_TYPE})
 
     async def _status_json(self, _request: web.Request) -> web.Response:
-        return web.Response(body=orjson.dumps(self._status.facts(self.judge())), content_type="application/json")
+        return web.Response(body=orjson.dumps(self._status.facts(self._verdict())), content_type="application/json")

@@ -4,8 +4,7 @@ Everything is there in every answer, whatever the service does; docs/http.md exp
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,24 +15,11 @@ from cdc.lsn import format_lsn
 from cdc.vitals import Mishap, Upstream, Vitals
 from cdc.web.history import INTERVAL_S, History
 from cdc.web.readings import Readings
+from cdc.web.watched import Watched
 
 # Cloudflare R2, standard storage, Class A operations (PUT, LIST), dollars each, beyond the free million a month
 # (https://developers.cloudflare.com/r2/pricing/). Reading is for starts and catch-ups, and costs a twelfth.
 PUT_USD = 4.50 / 1_000_000
-
-_NO_POSTGRES: Mapping[str, Any] = {"wal_bytes_per_s": None, "oldest_transaction": None, "disk": None}
-
-
-@dataclass(slots=True)
-class Watched:
-    """What is known of the server from beside the stream; written by the slot watch, empty without it."""
-
-    server_lsn: int | None = None
-    slots: Sequence[Mapping[str, Any]] = ()
-    postgres: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_POSTGRES))
-    warnings: Sequence[Reason] = ()
-    retained_bytes: float | None = None
-    limit_bytes: int | None = None
 
 
 class Status:
@@ -60,8 +46,8 @@ class Status:
             "mishap": _mishap(vitals.mishap),
             "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self._lsns(readings).items()},
             "lag": self._lag(readings),
-            "slots": list(watched.slots),
-            "postgres": dict(watched.postgres),
+            "slots": watched.slots,
+            "postgres": watched.postgres,
             "archive": self._archive(readings),
             "cache": {"state": vitals.cache_state, "lsn": _lsn(readings.cached_lsn)},
             "history": {"interval_s": INTERVAL_S, **self._history.columns(), "limit_bytes": watched.limit_bytes},
@@ -69,9 +55,11 @@ class Status:
         }
 
     def _lsns(self, readings: Readings) -> dict[str, int | None]:
+        # The server is looked at every few seconds, and is at least where it says that it is in the stream.
+        server, received = self._watched.server_lsn, readings.received_lsn
         return {
-            "server": self._watched.server_lsn,
-            "received": readings.received_lsn,
+            "server": None if server is None else max(server, received or 0),
+            "received": received,
             "archived": readings.archived_lsn,
             "acknowledged": readings.lsn("cdc_acknowledged_lsn"),
             "cached": readings.cached_lsn,

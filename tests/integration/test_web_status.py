@@ -69,11 +69,24 @@ def test_every_field_of_the_contract_is_there_before_and_while_it_streams(servic
         assert found.keys() == SHAPE.keys()
         for name, fields in SHAPE.items():
             if fields and found[name] is not None:
-                assert found[name].keys() == fields, name
+                assert found[name].keys() >= fields, name
     assert late["ready"]
     assert late["reasons"] == []
     assert late["mishap"] is None
     assert late["source"]["publication"] == "cdc"
+
+
+def test_every_slot_of_the_server_is_there_with_its_forecast(service: Service, database: str) -> None:
+    service.wait_until_caught_up(database)
+    wait_until(lambda: any(slot["ours"] for slot in status(service)["slots"]), "our slot seen")
+    found = status(service)
+    (ours,) = [slot for slot in found["slots"] if slot["ours"]]
+    assert (ours["slot"], ours["lost"]) == ("cdc", False)
+    assert ours["forecast"].keys() >= {"seconds", "at", "limit", "rate_bytes_per_s", "reason"}
+    assert found["postgres"]["wal_bytes_per_s"] is not None
+    assert found["positions"]["server"] is not None
+    assert found["lag"]["received_bytes"] >= 0
+    wait_until(lambda: status(service)["history"]["retained_bytes"][-1:] not in ([], [None]), "retained WAL is charted")
 
 
 def test_the_archives_numbers_are_those_of_its_segments(service: Service, database: str, tmp_path: Path) -> None:
