@@ -203,7 +203,7 @@ def postgres_facts(found: Report) -> dict[str, Any]:
         "observed_at": _iso(observation.at),
         "server_version": observation.server_version,
         "in_recovery": observation.in_recovery,
-        "wal_lsn": _lsn(observation.wal_lsn),
+        "wal_lsn": format_lsn(observation.wal_lsn),
         "wal_bytes_per_s": round(found.wal_bytes_per_s),
         "max_slot_wal_keep_bytes": finite(observation.keep_bytes),
         "wal_keep_bytes": observation.wal_keep_bytes,
