@@ -49,15 +49,16 @@ async def look(postgres: PostgresSettings, settings: MonitorSettings) -> Report:
 async def watch(
     postgres: PostgresSettings, settings: MonitorSettings, interval_s: float
 ) -> AsyncGenerator[Report | CdcError, None]:
-    """A report every `interval_s`, or the error that kept us from one."""
-    watcher = Watcher(postgres, settings)
+    """A report every `interval_s`, or the error that kept us from one. The second is soon: the first knows no rate."""
+    watcher, pause_s = Watcher(postgres, settings), min(interval_s, _BETWEEN_LOOKS_S)
     try:
         while True:
             try:
                 yield await watcher.look()
             except CdcError as error:
                 yield error
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(pause_s)
+            pause_s = interval_s
     finally:
         await watcher.close()
 
