@@ -20,6 +20,7 @@ from cdc.archive.sink import ArchiveSink
 from cdc.archive.tail import log_key
 from cdc.archive.verify import verify
 from cdc.change import Change, Column, Relation, RowChange, Transaction, Truncate
+from cdc.metrics import REGISTRY
 from cdc.row import ABSENT, Row
 from cdc.sink import Epoch
 from tests.archived import EPOCH, SOURCE, TIME_US, TURNS, batch, in_batches, opened, pieces, transaction
@@ -271,3 +272,15 @@ async def test_verify_finds_a_deleted_key_that_was_tampered_with(bucket: MemoryB
     assert {finding.key for finding in (await verify(bucket)).findings} == {key}
     del bucket.objects[key]
     assert ["is missing" in finding.problem for finding in (await verify(bucket)).findings] == [True]
+
+
+async def test_an_open_gap_is_a_metric_until_its_snapshot_closes_it(bucket: MemoryBucket) -> None:
+    recorded = REGISTRY.get_sample_value("cdc_gaps_total") or 0
+    sink = await opened(bucket)
+    await base(sink, 10, {NOTES: []})
+    assert REGISTRY.get_sample_value("cdc_gap_open") == 0
+    await sink.write_gap(sink.covered_upto, "for a test")
+    assert REGISTRY.get_sample_value("cdc_gap_open") == 1
+    assert REGISTRY.get_sample_value("cdc_gaps_total") == recorded + 1
+    await compare(bucket, sink, {NOTES: []})
+    assert REGISTRY.get_sample_value("cdc_gap_open") == 0
