@@ -10,13 +10,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
+from cdc.archive.cost import MONTH_S as MONTH_S
 from cdc.web.readings import LATENCY, Readings
 
 INTERVAL_S = 5
 KEPT_S = 30 * 60
-
-# A month of 365.25 / 12 days, as a bill has them on average.
-MONTH_S = 365.25 / 12 * 86_400
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cdc import __version__, log
+from cdc.archive.cost import PUT_USD as PUT_USD
 from cdc.config import Settings
 from cdc.health import Health, Reason
 from cdc.lsn import format_lsn
@@ -16,10 +17,6 @@ from cdc.vitals import Mishap, Upstream, Vitals
 from cdc.web.history import INTERVAL_S, History
 from cdc.web.readings import Readings
 from cdc.web.watched import Watched
-
-# Cloudflare R2, standard storage, Class A operations (PUT, LIST), dollars each, beyond the free million a month
-# (https://developers.cloudflare.com/r2/pricing/). Reading is for starts and catch-ups, and costs a twelfth.
-PUT_USD = 4.50 / 1_000_000
 
 
 class Status:
