@@ -39,6 +39,7 @@ _HINTS = {
     "ExpiredToken": "aws sso login   # or renew AWS_SESSION_TOKEN",
     "PermanentRedirect": "archive.region = '...'   # the bucket is in another region",
     "AuthorizationHeaderMalformed": "archive.region = '...'   # the bucket is in another region",
+    "InvalidRegionName": 'archive.region = "auto"   # what R2 wants',
 }
 _RIGHTS_HINT = "allow the key GetObject and PutObject on {bucket}/*, ListBucket on {bucket}   # R2: Object Read & Write"
 _CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."
@@ -52,7 +53,7 @@ _PASSING = {
     "IncompleteBody",
     "BadDigest",
 }
-_ABSENT = {"NoSuchKey", "NotFound", "404"}
+_ABSENT = {"NoSuchKey", "NotFound", "404", "NoSuchLifecycleConfiguration", "ObjectLockConfigurationNotFoundError"}
 
 
 class S3Bucket:
@@ -116,6 +117,15 @@ class S3Bucket:
             if not answer.get("IsTruncated"):
                 return
             request["ContinuationToken"] = answer["NextContinuationToken"]
+
+    async def describe(self, operation: str) -> dict[str, Any] | None:
+        """The answer to a question about the bucket itself (`head_bucket`, ...); None if it has no such thing."""
+        try:
+            async with self._call() as client:
+                answer: dict[str, Any] = await getattr(client, operation)(Bucket=self._bucket)
+                return answer
+        except _AbsentError:
+            return None
 
     async def close(self) -> None:
         self._client = None
