@@ -22,8 +22,8 @@ import redis
 from cdc.crash import STORIES, VARIABLE, CrashPoint
 from cdc.embedded import PostgresServer
 from tests.conftest import MakePostgres
-from tests.faults.checker import TABLES, check
-from tests.faults.objects import read_directory
+from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler, check
+from tests.faults.objects import read_directory, tail_of
 from tests.faults.restore_points import digests
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
@@ -309,7 +309,10 @@ def play(make_stage: MakeStage, case: Case) -> None:
     stage = make_stage(scenario)
     witness = Witness(stage.dsn, TABLES)
     scenario.before(stage)
-    with load(stage, scenario, nth):
+    acknowledgements = acknowledgement_sampler(stage.dsn, lambda: tail_of(stage.objects()))
+    # Emptied: a warm-up takes all keys away before it brings them back.
+    cache = cache_sampler(stage.redis_url, dsn=stage.dsn, flushed=True)
+    with acknowledgements, cache, load(stage, scenario, nth):
         kill_at(stage, scenario, point, nth)
         scenario.afterwards(stage)
         if stage.s3 is not None:
@@ -321,7 +324,8 @@ def play(make_stage: MakeStage, case: Case) -> None:
     survivor.wait_until_caught_up(stage.dsn)
     assert survivor.stop() == 0, survivor.log_tail()
     told = witness.transactions()
-    verdict = check(stage.dsn, stage.objects(), stage.redis_url, told, breaks_are_told=True)
+    verdict = check(stage.dsn, stage.objects(), stage.redis_url, told, breaks_are_told=True, reads=cache.reads)
+    verdict.findings += acknowledgements.findings + cache.findings
     assert verdict.findings == [], f"{verdict}\n{survivor.log_tail()}"
     assert verdict.figures["transactions"] > 0
 
