@@ -7,6 +7,7 @@ of the archive, a cache key that goes back to an older version or shows one that
 that cannot be restored as it was (`restore_points`). As a process of its own all of this is `program`.
 """
 
+import hashlib
 import json
 import random
 import threading
@@ -21,12 +22,14 @@ import redis
 
 from tests.faults.history import Json, Row, Transaction, Value, compare, loads, shorten
 from tests.faults.objects import Archive, decode_value, owed_upto, read_archive
-from tests.faults.reads import FULL, STATE, STATE_COLUMNS, Reads, check_reads
+from tests.faults.reads import FULL, STATE, STATE_COLUMNS, Reads, Version, check_reads, digest
 from tests.service import confirmed_flush_lsn
 
 TABLES = ("public.turns", "public.outbox")
 HISTORY_LIMIT = 200
 _SESSIONS_AT_ONCE = 20
+_KEYS_AT_ONCE = 500
+_KNOWN_READS = 200_000
 
 _SESSION = """
 SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET timezone = 'UTC';
@@ -336,6 +339,15 @@ def acknowledgement_sampler(dsn: str, tail: Callable[[], bytes | None], slot: st
     return Sampler(look, 0.05, "acknowledgements")
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A value of the cache: the number that the workload gave to this version of the row, and what `Reads` wants."""
+
+    number: int
+    row_id: str
+    version: Version
+
+
 class CacheSampler(Sampler):
     """Looks at the cache. `reads` are for `check_reads`, which knows at the end what was committed."""
 
@@ -346,6 +358,7 @@ class CacheSampler(Sampler):
         self._turns = None if dsn is None else Table(read_types(dsn, TABLES[0]), [])
         self._versions: dict[bytes, int] = {}
         self._gone: set[bytes] = set()
+        self._known: dict[tuple[str, bytes], _Read] = {}
         self._dice = random.Random(1)
         super().__init__(self._look_at_both, 0.02, "cache")
 
@@ -358,17 +371,19 @@ class CacheSampler(Sampler):
     def _look_at_turns(self) -> list[str]:
         findings = []
         keys = list(self._client.scan_iter(match="turn:*", count=2000))
-        for key in {*keys, *self._versions} - self._gone:
-            value: Any = self._client.get(key)
-            if value is None:
-                if key in self._versions and not self._flushed:
-                    self._gone.add(key)
-                continue
-            self._note(key, value, FULL)
-            version = int(json.loads(value)["redaction_version"])
-            if version < self._versions.get(key, 0):
-                findings.append(f"{key.decode()} went back from version {self._versions[key]} to {version}")
-            self._versions[key] = max(version, self._versions.get(key, 0))
+        wanted = list({*keys, *self._versions} - self._gone)
+        for at in range(0, len(wanted), _KEYS_AT_ONCE):
+            some = wanted[at : at + _KEYS_AT_ONCE]
+            values: Any = self._client.mget(some)
+            for key, value in zip(some, values, strict=True):
+                if value is None:
+                    if key in self._versions and not self._flushed:
+                        self._gone.add(key)
+                    continue
+                read = self._note(key, value, FULL)
+                if read.number < self._versions.get(key, 0):
+                    findings.append(f"{key.decode()} went back from version {self._versions[key]} to {read.number}")
+                self._versions[key] = max(read.number, self._versions.get(key, 0))
         back = [key for key in self._gone & set(keys) if self._client.get(key)]
         return findings + [f"{key.decode()} came back after it was gone" for key in back]
 
@@ -377,16 +392,34 @@ class CacheSampler(Sampler):
         keys: list[bytes] = list(self._client.scan_iter(match="session:*", count=2000))
         for key in self._dice.sample(keys, min(len(keys), _SESSIONS_AT_ONCE)):
             if key.endswith(b":state"):
-                self._note(key, self._client.get(key), STATE)
+                state: Any = self._client.get(key)
+                if state is not None:
+                    self._note(key, state, STATE)
             else:
                 members: Any = self._client.zrange(key, 0, -1)
                 for member in members:
                     self._note(key, member, FULL)
 
-    def _note(self, key: bytes, value: Any, shape: str) -> None:
+    def _note(self, key: bytes, value: bytes, shape: str) -> _Read:
+        """Most of what is read was read before: it is parsed once."""
+        name = (shape, hashlib.blake2b(value, digest_size=8).digest())
+        read = self._known.get(name)
+        if read is None:
+            if len(self._known) > _KNOWN_READS:
+                self._known.clear()
+            read = self._known[name] = self._parse(value, shape)
+        if self._turns is not None:
+            self.reads.note_version(key.decode(), read.row_id, read.version)
+        return read
+
+    def _parse(self, value: bytes, shape: str) -> _Read:
+        number = int(json.loads(value).get("redaction_version", 0))
         row = None if self._turns is None else _cached_row(value, self._turns)
-        if row is not None:
-            self.reads.note(key.decode(), row, shape)
+        return (
+            _Read(number, "", (shape, b""))
+            if row is None
+            else _Read(number, str(row.get("id")), (shape, digest(row, shape)))
+        )
 
 
 def cache_sampler(cache_url: str, *, dsn: str | None = None, flushed: bool = False) -> CacheSampler:

@@ -17,7 +17,7 @@ STATE_COLUMNS = ("id", "turn_id", "role", "state", "confidence", "metadata", "cr
 # Which columns a projection shows: all of the row's, or the state's.
 FULL, STATE = "full", "state"
 
-_Version = tuple[str, bytes]
+Version = tuple[str, bytes]
 
 
 def digest(row: Row, shape: str) -> bytes:
@@ -32,17 +32,20 @@ class Reads:
 
     def __init__(self) -> None:
         self.count = 0
-        self.of_row: dict[str, list[tuple[str, _Version]]] = defaultdict(list)
-        self._since: dict[str, set[_Version]] = {}
+        self.of_row: dict[str, list[tuple[str, Version]]] = defaultdict(list)
+        self._since: dict[str, set[Version]] = {}
 
     def note(self, key: str, row: Row, shape: str) -> None:
         """This row was read from this key. Left out if nothing else was read of it since it was read alike."""
+        self.note_version(key, str(row.get("id")), (shape, digest(row, shape)))
+
+    def note_version(self, key: str, row_id: str, version: Version) -> None:
+        """The same, for who knows the digest already."""
         self.count += 1
-        row_id, version = str(row.get("id")), (shape, digest(row, shape))
         since = self._since.setdefault(row_id, set())
         if version in since:
             return
-        if any(other_shape == shape for other_shape, _ in since):
+        if any(shape == version[0] for shape, _ in since):
             since.clear()
         since.add(version)
         self.of_row[row_id].append((key, version))

@@ -198,7 +198,8 @@ def pause_the_cache(stage: Stage) -> None:
 
 def terminate_under_load(stage: Stage) -> None:
     if stage.seen("streaming") and not stage.losses:
-        time.sleep(0.5)
+        slow_bucket(stage)
+        time.sleep(0.8)
         stage.losses += 1
         stage.victim.process.terminate()
 
@@ -233,7 +234,7 @@ SCENARIOS: Sequence[Scenario] = (
         ("warm_up_begun", "warm_up_filling"), before=write_rows, while_it_runs=forget_the_checkpoint, options=SMALL
     ),
     Scenario(("catch_up_applied",), while_it_runs=pause_the_cache, options={"cache": {"queue_bytes": 1024 * 1024}}),
-    Scenario(("draining",), (1, 3), before=slow_bucket, while_it_runs=terminate_under_load, on_s3=True),
+    Scenario(("draining",), (1, 3), while_it_runs=terminate_under_load, on_s3=True),
     Scenario(
         ("gap_unwritten", "gap_written", "repair_fenced", "repair_slot_dropped"),
         while_it_runs=lose_slot,
