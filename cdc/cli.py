@@ -75,9 +75,10 @@ def _root(
     file: ConfigFile = None,
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    from cdc import log
+    from cdc import crash, log
 
     log.to_stderr("warning")
+    crash.arm()
 
 
 @app.command()

@@ -24,6 +24,7 @@ from cdc.archive.header import relation_of
 from cdc.archive.history import History, Until, read_history
 from cdc.change import Relation, RowChange, Transaction, parse_time
 from cdc.config import ArchiveSettings
+from cdc.crash import crash_point
 from cdc.errors import Invalid
 from cdc.lsn import format_lsn, parse_lsn
 from cdc.postgres.statement import Script, TargetTable, Writers
@@ -194,6 +195,7 @@ class _Restore:
             if writer is not None:
                 copied = writer.copy([row.new for row in rows if row.new is not None])
                 await self._target.write([copied], record)
+                crash_point("restore_chunk_committed")
                 self._outcome.rows += len(rows)
             self._advance(len(rows))
         return record
@@ -207,8 +209,11 @@ class _Restore:
                 record = replace(record, next_ordinal=ordinal + 1)
             if script.weight >= _COMMIT_BYTES:
                 await self._target.write(script.finish(), record if transaction.last else None)
+                if transaction.last:
+                    crash_point("restore_transactions_committed")
             self._advance(len(transaction.changes))
         await self._target.write(script.finish(), record)
+        crash_point("restore_transactions_committed")
         self._outcome.next_ordinal = record.next_ordinal
         return record
 

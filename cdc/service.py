@@ -29,6 +29,7 @@ from cdc.archive.reader import ArchiveReader
 from cdc.archive.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import CdcError, ChangesLost, DataError, Diverged, Fenced, Invalid, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
@@ -185,6 +186,7 @@ class Service:
         async with AsyncExitStack() as stack:
             connection = await stack.enter_async_context(await connect(settings.postgres))
             upstream = await start.examine_upstream(connection, settings)  # 1
+            crash_point("server_examined")
             bucket = await self._open_bucket()  # 2
             archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
@@ -204,6 +206,7 @@ class Service:
                 stream, settings, archive, self._stop, writer_epoch=self._writer_epoch
             ):  # 5
                 return
+            crash_point("slot_held")
             slot = await read_slot(connection, settings.postgres.slot)  # 6
             position = await archive.open()
             if slot is None or position is None:
@@ -213,7 +216,9 @@ class Service:
             known = archive.tail.source.tables if archive.tail else {}
             self._tables = await check_tables(connection, publication, known, archive)
             self._tables_lsn = position.lsn
+            crash_point("fence_unwritten")
             await archive.fence(replace(source, tables=self._tables))
+            crash_point("fence_written")
             self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
             if self._only_repair:
                 return

@@ -30,6 +30,7 @@ from cdc.cache.plan import Plan
 from cdc.cache.projection import META_KEY, Projector, Template, WarmQuery, find_conflicts, warm_queries
 from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction, Truncate, format_time
 from cdc.config import CacheSettings, Projection
+from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.lsn import format_lsn, parse_lsn
 from cdc.row import Row
@@ -252,6 +253,7 @@ class CacheSink:
         """Apply what is gathered, in the middle of a transaction: everything before the change `upto`."""
         gathering.part_commit_lsn, gathering.part_seq = transaction.commit_lsn, upto.seq
         await self._launch(gathering)
+        crash_point("cache_part_sent")
 
     async def _apply(self, gathering: "_Gathering") -> None:
         """Apply what is gathered."""
@@ -317,10 +319,12 @@ class CacheSink:
 
     async def _send(self, call: "_Call") -> None:
         self._doubt = call.target
+        crash_point("script_unsent")
         try:
             answer = await self._connection.send(call.packed)
         except NoScript:
             answer = await self._connection.send(pack([b"EVAL", _SCRIPT, *call.arguments]))
+        crash_point("script_answered")
         self._doubt = None
         found = Checkpoint(*answer) if isinstance(answer, list) else call.target
         if found != call.target:
@@ -392,6 +396,7 @@ class CacheSink:
         self._projector.forget()
         filling = Checkpoint(b"", str(self._epoch).encode(), self._digest + uuid.uuid4().hex.encode())
         await self._call(Plan(), filling)  # 1
+        crash_point("warm_up_begun")
         await self._unlink_all(None)  # 2
         await self._load(rows, snapshot_time_us // 1000)  # 3
         await self._call(Plan(), filling._replace(lsn=format_lsn(position.lsn).encode()))  # 4
@@ -403,6 +408,7 @@ class CacheSink:
             for row in chunk:
                 if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
                     await self._call(plan, self._checkpoint.stepped)
+                    crash_point("warm_up_filling")
                     plan = Plan()
                 change = RowChange(READ, 0, relation, row, None)
                 for projection in bound:
@@ -410,6 +416,7 @@ class CacheSink:
                 plan.rows += 1
                 plan.nbytes += len(change.after or b"")
         await self._call(plan, self._checkpoint.stepped)
+        crash_point("warm_up_filling")
 
 
 class _Call(NamedTuple):

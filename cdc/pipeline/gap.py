@@ -16,6 +16,7 @@ import structlog
 from cdc.archive.header import Source
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pipeline.snapshot import backfill
@@ -56,7 +57,9 @@ async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost
         await archive.fence(source_of(server, settings, archive.tail.source.tables))
         covered_upto = archive.covered_upto
         from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
+        crash_point("gap_unwritten")
         await archive.write_gap(from_lsn, lost.message)
+        crash_point("gap_written")
         log.error("gap_recorded", from_lsn=format_lsn(from_lsn), reason=lost.message)
 
 
@@ -89,11 +92,13 @@ async def close_gap(
     await archive.open()
     _require_gap(archive)
     await archive.fence(source_of(server, settings, publication.oids))  # 2
+    crash_point("repair_fenced")
     _require_gap(archive)  # our fence may have come behind more than we had seen
     slot = await read_slot(connection, name)
     if slot is not None:
         check_owner(slot, server.database)
         await drop_slot(connection, name)  # 3
+    crash_point("repair_slot_dropped")
     await backfill(settings, publication, archive)  # 4
     log.warning("gap_closed", covered_upto=format_lsn(archive.covered_upto))
 

@@ -16,6 +16,7 @@ from cdc.cache.projection import WarmQuery
 from cdc.cache.sink import CacheSink
 from cdc.change import Relation, format_time
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import Unavailable
 from cdc.lsn import format_lsn
 from cdc.postgres.publication import Publication
@@ -42,13 +43,16 @@ async def backfill(settings: Settings, publication: Publication, archive: Archiv
     async with create_slot(settings.postgres, settings.postgres.slot) as exported:
         if archive.tail is not None:
             await _check_epoch(settings, archive.tail.source.epoch)
+        crash_point("backfill_slot_created")
         log.info("backfill_started", consistent_lsn=format_lsn(exported.consistent_lsn), tables=len(publication.tables))
         chunks = []
         async with open_snapshot(settings.postgres, exported) as reader:
             for table in publication.tables:
                 chunks += await archive.write_base(table.relation, reader.rows(table), exported.consistent_lsn)
         relations = [table.relation for table in publication.tables]
+        crash_point("snapshot_unwritten")
         await archive.write_snapshot(exported.consistent_lsn, chunks, relations)
+        crash_point("snapshot_written")
     rows_read = sum(chunk.rows for chunk in chunks)
     log.info("backfill_finished", rows=rows_read, seconds=round(time.monotonic() - started, 1))
 
