@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import Fork, header_facts
+from cdc.archive.header import Fork, Repair, header_facts
 from cdc.archive.reader import SegmentFacts, cat_lines, list_segments
 from cdc.archive.tail import log_key
 from cdc.archive.verify import Break, Report, verify
@@ -130,14 +130,30 @@ def _gap_facts(broken: Break) -> dict[str, Any]:
         "reason": gap.reason,
         "time": format_time(gap.time_us) if gap.time_us else None,
         "closed_by_snapshot_at": format_lsn(broken.closed_lsn) if broken.closed_lsn else None,
+        "changed_inside": None if broken.repair is None else _repair_facts(broken.repair),
     }
+
+
+def _repair_facts(repair: Repair) -> dict[str, Any]:
+    keys = [chunk.key for chunk in repair.deleted]
+    return {"tables": repair.facts(), "unknown": repair.unknown, "deleted_keys": keys}
 
 
 def _gap_line(broken: Break) -> str:
     since = f"gap: changes after {format_lsn(broken.gap.from_lsn)} are lost ({broken.gap.reason})"
     if broken.closed_lsn:
-        return f"{since}; closed by the snapshot at {format_lsn(broken.closed_lsn)}"
+        return f"{since}; closed by the snapshot at {format_lsn(broken.closed_lsn)}{_inside(broken.repair)}"
     return f"{since}; OPEN since segment {broken.seq}: cdc repair"
+
+
+def _inside(repair: Repair | None) -> str:
+    if repair is None:
+        return ""
+    known = [
+        f"{name} {one.deleted} deleted, {one.inserted} inserted, {one.changed} changed"
+        for name, one in repair.tables.items()
+    ]
+    return "; inside: " + "; ".join(known + [f"{name} unknown ({why})" for name, why in repair.unknown.items()])
 
 
 def _fork_facts(fork: Fork) -> dict[str, Any]:

@@ -18,8 +18,10 @@ import asyncio
 import gc
 import signal
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import structlog
 
@@ -49,6 +51,8 @@ from cdc.progress import Progress
 from cdc.sink import Epoch, Position
 
 log = structlog.get_logger()
+
+_Result = TypeVar("_Result")
 
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 10.0
 # An attempt that lasted so long was a working service: what ends it starts a new series of attempts.
@@ -123,6 +127,7 @@ class Service:
         self._tables: dict[str, int] = {}
         self._tables_lsn = 0
         self._writer_epoch = 0
+        self._in_session = False
 
     async def run(self) -> None:
         """Work until stopped. Raises the error that a person or a supervisor must see."""
@@ -142,13 +147,13 @@ class Service:
         while not self._stop.is_set():
             started = time.monotonic()
             try:
-                await self._attempt(tasks)
-                if self._only_repair:
+                await self._unless_stopped(self._attempt(tasks))
+                if self._only_repair and not self._stop.is_set():
                     return
             except (CdcError, BaseExceptionGroup) as raised:
                 error = gravest(raised) if isinstance(raised, BaseExceptionGroup) else raised
                 if isinstance(error, ChangesLost):
-                    error = await self._write_down(error)
+                    error = await self._unless_stopped(self._write_down(error)) or Unavailable("stopped meanwhile")
                 if not isinstance(error, GapRecorded if self._only_repair else Unavailable):
                     raise error from None
                 if time.monotonic() - started > SETTLED_S:
@@ -157,6 +162,8 @@ class Service:
                 metrics.reconnects.inc()
                 await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
+        if self._only_repair:
+            raise Unavailable("stopped before the gap was closed", hint="cdc repair   # begins again")
 
     async def _write_down(self, lost: ChangesLost) -> BaseException:
         """Make a gap of what is lost; return what that means for the service."""
@@ -172,6 +179,22 @@ class Service:
         if self._settings.archive.on_gap == "stop":
             return lost
         return GapRecorded(lost.message, detail=lost.detail, hint="nothing: a new slot and a new snapshot follow")
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
+        """Its result; None if we are asked to stop before. Only a session, once it has begun, stops by itself.
+
+        All before may wait for a bucket for ever, and may be left at any point, as by a crash.
+        """
+        self._in_session = False
+        task = asyncio.create_task(work, name="attempt")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop while starting")
+        try:
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return await task if task.done() or self._in_session else None
+        finally:
+            task.cancel()
+            stopping.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -239,6 +262,7 @@ class Service:
                 silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
             )
+            self._in_session = True
             await session.run(self._stop, sentinel)
 
     async def _open_sentinel(self, stack: AsyncExitStack) -> Sentinel | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Base, Chunk, Fork, Gap, Header
+from cdc.archive.header import Base, Chunk, Fork, Gap, Header, Repair
 from cdc.archive.segment import Segment, decode_segment
 from cdc.archive.tail import BASE, LOG, seq_of
 from cdc.change import Transaction
@@ -44,6 +44,7 @@ class Break:
     seq: int
     gap: Gap
     closed_lsn: int = 0
+    repair: Repair | None = None
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ async def verify(bucket: Bucket, *, progress: Progress | None = None) -> Report:
 
 
 async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
-    chunks = {chunk.key: (base, chunk) for base in audit.bases for chunk in base.chunks}
+    chunks = {chunk.key: (base, chunk) for base in audit.bases for chunk in base.objects}
     async for key, body in read_ahead(bucket, list(chunks)):
         await asyncio.to_thread(audit.see_chunk, *chunks[key], body)
     async for key in bucket.list(BASE):
@@ -167,7 +168,7 @@ class Audit:
         except DataError as error:
             self._find(f"{error.message} ({error.detail})" if error.detail else error.message)
             return
-        self.report.base_rows += len(rows)
+        self.report.base_rows += len(rows) if chunk in base.chunks else 0
         self._expect(segment.header.kind == "base", "is not a chunk of a snapshot")
         self._expect(len(rows) == chunk.rows, f"holds {len(rows)} rows, the snapshot record says {chunk.rows}")
         same_table = {row.relation.qualified_name for row in rows} <= {chunk.table}
@@ -258,6 +259,7 @@ class Audit:
             self._find(f"holds changes, though no snapshot has closed the gap of segment {header.open_gap} yet")
         if header.base is not None:
             for gap in self.report.gaps:
+                gap.repair = gap.repair if gap.closed_lsn else header.base.repair
                 gap.closed_lsn = gap.closed_lsn or header.base.consistent_lsn
 
     def _count(self, header: Header) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from cdc.archive.across import Across
 from cdc.archive.header import Source
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
@@ -85,27 +86,34 @@ async def close_gap(
     1. the lock, and the tail again: another service may have been faster;
     2. our fence, so that nobody else writes from now on;
     3. the useless slot goes;
-    4. slot, chunks and the snapshot record, as at the beginning of an archive.
+    4. the state before the gap, out of the archive, while no slot keeps WAL for it;
+    5. slot, chunks and the snapshot record, as at the beginning of an archive, and with it what changed inside the gap.
     """
     name = settings.postgres.slot
     await lock_archive(connection, name)  # 1
     await archive.open()
-    _require_gap(archive)
+    _required_gap(archive)
     await archive.fence(source_of(server, settings, publication.oids))  # 2
     crash_point("repair_fenced")
-    _require_gap(archive)  # our fence may have come behind more than we had seen
+    gap_seq = _required_gap(archive)  # our fence may have come behind more than we had seen
     slot = await read_slot(connection, name)
     if slot is not None:
         check_owner(slot, server.database)
         await drop_slot(connection, name)  # 3
     crash_point("repair_slot_dropped")
-    await backfill(settings, publication, archive)  # 4
+    across = Across(gap_seq)
+    try:
+        await across.replay(archive.bucket, archive.tail.seq if archive.tail else 0)  # 4
+        await backfill(settings, publication, archive, across)  # 5
+    finally:
+        across.close()
     log.warning("gap_closed", covered_upto=format_lsn(archive.covered_upto))
 
 
-def _require_gap(archive: ArchiveSink) -> None:
+def _required_gap(archive: ArchiveSink) -> int:
     if archive.tail is None or archive.tail.open_gap is None:
         raise Unavailable("another service has closed the gap")
+    return archive.tail.open_gap
 
 
 async def check_tables(

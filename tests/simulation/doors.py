@@ -116,7 +116,6 @@ def opened(doors: Doors) -> Iterator[None]:
         (start, "check_server", _check_server),
         (start, "read_publication", _read_publication),
         (start, "read_slot", lambda connection, _: connection.read_slot()),
-        (start, "try_lock", lambda connection, _: connection.try_lock()),
         (start, "drop_slot", lambda connection, _: connection.drop_slot()),
         (fork, "read_switch_points", _read_switch_points),
         (gap, "connect", doors.connect),
