@@ -9,15 +9,10 @@
 The target remembers with each commit how far it is. Killed anywhere, the same command goes on there.
 """
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import relation_of
@@ -28,17 +23,10 @@ from cdc.errors import Invalid
 from cdc.lsn import format_lsn, parse_lsn
 from cdc.postgres.statement import Script, TargetTable, Writers
 from cdc.postgres.target import Record, TargetDatabase, open_target
+from cdc.restore.meter import Meter
 
 # A commit each so many bytes or rows: rare enough to cost nothing, often enough to lose little when killed.
 _COMMIT_BYTES = 2 * 1024 * 1024
-
-
-class Meter(Protocol):
-    """Is told how many rows there will be at most, and then of each run of them."""
-
-    def expect(self, rows: int) -> None: ...
-
-    def advance(self, rows: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -253,33 +241,6 @@ def read_until(lsn: str | None, moment: str | None, ordinal: int | None) -> Unti
             detail=str(error),
             hint="--to-lsn 16/B374D848, or --to-time 2026-11-22T18:07:13Z (with its zone)",
         ) from None
-
-
-class _Bar:
-    """A progress bar with rows a second and the time that remains."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("restoring", total=None)
-
-    def expect(self, rows: int) -> None:
-        self._progress.update(self._task, total=rows)
-
-    def advance(self, rows: int) -> None:
-        self._progress.advance(self._task, rows)
-        speed = self._progress.tasks[0].speed
-        self._progress.update(self._task, description=f"{speed or 0:,.0f} rows/s")
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[Meter | None]:
-    """A progress bar on stderr, where somebody watches a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress)
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:
