@@ -109,6 +109,15 @@ class History:
         """How many changes follow, at most: the moment may lie within the last segment."""
         return sum(step.changes for step in self.steps)
 
+    def changes_from(self, ordinal: int) -> int:
+        """The same, from a transaction on."""
+        return sum(step.changes for step in self._steps_from(ordinal))
+
+    def _steps_from(self, ordinal: int) -> list[_Step]:
+        return [
+            step for step in self.steps if step.changes and step.first_ordinal + max(1, step.transactions) > ordinal
+        ]
+
     async def chunks(self, bucket: Bucket, first: int = 0) -> AsyncIterator[tuple[int, list[RowChange]]]:
         """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
         async with aclosing(self.chunk_bodies(bucket, first)) as bodies:
@@ -131,7 +140,7 @@ class History:
 
     async def transactions(self, bucket: Bucket, first_ordinal: int) -> AsyncIterator[tuple[int, Transaction]]:
         """Transactions (large ones in pieces) with their ordinals, from one of them to the moment. Raises DataError."""
-        steps = [s for s in self.steps if s.changes and s.first_ordinal + max(1, s.transactions) > first_ordinal]
+        steps = self._steps_from(first_ordinal)
         following = iter(steps)
         async with aclosing(read_ahead(bucket, [log_key(step.seq) for step in steps])) as objects:
             async for key, body in objects:

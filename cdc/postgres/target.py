@@ -135,9 +135,7 @@ class TargetDatabase:
     async def write(self, statements: Sequence[Statement], then: Record | None) -> None:
         """Carry the statements out, and with `then` commit them together with how far that is."""
         try:
-            if not self._in_transaction:
-                await self._connection.execute(b"BEGIN; SET CONSTRAINTS ALL DEFERRED")
-                self._in_transaction = True
+            await self._begin()
             for message in _messages(statements):
                 if isinstance(message, CopyRows):
                     await self._copy(message)
@@ -147,6 +145,18 @@ class TargetDatabase:
                 await self._run([_remember(then)])
                 await self._connection.execute(b"COMMIT")
                 self._in_transaction = False
+        except psycopg.Error as error:
+            raise _refused(refusal_of_exception(error)) from None
+
+    async def copy(self, text: bytes, lines: AsyncIterator[bytes]) -> int:
+        """A COPY whose lines come as they are made; how many rows it took. `write` commits it."""
+        try:
+            await self._begin()
+            async with self._connection.cursor() as cursor:
+                async with cursor.copy(text) as copy:
+                    async for some in lines:
+                        await copy.write(some)
+                return cursor.rowcount
         except psycopg.Error as error:
             raise _refused(refusal_of_exception(error)) from None
 
@@ -165,6 +175,11 @@ class TargetDatabase:
         """Write down that the restore is complete, and wait until all of it is on the target's disk."""
         await self.execute("SET synchronous_commit = on")
         await self.write([], record)
+
+    async def _begin(self) -> None:
+        if not self._in_transaction:
+            await self._connection.execute(b"BEGIN; SET CONSTRAINTS ALL DEFERRED")
+            self._in_transaction = True
 
     async def _run(self, statements: Sequence[Sql]) -> None:
         """Several statements in one message; each must touch as many rows as it says."""

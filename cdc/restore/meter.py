@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -30,12 +31,12 @@ class _Bar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("restoring", total=None)
+        self._task = progress.add_task("reading the log", total=None)
         self._expected = 0
 
     def expect(self, rows: int) -> None:
         self._expected += rows
-        self._progress.update(self._task, total=self._expected)
+        self._progress.update(self._task, total=self._expected, description="restoring")
 
     def advance(self, rows: int) -> None:
         self._progress.advance(self._task, rows)
@@ -47,8 +48,7 @@ def watched() -> Iterator[Meter | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn()
-    )  # fmt: skip
+    rate = _Rate(Column(no_wrap=True))
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield _Bar(progress)
