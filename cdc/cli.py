@@ -216,13 +216,40 @@ def restore(
     to_time: Annotated[str | None, typer.Option(help="Up to this time, with its zone.", metavar="TIME")] = None,
     to_ordinal: Annotated[int | None, typer.Option(min=0, help="Up to this transaction.", metavar="ORDINAL")] = None,
     table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows like this, into a schema beside the live tables.", metavar="COLUMN=VALUE"),
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="With --where: that schema.  [default: cdc_restored]", metavar="NAME")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at everything and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on."""
+    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on.
+
+    With --where, repeatable, only rows of which all conditions are true. The target may then be the live database: they
+    go into a schema of their own and are compared with the live tables. Differences are no failure: exit code 0.
+    """
     from cdc import restore as recovery
 
     settings, until = load_archive(file), recovery.read_until(to_lsn, to_time, to_ordinal)
+    if where or schema is not None:
+        from cdc.restore import excerpt
+
+        wanted = excerpt.read_where(where or ())
+        with recovery.watched() as meter:
+            search = excerpt.restore_rows(
+                settings, into, until, wanted,
+                schema=schema or excerpt.DEFAULT_SCHEMA, tables=table or (), dry_run=dry_run, meter=meter,
+            )  # fmt: skip
+            found = asyncio.run(search)
+        if as_json:
+            _print_json(excerpt.facts(found))
+        else:
+            _print_table(excerpt.grid(found))
+            print("\n".join(excerpt.lines(found)))
+        return
     with recovery.watched() as meter:
         work = recovery.restore(settings, into, until, tables=table or (), dry_run=dry_run, meter=meter)
         outcome = asyncio.run(work)
