@@ -12,6 +12,7 @@ with a default, in rows that were not written since) are counted and not compare
 """
 
 import asyncio
+import functools
 import time
 import uuid
 from collections import Counter
@@ -22,10 +23,11 @@ from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.history import History, Until, read_history
+from cdc.archive.proof import AGAINST_KEY, remember_trial, success
 from cdc.archive.tail import Tail, read_tail
 from cdc.change import DELETE, UPDATE, Relation, RowChange, Transaction, Truncate
 from cdc.config import ArchiveSettings, PostgresSettings
-from cdc.errors import Invalid, Unavailable
+from cdc.errors import DataError, Invalid, Unavailable
 from cdc.lsn import format_lsn
 from cdc.postgres.mark import emit_mark
 from cdc.postgres.publication import Publication, read_publication
@@ -95,6 +97,36 @@ async def compare(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> 
         detail="An older snapshot sees a truncated table as empty.",
         hint="compare again when nobody truncates",
     )
+
+
+async def compare_and_remember(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> Comparison:
+    """The same, and what came out is written down beside the archive, where metrics find it."""
+    bucket = open_bucket(settings)
+    try:
+        archive = (await _tail(bucket)).archive
+        remember = functools.partial(
+            remember_trial, bucket, AGAINST_KEY, archive=archive, command="cdc archive verify --against"
+        )
+        try:
+            found = await compare(settings, dsn, patience_s=patience_s)
+        except DataError as error:
+            await remember(now_us=_now_us(), failure=error.message, success=None)
+            raise
+        equal = success(_now_us(), found.lsn, found.rows) if found.equal else None
+        await remember(now_us=_now_us(), failure=failure(found), success=equal)
+    finally:
+        await bucket.close()
+    return found
+
+
+def failure(found: Comparison) -> str:
+    """What differs, without a row's content; nothing if nothing does."""
+    tables = ", ".join(sorted({difference.table for difference in found.differences}))
+    return "" if found.equal else f"{len(found.differences)} differences at {format_lsn(found.lsn)} in {tables}"
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 async def _attempt(bucket: Bucket, postgres: PostgresSettings, patience_s: float) -> Comparison | None:
