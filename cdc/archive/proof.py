@@ -15,6 +15,7 @@ import asyncio
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
+import structlog
 
 from cdc import metrics
 from cdc.archive.bucket import Bucket
@@ -22,10 +23,15 @@ from cdc.change import format_time, parse_time
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn, parse_lsn
 
+log = structlog.get_logger()
+
 PROOF: Final = "proof/"
 VERIFY_KEY: Final = f"{PROOF}verify.json"
 AGAINST_KEY: Final = f"{PROOF}against.json"
 DRILL_KEY: Final = f"{PROOF}drill.json"
+
+# Three GETs each time: 26,000 a month, one cent at R2. Alerts on proofs are of hours and days.
+WATCH_S = 300.0
 
 # Two commands that end together want the same key, and R2 takes one write a second to it.
 _ATTEMPTS = 5
@@ -221,6 +227,16 @@ async def _replace(bucket: Bucket, key: str, kept: Proof | Trial) -> None:
             await asyncio.sleep(bucket.rewrite_pause_s or 0.1)
         else:
             return
+
+
+async def watch(bucket: Bucket, archive: str) -> None:
+    """Keep the gauges as the objects say, until cancelled. A bucket that is away leaves them as they are."""
+    while True:
+        try:
+            export(only_of(await read_proofs(bucket), archive))
+        except CdcError as error:
+            log.info("proofs_unread", reason=error.message)
+        await asyncio.sleep(WATCH_S)
 
 
 def export(proofs: Proofs) -> None:
