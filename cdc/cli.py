@@ -231,6 +231,30 @@ def restore(
         print("\n".join(recovery.lines(outcome)))
 
 
+@app.command()
+def drill(
+    file: ConfigFile = None,
+    into: Annotated[
+        str | None, typer.Option(help="Server for the scratch database; default: an embedded one.", metavar="DSN")
+    ] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many tables, drawn anew each time.")] = None,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds after which it has failed.", metavar="S")] = 3600,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    as_json: Json = False,
+) -> None:
+    """Restore the archive aside, compare it with the live tables, clean up; exit code 1 if it is not the same."""
+    from cdc import drill as rehearsal
+
+    plan = rehearsal.Plan(into, tuple(table or ()), sample, budget, wait)
+    done = asyncio.run(rehearsal.drill(load(file), plan))
+    if as_json:
+        _print_json(rehearsal.facts(done))
+    else:
+        print("\n".join(rehearsal.lines(done)))
+    _end(0 if done.found.equal else 1)
+
+
 # The archive ----------------------------------------------------------------------------------------------------------
 
 From = Annotated[int, typer.Option("--from", min=0, help="First segment.", metavar="SEQ")]

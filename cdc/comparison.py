@@ -12,11 +12,12 @@ with a default, in rows that were not written since) are counted and not compare
 """
 
 import asyncio
+import dataclasses
 import functools
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -78,16 +79,23 @@ class Comparison:
         return not self.differences
 
 
-async def compare(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> Comparison:
+Replay = Callable[[Bucket, History], Awaitable[tuple[dict[str, "TableState"], int]]]
+"""Gives the tables as they are at the end of a history, and the first ordinal that is not in them."""
+
+
+async def compare(
+    settings: ArchiveSettings, dsn: str, *, patience_s: float, replay: Replay | None = None
+) -> Comparison:
     """Compare the archive with the tables at `dsn`, which must be its source.
 
-    Raises Invalid for another database, Unavailable if the archive does not come to the LSN in time.
+    With `replay` what that gives is compared, and no other table. Raises Invalid for another database,
+    Unavailable if the archive does not come to the LSN in time.
     """
     postgres = settings_of(dsn, "--against")
     bucket = open_bucket(settings)
     try:
         for _ in range(_ATTEMPTS):
-            found = await _attempt(bucket, postgres, patience_s)
+            found = await _attempt(bucket, postgres, patience_s, replay)
             if found is not None:
                 return found
     finally:
@@ -129,7 +137,9 @@ def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-async def _attempt(bucket: Bucket, postgres: PostgresSettings, patience_s: float) -> Comparison | None:
+async def _attempt(
+    bucket: Bucket, postgres: PostgresSettings, patience_s: float, replay: Replay | None
+) -> Comparison | None:
     """None if a TRUNCATE came between."""
     publication = await _look(postgres, await _tail(bucket))
     async with create_slot(postgres, f"cdc_verify_{uuid.uuid4().hex[:12]}", temporary=True) as exported:  # 1
@@ -138,7 +148,10 @@ async def _attempt(bucket: Bucket, postgres: PostgresSettings, patience_s: float
             await _mark_and_wait(bucket, postgres, lsn, patience_s)  # 2
             # The snapshot has every commit before its LSN, so the moment is the last byte before.
             history = await read_history(bucket, Until(lsn=lsn - 1))
-            state, next_ordinal = await _replay(bucket, history)  # 3
+            state, next_ordinal = await (replay or _replay)(bucket, history)  # 3
+            if replay is not None:
+                tables = tuple(table for table in publication.tables if table.qualified_name in state)
+                publication = dataclasses.replace(publication, tables=tables)
             found = await _compare(state, publication, reader, Comparison(lsn))  # 4
     mark = await _mark_and_wait(bucket, postgres, 0, patience_s)  # 5
     return None if await _is_truncated(bucket, mark, next_ordinal) else found
