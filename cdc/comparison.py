@@ -13,7 +13,6 @@ with a default, in rows that were not written since) are counted and not compare
 
 import asyncio
 import dataclasses
-import functools
 import time
 import uuid
 from collections import Counter
@@ -21,6 +20,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
+
+import structlog
 
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.history import History, Until, read_history
@@ -38,6 +39,8 @@ from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import SnapshotReader, open_snapshot
 from cdc.postgres.target import settings_of
 from cdc.row import ABSENT, Row, Value
+
+log = structlog.get_logger()
 
 _WIDTH = 8
 _NULL = b"\0" * _WIDTH
@@ -84,14 +87,14 @@ Replay = Callable[[Bucket, History], Awaitable[tuple[dict[str, "TableState"], in
 
 
 async def compare(
-    settings: ArchiveSettings, dsn: str, *, patience_s: float, replay: Replay | None = None
+    settings: ArchiveSettings, dsn: str | PostgresSettings, *, patience_s: float, replay: Replay | None = None
 ) -> Comparison:
     """Compare the archive with the tables at `dsn`, which must be its source.
 
     With `replay` what that gives is compared, and no other table. Raises Invalid for another database,
     Unavailable if the archive does not come to the LSN in time.
     """
-    postgres = settings_of(dsn, "--against")
+    postgres = settings_of(dsn, "--against") if isinstance(dsn, str) else dsn
     bucket = open_bucket(settings)
     try:
         for _ in range(_ATTEMPTS):
@@ -112,29 +115,36 @@ async def compare_and_remember(settings: ArchiveSettings, dsn: str, *, patience_
     bucket = open_bucket(settings)
     try:
         archive = (await _tail(bucket)).archive
-        remember = functools.partial(
-            remember_trial, bucket, AGAINST_KEY, archive=archive, command="cdc archive verify --against"
-        )
         try:
             found = await compare(settings, dsn, patience_s=patience_s)
         except DataError as error:
-            await remember(now_us=_now_us(), failure=error.message, success=None)
+            await _remember(bucket, archive, error.message, None)
             raise
-        equal = success(_now_us(), found.lsn, found.rows) if found.equal else None
-        await remember(now_us=_now_us(), failure=failure(found), success=equal)
+        await _remember(bucket, archive, failure(found), found if found.equal else None)
     finally:
         await bucket.close()
     return found
+
+
+async def _remember(bucket: Bucket, archive: str, differs: str, equal: Comparison | None) -> None:
+    now_us = time.time_ns() // 1000
+    unremembered = await remember_trial(
+        bucket,
+        AGAINST_KEY,
+        archive=archive,
+        command="cdc archive verify --against",
+        now_us=now_us,
+        failure=differs,
+        success=None if equal is None else success(now_us, equal.lsn, equal.rows),
+    )
+    if unremembered:
+        log.warning("comparison_unremembered", reason=unremembered)
 
 
 def failure(found: Comparison) -> str:
     """What differs, without a row's content; nothing if nothing does."""
     tables = ", ".join(sorted({difference.table for difference in found.differences}))
     return "" if found.equal else f"{len(found.differences)} differences at {format_lsn(found.lsn)} in {tables}"
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
 
 
 async def _attempt(

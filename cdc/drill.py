@@ -144,10 +144,10 @@ class _Rehearsal:
         return cls(settings, plan, tail, good.rows_per_s if good is not None and good.seconds else _ROWS_PER_S)
 
     async def run(self) -> Comparison:
-        dsn = self._settings.postgres.dsn.get_secret_value()
+        patience_s = self._plan.patience_s
         async with _lent_server(self._plan.into) as self._server:
             return await comparison.compare(
-                self._settings.archive, dsn, patience_s=self._plan.patience_s, replay=self._restore
+                self._settings.archive, self._settings.postgres, patience_s=patience_s, replay=self._restore
             )
 
     async def _restore(self, _bucket: Bucket, history: History) -> tuple[dict[str, TableState], int]:

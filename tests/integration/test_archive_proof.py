@@ -376,18 +376,34 @@ async def test_what_is_noted_on_the_way_never_turns_red_to_green() -> None:
     assert await remembered(bucket) == (False, 6)
 
 
+async def test_red_stays_red_though_it_was_killed_beyond_what_it_had_noted() -> None:
+    bucket = Watched()
+    sink = await begun(bucket)
+    await prove(bucket)
+    await write(sink, 5, 6)
+    flip(bucket, 7)
+    await prove(bucket)
+    writes = iter(range(100))
+
+    def die_at_the_second() -> None:
+        if next(writes) == 1:
+            raise Killed
+
+    bucket.before_replace = die_at_the_second
+    with pytest.raises(Killed):
+        await prove(bucket, note_s=0)
+    assert await remembered(bucket) == (False, 6)
+
+
 async def test_a_full_proof_on_its_way_does_not_forget_the_one_before() -> None:
     bucket = Watched()
     await begun(bucket)
     await prove(bucket)
-
-    def die() -> None:
-        raise Killed
-
-    bucket.before_replace = die
-    with pytest.raises(Killed):
-        await prove(bucket, full=True, note_s=0)
-    assert await remembered(bucket) == (True, 5)
+    seen: list[bytes] = []
+    bucket.before_replace = lambda: seen.append(bucket.objects[VERIFY_KEY])
+    await prove(bucket, full=True, note_s=0)
+    assert len(seen) == 1
+    assert json.loads(seen[0])["proved"]["seq"] == 5
 
 
 class ReadOnly(MemoryBucket):
