@@ -259,6 +259,30 @@ def restore(
         print("\n".join(recovery.lines(outcome)))
 
 
+@app.command()
+def drill(
+    file: ConfigFile = None,
+    into: Annotated[
+        str | None, typer.Option(help="Server for the scratch database; default: an embedded one.", metavar="DSN")
+    ] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many tables, drawn anew each time.")] = None,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds after which it has failed.", metavar="S")] = 3600,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    as_json: Json = False,
+) -> None:
+    """Restore the archive aside, compare it with the live tables, clean up; exit code 1 if it is not the same."""
+    from cdc import drill as rehearsal
+
+    plan = rehearsal.Plan(into, tuple(table or ()), sample, budget, wait)
+    done = asyncio.run(rehearsal.drill(load(file), plan))
+    if as_json:
+        _print_json(rehearsal.facts(done))
+    else:
+        print("\n".join(rehearsal.lines(done)))
+    _end(0 if done.found.equal else 1)
+
+
 # The archive ----------------------------------------------------------------------------------------------------------
 
 From = Annotated[int, typer.Option("--from", min=0, help="First segment.", metavar="SEQ")]
@@ -293,17 +317,18 @@ def archive_verify(
         str | None, typer.Option(help="Compare with the live tables of the source too.", metavar="DSN")
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    full: Annotated[bool, typer.Option("--full", help="Read everything again, not only what is new.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged, or differs."""
+    """Prove chain, order, density and checksums of what is new; exit code 1 if the archive is damaged, or differs."""
     from cdc import listing
 
-    report = asyncio.run(listing.read_report(load_archive(file)))
-    facts, lines, well = listing.report_facts(report), list(listing.report_lines(report)), report.intact
-    if against is not None and report.intact:
+    run = asyncio.run(listing.prove(load_archive(file), full=full))
+    facts, lines, well = listing.report_facts(run), list(listing.report_lines(run)), run.report.intact
+    if against is not None and run.report.intact:
         from cdc import comparison
 
-        found = asyncio.run(comparison.compare(load_archive(file), against, patience_s=wait))
+        found = asyncio.run(comparison.compare_and_remember(load_archive(file), against, patience_s=wait))
         facts["against"], well = comparison.facts(found), found.equal
         lines += comparison.lines(found)
     if as_json:

@@ -27,6 +27,7 @@ import structlog
 
 from cdc import metrics
 from cdc.archive.bucket import Bucket, open_bucket, prove_conditional_put
+from cdc.archive.proof import watch
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
@@ -123,6 +124,7 @@ class Service:
         self._bucket: Bucket | None = None
         self._feed: CacheFeed | None = None
         self._feeding: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._publication: Publication | None = None
         self._tables: dict[str, int] = {}
         self._tables_lsn = 0
@@ -136,6 +138,8 @@ class Service:
             async with asyncio.TaskGroup() as tasks:
                 await tasks.create_task(self._keep_going(tasks), name="sessions")
                 await self._finish_feeding()
+                if self._watching is not None:
+                    self._watching.cancel()
         except BaseExceptionGroup as group:
             raise gravest(group) from None
         finally:
@@ -248,6 +252,8 @@ class Service:
             self._publication = upstream.publication
             sentinel = await self._open_sentinel(stack)
             confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
+            if self._watching is None and archive.tail is not None:
+                self._watching = tasks.create_task(watch(bucket, archive.tail.archive), name="proofs")
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
             log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(position.lsn))
             session = Session(

@@ -1,8 +1,8 @@
 """Where objects live: the small face that the archive asks of a bucket, and the proof that a bucket keeps its word.
 
-Keys are relative to the archive's prefix. An object made with `create` is never changed; only the hint is `replace`d.
-Implementations: `s3` (S3 and R2), `directory`, `memory` (tests and examples). Every method may raise Unavailable (try
-again) or Invalid (mend the configuration).
+Keys are relative to the archive's prefix. An object made with `create` is never changed; only hint and proofs are
+`replace`d. Implementations: `s3` (S3 and R2), `directory`, `memory` (tests and examples). Every method may raise
+Unavailable (try again) or Invalid (mend the configuration).
 """
 
 import asyncio

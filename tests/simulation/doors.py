@@ -97,6 +97,10 @@ async def _read_switch_points(*_: object) -> dict[int, int]:
     return {}
 
 
+async def _watch_nothing(*_: object) -> None:
+    """Only gauges come of it."""
+
+
 @contextmanager
 def opened(doors: Doors) -> Iterator[None]:
     """The program meets the models, and chance and time are the seed's."""
@@ -109,6 +113,7 @@ def opened(doors: Doors) -> Iterator[None]:
         (service, "Sentinel", doors.open_sentinel),
         (service, "Assembler", functools.partial(Assembler, piece_bytes=PIECE_BYTES)),
         (service, "check_dsn", lambda _: None),
+        (service, "watch", _watch_nothing),
         (service, "read_slot", lambda connection, _: connection.read_slot()),
         (service, "read_publication", _read_publication),
         (service, "type_names", _type_names),
