@@ -128,12 +128,13 @@ class Service:
 
     # Life and death.
 
-    def start(self) -> Self:
+    def start(self, environment: Mapping[str, str] | None = None) -> Self:
+        """`environment` is of this life alone."""
         self._life_began_at = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", self._program, "run", "--config", str(self.config_file)],
-                env=self._environment,
+                env={**self._environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,6 +63,25 @@ class Crew:
             elif service in self._services:
                 self._leave(service)
 
+    def arm(self, service: Service, crash_at: str) -> None:
+        """Start it anew, to die by its own hand at this passing of this point (cdc/crash.py)."""
+        with self._lock:
+            self._expected[service] = -signal.SIGKILL
+            service.kill()
+            self._start(service, {"CDC_CRASH_AT": crash_at})
+
+    def disarm(self, service: Service) -> None:
+        """Whether it came to that point or not."""
+        with self._lock:
+            code, expected = service.process.poll(), self._expected.pop(service)
+            if code is None:
+                self.kill(service)
+                return
+            self.exits["crash point"] += 1
+            if code != expected:
+                self._findings.add(f"{service.name} ended with {code} before its crash point", service.log_tail(5))
+            self._start(service)
+
     def terminate(self, service: Service) -> None:
         """SIGTERM: it must end, and with 0. Then it is started again."""
         with self._lock:
@@ -92,8 +111,11 @@ class Crew:
                 service.kill()
                 return
             code = service.process.returncode
+            if _too_young(service, code):
+                self.exits["terminated in its start"] += 1
+                return
             self.exits[str(code)] += 1
-            if code != expected and not _too_young(service, code):
+            if code != expected:
                 self._findings.add(f"{service.name} ended with {code} after {why}, not {expected}", service.log_tail(5))
 
     def _leave(self, service: Service) -> None:
@@ -101,8 +123,8 @@ class Crew:
         if not self._services:
             self.recruit()
 
-    def _start(self, service: Service) -> None:
-        service.start()
+    def _start(self, service: Service, environment: Mapping[str, str] | None = None) -> None:
+        service.start(environment)
         self.starts += 1
 
     def _watch(self) -> None:

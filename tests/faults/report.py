@@ -154,7 +154,7 @@ def _faults_section(report: Report) -> str:
     parts.append(_grid("venue", "rounds", report["venues"]))
     if report["not_tried"]:
         parts.append(_grid("not tried in this run", "why", report["not_tried"]))
-    parts += [f"- {finding.splitlines()[0]}\n" for finding in report["findings"]]
+    parts += [f"- {finding.splitlines()[0][:110]}\n" for finding in report["findings"]]
     return "\n".join(parts)
 
 

@@ -113,6 +113,8 @@ def _play(stage: Stage, nemesis: Nemesis, seconds: float, result: Result) -> Non
         result.committed = dict(load.committed)
         result.starts, result.exits = stage.crew.starts, dict(stage.crew.exits)
         result.samples = {"acknowledgements": acknowledgements.looks, "cache": stage.cache_watch.looks}
+        if stage.findings.all():
+            stage.keep_objects()
 
 
 def _write_every_row(stage: Stage) -> None:

@@ -5,9 +5,8 @@ A bucket is the R2-like server of tests/s3.py, or a directory on a small file sy
 Redis `cache_url` is another one.
 """
 
-import random
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +120,13 @@ class Stage:
         log = log_objects(self.s3.objects())
         return log[max(log)] if log else None
 
+    def keep_objects(self) -> None:
+        """As evidence, where logs and data are."""
+        for key, body in self.objects().items():
+            path = self.directory / "objects" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+
     # What faults and others do with it.
 
     def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -150,6 +156,3 @@ class Stage:
         (self.disk / "ballast").unlink(missing_ok=True)
         self.postgres.start()
         self.redis.start()
-
-
-Act = Callable[[Stage, random.Random], Any]

@@ -1,14 +1,18 @@
 """What happens to our own process, and between two of them."""
 
+import importlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from tests.faults.kinds.kind import Impossible, fault
 from tests.faults.stage import WAL_SENDER_TIMEOUT_S, Stage
 from tests.service import Service
 
 _TAKEOVER_S = 25.0
+_OF_BEGINNINGS = ("archive_begun", "backfill", "base", "snapshot", "standing_by", "draining")
+_OF_REPAIRS = ("gap", "repair", "fork", "restore", "drill", "verify")
 
 
 @fault("service", lasts_s=(0.0, 0.2), weight=10)
@@ -70,6 +74,23 @@ def zombie_wakes(stage: Stage, _dice: random.Random) -> Iterator[None]:
         raise
     yield
     stage.crew.dismiss_zombie(zombie)
+
+
+def crash_points() -> list[str]:
+    """Those that a service passes while nothing is beginning, ending or being repaired; none where there are none."""
+    try:
+        points = get_args(importlib.import_module("cdc.crash").CrashPoint)
+    except ImportError:
+        return []
+    return [point for point in points if not point.startswith(_OF_BEGINNINGS + _OF_REPAIRS)]
+
+
+@fault("service", lasts_s=(1.5, 4.0), weight=8, where=lambda _: bool(crash_points()))
+def service_dies_at_a_crash_point(stage: Stage, dice: random.Random) -> Iterator[None]:
+    service = stage.crew.main
+    stage.crew.arm(service, f"{dice.choice(crash_points())}:{dice.choice([1, 1, 2, 5, 20])}")
+    yield
+    stage.crew.disarm(service)
 
 
 def _is_streaming(service: Service) -> bool:
