@@ -42,7 +42,7 @@ class Budget:
         return cls(
             seconds=float(os.environ.get("CDC_FAULTS_SECONDS", "600")) * share,
             count=int(count) if count else None,
-            round_s=float(os.environ.get("CDC_FAULTS_ROUND_S", "60")),
+            round_s=float(os.environ.get("CDC_FAULTS_ROUND_S", "75")),
             seed=int(os.environ.get("CDC_FAULTS_SEED", str(random.randrange(1_000_000)))),
         )
 
@@ -75,7 +75,7 @@ def _line(number: int, result: Result) -> str:
     return (
         f"round {number} seed={result.seed} seconds={result.seconds:.0f} faults={sum(result.faults.values())}"
         f" transactions={figures.get('transactions', 0)} rows={figures.get('changes', 0)}"
-        f" findings={len(result.findings)} ({result.venue})"
+        f" caught_up_s={result.caught_up_s:.0f} findings={len(result.findings)} ({result.venue})"
     )
 
 

@@ -16,9 +16,9 @@ from tests.faults.kinds.kind import MISSED
 from tests.faults.stage import Stage
 
 # Two at once, with this probability.
-_OVERLAP = 0.35
-# Half of the rests are nothing at all; what a fault left half done meets the next one.
-_REST_S = 0.5
+_OVERLAP = 0.5
+# Most rests are nothing at all; what a fault left half done meets the next one.
+_REST_S, _RESTS = 0.5, 0.4
 _POLL_S = 0.05
 
 
@@ -44,7 +44,7 @@ class Nemesis:
             self._begin(kind, lasts_s, random.Random(self._dice.getrandbits(64)))
             if self._dice.random() > _OVERLAP:
                 self._wait(0, kind.touches)
-            if self._dice.random() < 0.5:
+            if self._dice.random() < _RESTS:
                 time.sleep(self._dice.expovariate(1 / _REST_S))
         self._wait(0, "")
 

@@ -107,8 +107,9 @@ must catch up by itself, and a checker that shares no code with it compares
 - during the round, the slot's `confirmed_flush_lsn` with what the archive held, and each cache key with its past;
 - every end of the service with the one that was due (0, or 75 for a zombie), and its log with what is no bug.
 
-The nemesis must be able to find bugs too: `tests/acceptance/test_nemesis.py` plants some in the service. Each kind of
-fault is a few lines in `tests/faults/kinds`.
+What it does not do: promote a standby (the simulation and `tests/acceptance/test_exceptions.py` do), or fill the disk
+of Postgres, which ends Postgres. What it must do is find bugs: `tests/acceptance/test_nemesis.py` plants some in the
+service. Each kind of fault is a few lines in `tests/faults/kinds`.
 """
 
 _AGAIN = """\

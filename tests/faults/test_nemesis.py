@@ -2,7 +2,7 @@
 
 CDC_FAULTS_SECONDS   budget in seconds (default 600); four fifths of it are the nemesis's, if test_kill.py runs too
 CDC_FAULTS_COUNT     stop after so many faults (default: when the time is up)
-CDC_FAULTS_ROUND_S   how long a round's faults go on (default 60)
+CDC_FAULTS_ROUND_S   how long a round's faults go on (default 75)
 CDC_FAULTS_SEED      of the first round's dice; each round adds one
 CDC_FAULTS_REPORT    write the report there, as JSON
 """

@@ -31,10 +31,11 @@ def disk_full(stage: Stage, _dice: random.Random) -> Iterator[None]:
 
 
 def _step(stage: Stage, seconds: float) -> None:
+    """libfaketime looks at the file once a second."""
     stage.clock_file.write_text(f"{seconds:+.1f}")
 
 
-@fault("clock", lasts_s=(0.5, 4.0), weight=10, where=on_shifted_clock)
+@fault("clock", lasts_s=(1.5, 4.0), weight=10, where=on_shifted_clock)
 def clock_steps_forward(stage: Stage, dice: random.Random) -> Iterator[None]:
     """And back again, which is a step too."""
     _step(stage, dice.choice([2.0, 90.0, 5_000.0]))
@@ -42,7 +43,7 @@ def clock_steps_forward(stage: Stage, dice: random.Random) -> Iterator[None]:
     _step(stage, 0.0)
 
 
-@fault("clock", lasts_s=(0.5, 4.0), weight=10, where=on_shifted_clock)
+@fault("clock", lasts_s=(1.5, 4.0), weight=10, where=on_shifted_clock)
 def clock_steps_back(stage: Stage, dice: random.Random) -> Iterator[None]:
     _step(stage, -dice.choice([2.0, 90.0, 5_000.0]))
     yield
