@@ -10,6 +10,8 @@ from tests.faults.bugs import program_with
 from tests.faults.campaign import play_apart
 from tests.faults.kinds import KINDS
 
+pytestmark = pytest.mark.timeout(400)
+
 SECONDS = 8.0
 
 
