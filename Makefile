@@ -39,7 +39,7 @@ compile: $(VENV)/dev ## compile the pure rooms with mypyc (needs a C compiler)
 bench: $(VENV)/dev ## measure against DESIGN's figures; writes docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-faults: $(VENV)/dev ## SIGKILL under load, again and again (budget: CDC_FAULTS_SECONDS, CDC_FAULTS_KILLS)
+faults: $(VENV)/dev ## torment real processes (budget: CDC_FAULTS_SECONDS, _COUNT, _KILLS; report: CDC_FAULTS_REPORT)
 	@$(BIN)/python -m pytest --services=$(SERVICES) -m faults -o addopts= -p no:cacheprovider -s tests/faults
 
 simulate: $(VENV)/dev ## the protocol against models under seeded faults (CDC_SIMULATE_SEEDS, _SECONDS, _SEED)

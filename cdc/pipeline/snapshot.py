@@ -91,8 +91,8 @@ async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, ca
         await _check_epoch(settings, epoch)
         log.info("warm_up_started", consistent_lsn=format_lsn(exported.consistent_lsn))
         position = Position(epoch, exported.consistent_lsn)
-        now_us = time.time_ns() // 1000
         async with open_snapshot(settings.postgres, exported) as reader:
+            now_us = await reader.time_us()  # our own clock may be wrong, and would end the lives of rows
             await cache.warm(_rows_for_cache(reader, publication, cache, now_us), position, now_us)
     log.info("warm_up_finished", lsn=format_lsn(position.lsn))
     return position

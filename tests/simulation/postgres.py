@@ -7,6 +7,7 @@ that lagged loses the tail, uses its LSNs again, and is a new timeline.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -236,6 +237,9 @@ class ModelSnapshot:
     def __init__(self, connection: ModelConnection, exported: ExportedSnapshot) -> None:
         self._connection = connection
         self._state = connection.server.history.states[int(exported.snapshot_name)]
+
+    async def time_us(self) -> int:
+        return time.time_ns() // 1000
 
     async def rows(self, _table: PublishedTable, **_: object) -> AsyncIterator[list[Row]]:
         items = sorted(self._state.items())
