@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import cdc.archive.sink
+import cdc.service
 from cdc.archive.segment import compress_frame
 from cdc.archive.sink import ArchiveSink
 from cdc.cache.plan import Plan
@@ -65,7 +66,11 @@ def two_puts_in_flight() -> list[Patch]:
 
 def no_epoch() -> list[Patch]:
     """Positions of two timelines are compared as if they were of one."""
-    return [(cdc.archive.sink, "_check_identity", lambda *_: None)]
+
+    async def follow(*_: object) -> bool:
+        return False
+
+    return [(cdc.archive.sink, "_check_identity", lambda *_: None), (cdc.service, "follow_timeline", follow)]
 
 
 def keepalive_acknowledged_early() -> list[Patch]:

@@ -52,6 +52,10 @@ class Doors:
     async def open_stream(self, *_: object) -> postgres.ModelStream:
         return postgres.ModelStream(await self.connect())
 
+    async def read_switch_points(self, _settings: object, timeline: int) -> dict[int, int]:
+        async with await self.connect() as connection:
+            return await connection.read_switch_points(timeline)
+
     def open_bucket(self, _settings: ArchiveSettings) -> ModelBucket:
         life = LIFE.get()
         assert life is not None
@@ -92,11 +96,6 @@ async def _check_server(*_: object, **__: object) -> None:
     pass
 
 
-async def _read_switch_points(*_: object) -> dict[int, int]:
-    """No history file names the archived timeline, so a failover stays a person's matter in these worlds."""
-    return {}
-
-
 @contextmanager
 def opened(doors: Doors) -> Iterator[None]:
     """The program meets the models, and chance and time are the seed's."""
@@ -118,7 +117,7 @@ def opened(doors: Doors) -> Iterator[None]:
         (start, "read_slot", lambda connection, _: connection.read_slot()),
         (start, "try_lock", lambda connection, _: connection.try_lock()),
         (start, "drop_slot", lambda connection, _: connection.drop_slot()),
-        (fork, "read_switch_points", _read_switch_points),
+        (fork, "read_switch_points", doors.read_switch_points),
         (gap, "connect", doors.connect),
         (gap, "read_server", lambda connection: connection.read_server()),
         (gap, "read_slot", lambda connection, _: connection.read_slot()),

@@ -75,9 +75,13 @@ def applied(state: State, changes: tuple[Change, ...]) -> State:
 
 @dataclass
 class History:
-    """One epoch's. The rows that were there first are `states[0]`; `states[n]` is after n transactions."""
+    """One epoch's. The rows that were there first are `states[0]`; `states[n]` is after n transactions.
+
+    `ancestors` says where each earlier timeline was left, as the timeline's history file does.
+    """
 
     epoch: Epoch
+    ancestors: dict[int, int] = field(default_factory=dict)
     transactions: list[Committed] = field(default_factory=list)
     states: list[State] = field(default_factory=lambda: [{}])
     ends: list[int] = field(default_factory=list)
@@ -100,6 +104,10 @@ class History:
         assert not any(t.changes for t in between)
         return applied(self.states[count], open_.changes[:part_seq])
 
-    def fork(self, epoch: Epoch, count: int) -> "History":
-        """The history of another timeline, which left this one after so many transactions."""
-        return History(epoch, self.transactions[:count], self.states[: count + 1], self.ends[:count])
+    def fork(self, timeline: int, switch_lsn: int) -> "History":
+        """The history of a timeline that left this one there; or an earlier one, if that was before this one began."""
+        epoch, count = Epoch(self.epoch.system_identifier, timeline), self.count_upto(switch_lsn)
+        ancestors = {**self.ancestors, self.epoch.timeline: switch_lsn}
+        left = min(one for one, lsn in ancestors.items() if lsn >= switch_lsn)
+        ancestors = {one: lsn for one, lsn in ancestors.items() if one < left} | {left: switch_lsn}
+        return History(epoch, ancestors, self.transactions[:count], self.states[: count + 1], self.ends[:count])

@@ -3,7 +3,8 @@
 Modelled as measured (PITFALLS): a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
 crash takes `confirmed_flush` back to what was saved last; a WAL sender whose client is silent is ended after a while;
 keepalives name positions up to which everything was sent, also in the middle of a transaction; a failover to a standby
-that lagged loses the tail, uses its LSNs again, and is a new timeline.
+that lagged loses the tail, uses its LSNs again, and is a new timeline, whose history file says where it left the others.
+A slot can be lost, dropped or advanced by somebody: `losses` counts how often, for as often may a gap be recorded.
 """
 
 import asyncio
@@ -45,6 +46,7 @@ class ModelSlot:
         self.consistent_lsn = consistent_lsn
         self.confirmed = consistent_lsn
         self.saved = consistent_lsn
+        self.lost = False
         self.holder: ModelStream | None = None
 
 
@@ -62,6 +64,8 @@ class ModelPostgres:
         self.locked_by: ModelConnection | None = None
         self.connections: list[ModelConnection] = []
         self.streams: list[ModelStream] = []
+        self.losses = 0
+        self.commits = 0
         self.acknowledged = acknowledged
         self.ended = asyncio.Event()
         self._xid = 700
@@ -71,6 +75,7 @@ class ModelPostgres:
 
     def commit(self, changes: Sequence[Change]) -> None:
         dice = self.world.dice
+        self.commits += 1
         self._xid += 1
         commit_lsn = self.wal_lsn + len(changes) + dice.choice((8, 24, 100))
         end_lsn = commit_lsn + dice.choice((16, 48))
@@ -117,18 +122,54 @@ class ModelPostgres:
         self.up = True
         self.world.tell("server up")
 
-    def fail_over(self, lost: int, down_s: float) -> None:
-        """Promote a standby that lacks the last `lost` transactions. The slot was synchronized to it."""
+    def fail_over(self, lost: int, down_s: float, *, slot_goes: bool = False) -> None:
+        """Promote a standby that lacks the last `lost` transactions. As a rule the slot was synchronized to it."""
         self.crash(down_s)
-        kept = max(0, len(self.history.transactions) - lost)
-        self.world.fault("failover", f"lost={len(self.history.transactions) - kept}")
-        old, epoch = self.history, Epoch(SYSTEM, self.history.epoch.timeline + 1)
-        self.history = old.fork(epoch, kept)
+        old, dice = self.history, self.world.dice
+        kept = max(0, len(old.transactions) - lost)
+        switch_lsn = old.ends[kept - 1] if kept else 0x1000
+        if kept == len(old.transactions):
+            switch_lsn = self.wal_lsn
+        elif dice.random() < 0.5:  # the standby had some of what came before the next commit record
+            switch_lsn = dice.randint(switch_lsn, old.transactions[kept].commit_lsn)
+        self.history = old.fork(len(self.histories) + 1, switch_lsn)
         self.histories.append(self.history)
-        lost_from = old.ends[kept - 1] if kept else 0x1000
-        self.wal_lsn = lost_from if kept < len(old.transactions) else self.wal_lsn
-        if self.slot is not None:
-            self.slot.confirmed = self.slot.saved = min(self.slot.saved, self.wal_lsn)
+        self.wal_lsn = switch_lsn
+        self.world.fault("failover", f"lost={len(old.transactions) - kept} ancestors={self.history.ancestors}")
+        if self.slot is None:
+            return
+        if slot_goes or self.slot.consistent_lsn > switch_lsn:
+            self.losses += 1
+            self.world.fault("failover_without_slot")
+            self.slot = None
+        else:
+            self.slot.confirmed = self.slot.saved = min(self.slot.saved, switch_lsn)
+
+    # what somebody does to the slot
+
+    def _take_slot(self, kind: str) -> ModelSlot | None:
+        """The slot, its reader thrown out; None if nothing can be done to it."""
+        slot = self.slot
+        if slot is None or slot.lost or not self.up:
+            return None
+        self.losses += 1
+        self.world.fault(kind)
+        if slot.holder is not None:
+            self.drop(slot.holder, "terminating connection due to administrator command")
+        return slot
+
+    def drop_slot_by_hand(self) -> None:
+        if self._take_slot("slot_dropped") is not None:
+            self.slot = None
+
+    def invalidate_slot(self) -> None:
+        """`max_slot_wal_keep_size` is exceeded."""
+        if (slot := self._take_slot("slot_lost")) is not None:
+            slot.lost = True
+
+    def advance_slot(self) -> None:
+        if (slot := self._take_slot("slot_advanced")) is not None:
+            slot.confirmed = slot.saved = self.wal_lsn
 
     def reap(self, stream: "ModelStream") -> None:
         """End a WAL sender that has heard nothing from its client for too long."""
@@ -142,6 +183,14 @@ class ModelPostgres:
 
     def drop(self, stream: "ModelStream", reason: str) -> None:
         stream.break_(reason)
+        if stream in self.streams:
+            self.streams.remove(stream)
+        if self.slot is not None and self.slot.holder is stream:
+            self.slot.holder = None
+
+    def give_up(self, stream: "ModelStream") -> None:
+        """The server takes the client for dead, and the slot is free; the client learns nothing of it."""
+        stream.muted = True
         if stream in self.streams:
             self.streams.remove(stream)
         if self.slot is not None and self.slot.holder is stream:
@@ -202,10 +251,14 @@ class ModelConnection:
         if server.slot is None:
             return None
         holder = None if server.slot.holder is None else server.slot.holder.backend_pid
-        lsn = server.slot.confirmed
+        lsn, status = server.slot.confirmed, "lost" if server.slot.lost else "reserved"
         return Slot(
-            "cdc", "pgoutput", "chat", False, holder, lsn, lsn, "reserved", None, False, False, None, None, False, False
+            "cdc", "pgoutput", "chat", False, holder, lsn, lsn, status, None, False, False, None, None, False, False
         )
+
+    async def read_switch_points(self, timeline: int) -> dict[int, int]:
+        server = await self.ask()
+        return dict(server.histories[timeline - 1].ancestors)
 
     async def try_lock(self) -> bool:
         server = await self.ask()
@@ -282,6 +335,8 @@ class ModelStream:
         server = await self._connection.ask()
         if server.slot is None:
             raise SlotLost("the slot does not exist")
+        if server.slot.lost:
+            raise SlotLost("can no longer get changes from the slot")
         if server.slot.holder is not None:
             raise SlotActive("the slot is active", detail=f"for PID {server.slot.holder.backend_pid}")
         server.slot.holder = self

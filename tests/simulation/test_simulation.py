@@ -120,7 +120,7 @@ def test_as_many_worlds_as_the_budget_allows(capsys: pytest.CaptureFixture[str])
 
 def test_every_kind_of_fault_happens() -> None:
     weathers = {"bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "redis_unanswered", "redis_late"}
-    missing = set(FAULTS) - weathers - {"rival"} | {"refused", "unanswered", "late"}
+    missing = set(FAULTS) - weathers | {"refused", "unanswered", "late"}
     for seed in range(200):
         missing -= set(simulate(seed).faults)
         if not missing:
