@@ -281,7 +281,7 @@ class _Story:
         return archived != server.epoch.timeline and archived not in server.ancestors
 
     def _fenced_by_another(self, life: Life) -> bool:
-        bucket = self.bucket
+        bucket = self.doors.buckets[life]
         own = [seq for seq, author in bucket.authors.items() if author == life.name]
         return any(author != life.name for seq, author in bucket.authors.items() if seq > min(own, default=-1))
 
