@@ -279,7 +279,10 @@ class CacheSink:
 
     @staticmethod
     def _target(gathering: "_Gathering", expected: Checkpoint) -> Checkpoint:
-        return expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
+        target = expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
+        # A TRUNCATE that was interrupted begins again, and its steps stay counted: none of them may be taken for another.
+        stepped = target.lsn == expected.lsn and bool(target.part) and expected.part.startswith(target.part + b":")
+        return expected if stepped else target
 
     async def _land(self) -> None:
         """Wait for the call in flight. Raises what it raises."""

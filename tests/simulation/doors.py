@@ -24,6 +24,7 @@ from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline import fork, gap, snapshot, start
 from cdc.postgres.publication import Publication
 from cdc.postgres.slot import ExportedSnapshot
+from tests.cache_model import TURNS
 from tests.simulation import postgres, redis
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life
@@ -89,7 +90,7 @@ async def _read_publication(connection: postgres.ModelConnection, _name: str) ->
 
 async def _type_names(connection: postgres.ModelConnection) -> dict[int, str]:
     await connection.ask()
-    return {20: "bigint", 25: "text"}
+    return {column.type_oid: column.type_name for column in TURNS.columns}
 
 
 async def _check_server(*_: object, **__: object) -> None:

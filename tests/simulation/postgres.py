@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from cdc.change import Column
 from cdc.errors import SlotLost, Unavailable
 from cdc.postgres.publication import Publication, PublishedTable
 from cdc.postgres.refusal import SlotActive
@@ -23,8 +22,9 @@ from cdc.postgres.server import Server
 from cdc.postgres.slot import ExportedSnapshot, Slot, SlotExists
 from cdc.row import Row
 from cdc.sink import Epoch
+from tests.cache_model import TURNS, row_of
 from tests.simulation.clock import LIFE, Life
-from tests.simulation.history import OID, RELATION, Change, Committed, History
+from tests.simulation.history import OID, RELATION, TIME_US, Change, Committed, History
 from tests.simulation.world import World
 from tests.unit.pgoutput_encoder import keepalive
 
@@ -32,10 +32,14 @@ SYSTEM = "7300000000000000001"
 SENDER_TIMEOUT_S = 15.0
 _DELAY_S = 0.01
 
-COLUMNS = (Column("id", "bigint", 20, -1, True), Column("content", "text", 25, -1, False))
 PUBLICATION = Publication(
     "cdc",
-    (PublishedTable("public", "turns", OID, COLUMNS, "f", ("id", "content"), ("id",), None, False, ()),),
+    (
+        PublishedTable(
+            "public", "turns", OID, tuple(TURNS.columns), "f", tuple(one.name for one in TURNS.columns), ("id",), None,
+            False, (),
+        ),
+    ),  # fmt: skip
     ("insert", "update", "delete", "truncate"),
     False,
 )
@@ -78,10 +82,23 @@ class ModelPostgres:
         self.commits += 1
         self._xid += 1
         commit_lsn = self.wal_lsn + len(changes) + dice.choice((8, 24, 100))
-        end_lsn = commit_lsn + dice.choice((16, 48))
-        self.history.append(Committed(self._xid, commit_lsn, end_lsn, tuple(changes)))
-        self.wal_lsn = end_lsn
-        self.world.tell(f"commit xid={self._xid} lsn={commit_lsn:X} end={end_lsn:X} changes={len(changes)}")
+        self._append(Committed(self._xid, commit_lsn, commit_lsn + dice.choice((16, 48)), self._now_us, tuple(changes)))
+
+    def emit(self, text: str) -> None:
+        """A logical message outside of any transaction: delivered whatever becomes of its session's transaction."""
+        self.commits += 1
+        end_lsn = self.wal_lsn + self.world.dice.choice((24, 100))
+        self._append(Committed(0, end_lsn - 1, end_lsn, self._now_us, (Change("m", text=text, transactional=False),)))
+
+    @property
+    def _now_us(self) -> int:
+        return TIME_US + int(self.world.loop.time() * 1e6)
+
+    def _append(self, one: Committed) -> None:
+        self.history.append(one)
+        self.wal_lsn = one.end_lsn
+        ops = "".join(change.op for change in one.changes)
+        self.world.tell(f"commit xid={one.xid} lsn={one.commit_lsn:X} end={one.end_lsn:X} changes={ops}")
         self.wake()
 
     def write_noise(self, nbytes: int) -> None:
@@ -290,11 +307,14 @@ class ModelSnapshot:
         self._connection = connection
         self._state = connection.server.history.states[int(exported.snapshot_name)]
 
-    async def rows(self, _table: PublishedTable, **_: object) -> AsyncIterator[list[Row]]:
-        items = sorted(self._state.items())
-        for first in range(0, len(items), 4):
+    async def rows(
+        self, _table: PublishedTable, *, order_by: Sequence[str] = (), **_: object
+    ) -> AsyncIterator[list[Row]]:
+        names = (*order_by, "id")
+        turns = sorted(self._state.values(), key=lambda turn: [(turn[name] is None, turn[name] or 0) for name in names])
+        for first in range(0, len(turns), 4):
             await self._connection.ask()
-            yield [[b"%d" % id_, content.encode()] for id_, content in items[first : first + 4]]
+            yield [row_of(turn) for turn in turns[first : first + 4]]
 
 
 class ModelStream:
@@ -385,15 +405,13 @@ class ModelStream:
         while len(self._pending) < 50 and self._next < len(transactions):
             transaction = transactions[self._next]
             self._next += 1
-            begin, rows, commit = transaction.frames()
-            self._pending.append(begin)
-            if not self._described and rows:
-                self._pending.append(RELATION)
+            frames = transaction.frames()
+            if transaction.xid and dice.random() < 0.2:
+                frames.insert(-1, keepalive(transaction.commit_lsn))
+            if not self._described and transaction.touches_rows:
+                frames.insert(1, RELATION)
                 self._described = True
-            self._pending.extend(rows)
-            if dice.random() < 0.2:
-                self._pending.append(keepalive(transaction.commit_lsn))
-            self._pending.append(commit)
+            self._pending.extend(frames)
             if dice.random() < 0.2:
                 self._pending.append(keepalive(transaction.end_lsn, reply=dice.random() < 0.3))
         if self._next == len(transactions) and self._keepalive_due:

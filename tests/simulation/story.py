@@ -14,13 +14,14 @@ from pydantic import SecretStr
 
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.verify import verify
-from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, RowProjection, Settings
+from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.errors import CdcError, ChangesLost, Diverged, Fenced, Invalid, Unavailable
 from cdc.service import Service
+from tests.cache_model import PROJECTIONS, turn
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life, Stuck, VirtualLoop
 from tests.simulation.doors import Doors, opened
-from tests.simulation.history import Change, History
+from tests.simulation.history import Change, History, State, applied
 from tests.simulation.ledger import Ledger
 from tests.simulation.postgres import ModelPostgres, ModelStream
 from tests.simulation.redis import ModelRedis
@@ -34,7 +35,7 @@ FAULTS = (
     "bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "bucket_away", "kill", "stop", "duel",
     "server_crash", "walsender_end", "half_open", "failover", "failover_without_slot", "slot_dropped", "slot_lost",
     "slot_advanced", "redis_unanswered", "redis_late", "redis_away",
-    "redis_flush", "redis_failover", "eviction",
+    "redis_flush", "redis_failover", "redis_oom", "eviction",
 )  # fmt: skip
 
 _TO_THE_SLOT = {
@@ -156,7 +157,7 @@ class _Story:
         )
         cache = CacheSettings(
             url=SecretStr("redis://model"),
-            projections=(RowProjection(table="public.turns", key="turn:{id}", time_column=None),),
+            projections=tuple(one.model_copy(update={"time_column": None}) for one in PROJECTIONS),
             batch_rows=dice.choice((3, 500)),
         ).model_copy(update={"queue_bytes": dice.choice((5_000, 200_000))})
         postgres = PostgresSettings(dsn=SecretStr("postgresql:///model"), silence_s=8.0, status_interval_s=1.0)
@@ -182,20 +183,43 @@ class _Story:
     # the application
 
     def _commit(self) -> None:
-        dice, changes = self.dice, []
-        state = dict(self.server.history.states[-1])
+        dice = self.dice
+        if dice.random() < 0.05:
+            self.version += 1
+            self.server.emit(f"v{self.version}")
+            return
+        state, changes = dict(self.server.history.states[-1]), list[Change]()
         count = dice.choice((0, 1, 1, 1, 2, 3, 3, 40)) if dice.random() < 0.5 else 1
         for _ in range(count):
-            id_ = dice.randint(1, 8)
-            self.version += 1
-            old, content = state.get(id_), f"v{self.version} " + "x" * (90 if count > 10 else 5)
-            new = None if old is not None and dice.random() < 0.25 else content
-            changes.append(Change(id_, old, new))
-            if new is None:
-                del state[id_]
-            else:
-                state[id_] = new
+            change = self._change(state, "x" * (90 if count > 10 else 5))
+            state = applied(state, (change,))
+            changes.append(change)
         self.server.commit(changes)
+
+    def _change(self, state: State, filling: str) -> Change:
+        """One of everything that a session can do to the table, or say beside it."""
+        dice, id_, die = self.dice, self.dice.randint(1, 8), self.dice.random()
+        self.version += 1
+        content = f"v{self.version} {filling}"
+        old = state.get(id_)
+        if die < 0.03:
+            return Change("t") if die < 0.02 else Change("m", text=content)
+        if old is None:
+            session, pos = dice.choice("aaabb"), dice.randint(1, 12)
+            return Change("c", None, turn(id_, None if die < 0.08 else session, pos, content))
+        if die < 0.25:
+            return Change("d", old)
+        new = {**old, "content": content}
+        if die < 0.35:
+            return Change("u", old, {**old, "pos": dice.randint(1, 12)}, toasted=True)
+        if die < 0.45:
+            new["pos"] = dice.choice((None, dice.randint(1, 12)))
+        elif die < 0.55:
+            new["session_hash"] = dice.choice(("a", "b", None))
+        elif die < 0.65 and (free := sorted(set(range(1, 9)) - set(state))):
+            new["id"] = dice.choice(free)
+            new["turn_id"] = f"t{new['id']}"
+        return Change("u", old, new)
 
     async def _work(self) -> None:
         """The application: bursts and pauses."""
@@ -298,7 +322,7 @@ class _Story:
         happenings = sorted(self.kinds & {
             "bucket_away", "kill", "stop", "server_crash", "walsender_end", "half_open", "failover",
             "failover_without_slot", "slot_dropped", "slot_lost", "slot_advanced", "redis_away", "redis_flush",
-            "redis_failover", "eviction",
+            "redis_failover", "redis_oom", "eviction",
         })  # fmt: skip
         until = world.loop.time() + STORM_S
         failovers = 0
@@ -327,6 +351,8 @@ class _Story:
                 _TO_THE_SLOT[kind](self.server)
             elif kind in ("walsender_end", "half_open") and self.server.streams:
                 self._disturb(kind)
+            elif kind == "redis_oom":
+                self.cache.refuse(dice.choice((0.5, 5.0)))
             elif kind == "redis_flush":
                 self.cache.flush()
             elif kind == "redis_failover":
@@ -470,7 +496,7 @@ class _Story:
             return "the slot is held (P6)"
         if not self.cache.meta.lsn or self.cache.lsn < end_lsn or self.cache.meta.part:
             return f"the cache is not live: {self.cache.meta.describe()}"
-        return self.cache.difference()
+        return self.cache.oracle.difference(self.cache.keys)
 
     async def _check_archive(self) -> None:
         bucket = self.bucket
