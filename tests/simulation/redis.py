@@ -61,7 +61,7 @@ class ModelRedis:
             self.world.fault("eviction", "cdc:meta")  # allkeys-*, which the sink warns of
             self.meta = _NOTHING
             self.oracle.forget()
-        elif self.keys:
+        elif self.keys and self.oracle.history is not None:
             key = self.world.dice.choice(sorted(self.keys))
             self.world.fault("eviction", key.decode())
             del self.keys[key]
