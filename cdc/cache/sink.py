@@ -280,7 +280,7 @@ class CacheSink:
     @staticmethod
     def _target(gathering: "_Gathering", expected: Checkpoint) -> Checkpoint:
         target = expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
-        # A TRUNCATE that was interrupted begins again, and its steps stay counted: none of them may be taken for another.
+        # A TRUNCATE that was interrupted begins again, and its steps stay counted: no two may be taken for one another.
         stepped = target.lsn == expected.lsn and bool(target.part) and expected.part.startswith(target.part + b":")
         return expected if stepped else target
 

@@ -58,6 +58,8 @@ async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost
         await archive.open()
         if archive.tail is None or archive.tail.open_gap is not None:
             return
+        if seen is not None and seen.open_gap is not None:
+            raise Unavailable("another service has closed the gap")
         known_epoch = archive.tail.writer_epoch if seen is None else seen.writer_epoch
         _require_writer_epoch(archive, known_epoch)
         await archive.fence(source_of(server, settings, archive.tail.source.tables))

@@ -18,7 +18,10 @@ class Stuck(Exception):
 
 
 class Life:
-    """One process of the service. `die_at` is the step (one callback of its loop) at which it is killed. `repairs`: it is `cdc repair`."""
+    """One process of the service. `die_at` is the step (one callback of its loop) at which it is killed.
+
+    `repairs` says that it is `cdc repair`.
+    """
 
     def __init__(self, name: str, die_at: int | None = None) -> None:
         self.name = name

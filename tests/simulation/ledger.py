@@ -1,9 +1,9 @@
 """The archive's checker: reads every object at the moment it is created, by the documented format alone.
 
 It shares no code with the program: zstd and JSON, as docs/archive-format.md tells anybody. What it asserts, object by
-object, is P2 and P3: dense numbers, an intact chain, dense ordinals, the committed history in order, whole; and P8: what
-it leaves out stands between a gap and the snapshot after it, and a fork says which timeline was left where. `lacks` is
-asked whenever a position is acknowledged: P1.
+object, is P2 and P3: dense numbers, an intact chain, dense ordinals, the committed history in order, whole; and P8:
+what it leaves out stands between a gap and the snapshot after it, and a fork says which timeline was left where.
+`lacks` is asked whenever a position is acknowledged: P1.
 """
 
 import io

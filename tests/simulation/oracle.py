@@ -1,7 +1,7 @@
 """What the cache must hold, followed change by change from the snapshot that it was warmed with.
 
-The rules are those of `tests/cache_model.py`; the changes are the truth's. Whatever befalls Redis itself (an eviction, a
-failover that loses the last seconds) befalls the oracle too, so that afterwards, too, every key has one right value.
+The rules are those of `tests/cache_model.py`; the changes are the truth's. Whatever befalls Redis itself (an eviction,
+a failover that loses the last seconds) befalls the oracle too, so that afterwards, too, every key has one right value.
 """
 
 import copy
@@ -38,7 +38,7 @@ class Oracle:
         self.history = None
 
     def warmed(self, history: History, lsn: int, keys: dict[bytes, Stored], now_ms: int) -> str:
-        """The cache was filled from a snapshot at `lsn`; returns what is wrong with it, or ''. Its lives are taken over."""
+        """The cache was filled from a snapshot at `lsn`; returns what is wrong with it, or ''. Expiries are its."""
         self.history, self.done, self.model = history, (history.count_upto(lsn), 0), CacheModel()
         rows = history.state_at(lsn).values()
         for turn in sorted(rows, key=lambda turn: (turn["pos"] or 0, turn["id"])):
@@ -96,7 +96,7 @@ class Oracle:
 
 def _same(entry: Entry | None, stored: Stored | None) -> bool:
     if entry is None or stored is None:
-        return entry is stored
+        return entry is None and stored is None
     value, expiry_ms = stored
     if expiry_ms != entry.expiry_ms:
         return False

@@ -3,7 +3,7 @@
 Modelled as measured (PITFALLS): a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
 crash takes `confirmed_flush` back to what was saved last; a WAL sender whose client is silent is ended after a while;
 keepalives name positions up to which everything was sent, also in the middle of a transaction; a failover to a standby
-that lagged loses the tail, uses its LSNs again, and is a new timeline, whose history file says where it left the others.
+that lagged loses the tail, uses its LSNs again, and is a new timeline, whose history file says where others were left.
 A slot can be lost, dropped or advanced by somebody: `losses` counts how often, for as often may a gap be recorded.
 """
 
@@ -36,10 +36,18 @@ PUBLICATION = Publication(
     "cdc",
     (
         PublishedTable(
-            "public", "turns", OID, tuple(TURNS.columns), "f", tuple(one.name for one in TURNS.columns), ("id",), None,
-            False, (),
+            "public",
+            "turns",
+            OID,
+            tuple(TURNS.columns),
+            "f",
+            tuple(one.name for one in TURNS.columns),
+            ("id",),
+            None,
+            False,
+            (),
         ),
-    ),  # fmt: skip
+    ),
     ("insert", "update", "delete", "truncate"),
     False,
 )

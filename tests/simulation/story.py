@@ -145,8 +145,9 @@ class _Story:
 
     def _settings(self) -> Settings:
         dice = self.dice
-        archive = ArchiveSettings(url="file:///model", linger_s=dice.choice((0.0, 0.2, 1.0)),
-                                  on_gap=dice.choice(("stop", "resnapshot"))).model_copy(
+        archive = ArchiveSettings(
+            url="file:///model", linger_s=dice.choice((0.0, 0.2, 1.0)), on_gap=dice.choice(("stop", "resnapshot"))
+        ).model_copy(
             update={
                 "segment_bytes": dice.choice((3_000, 20_000, 200_000)),
                 "queue_bytes": dice.choice((20_000, 500_000)),
@@ -260,7 +261,9 @@ class _Story:
         life.repairs, self.repairs_due = self.repairs_due, False
         if life.repairs:
             self.world.tell("the operator repairs the gap: cdc repair")
-        service = Service(self._repairing() if life.repairs else self.settings, asyncio.Event(), only_repair=life.repairs)
+        service = Service(
+            self._repairing() if life.repairs else self.settings, asyncio.Event(), only_repair=life.repairs
+        )
         life.task = self.world.loop.create_task(service.run(), context=context)
         try:
             await asyncio.wait([life.task])

@@ -76,7 +76,12 @@ def _in_a_process(seed: int, hash_seed: int) -> str:
     """The digest line of a seed that lives in an interpreter whose sets and dictionaries are ordered otherwise."""
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "CDC_SIMULATE_SEED": str(seed)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.simulation"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tests.simulation"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.splitlines()[-1]
 
