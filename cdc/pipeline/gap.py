@@ -58,21 +58,20 @@ async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost
         await archive.open()
         if archive.tail is None or archive.tail.open_gap is not None:
             return
-        if seen is not None and seen.open_gap is not None:
-            raise Unavailable("another service has closed the gap")
-        known_epoch = archive.tail.writer_epoch if seen is None else seen.writer_epoch
-        _require_writer_epoch(archive, known_epoch)
-        await archive.fence(source_of(server, settings, archive.tail.source.tables))
-        _require_writer_epoch(archive, known_epoch + 1)  # our fence may have come behind more than we had seen
+        found = archive.tail
+        if seen is not None and (seen.open_gap is not None or seen.writer_epoch != found.writer_epoch):
+            raise _looking_again()
+        await archive.fence(source_of(server, settings, found.source.tables))
+        if archive.tail.seq != found.seq + 1:  # our fence has come behind more than we had seen
+            raise _looking_again()
         covered_upto = archive.covered_upto
         from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
         await archive.write_gap(from_lsn, lost.message)
         log.error("gap_recorded", from_lsn=format_lsn(from_lsn), reason=lost.message)
 
 
-def _require_writer_epoch(archive: ArchiveSink, expected: int) -> None:
-    if archive.tail is None or archive.tail.writer_epoch != expected:
-        raise Unavailable("another service was at work on this archive since the loss was found; looking again")
+def _looking_again() -> Unavailable:
+    return Unavailable("another service was at work on this archive since the loss was found; looking again")
 
 
 def check_gap(archive: ArchiveSink, settings: Settings) -> bool:
