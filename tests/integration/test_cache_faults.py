@@ -465,3 +465,13 @@ async def test_an_interrupted_truncate_never_returns_to_a_checkpoint_that_it_lef
         await sink.write(batch(whole))
         assert len(left) == len(set(left)) > 4
         assert await read_cache(settings_of(redis_url)) == model_of(transaction(2, NOW_US, created(turn(9)))).entries
+
+
+async def test_two_writers_that_take_the_same_step_do_not_take_it_for_one(redis_url: str) -> None:
+    settings = settings_of(redis_url)
+    async with opened(settings) as first, opened(settings, warm=False) as second:
+        await second.open()
+        assert first._checkpoint == second._checkpoint
+        await first._call(Plan(), first._checkpoint.stepped(first._writer))
+        with pytest.raises(Moved):
+            await second._call(Plan(), second._checkpoint.stepped(second._writer))
