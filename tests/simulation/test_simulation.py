@@ -48,7 +48,7 @@ SYMPTOMS = {
     "no_epoch": ("P8", "P1", "P2"),
     "keepalive_acknowledged_early": ("P1",),
     "checkpoint_outside_the_script": ("P5",),
-    "fork_keeps_positions": ("P1", "P2"),
+    "fork_keeps_positions": ("P1", "P2", "verify"),
     "confirmed_flush_unchecked": ("P1", "P2"),
     "two_writers_without_a_fence": ("P2",),
     "abandoned_parts_counted": ("P1", "P2"),
