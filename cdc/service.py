@@ -122,6 +122,7 @@ class Service:
         self._stop = stop
         self._only_repair = only_repair
         self._bucket: Bucket | None = None
+        self._archive: ArchiveSink | None = None
         self._feed: CacheFeed | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -171,15 +172,16 @@ class Service:
 
     async def _write_down(self, lost: ChangesLost) -> BaseException:
         """Make a gap of what is lost; return what that means for the service."""
+        self._writer_epoch = 0  # the fences since ours may be our own: whoever gets the slot next is the writer
         try:
             archive = ArchiveSink(await self._open_bucket(), self._settings.archive)
             try:
-                await record_gap(self._settings, archive, lost)
+                seen = None if self._archive is None else self._archive.tail
+                await record_gap(self._settings, archive, lost, seen)
             finally:
                 await archive.close()
         except CdcError as error:
             return error
-        self._writer_epoch = 0  # the fences since ours may be our own: whoever gets the slot next is the writer
         if self._settings.archive.on_gap == "stop":
             return lost
         return GapRecorded(lost.message, detail=lost.detail, hint="nothing: a new slot and a new snapshot follow")
@@ -215,10 +217,12 @@ class Service:
             upstream = await start.examine_upstream(connection, settings)  # 1
             crash_point("server_examined")
             bucket = await self._open_bucket()  # 2
-            archive = ArchiveSink(bucket, settings.archive)
+            archive = self._archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
             source = source_of(upstream.server, settings, {})
             position = await archive.open()  # 3
+            if archive.tail is not None and archive.tail.source.epoch != source.epoch:
+                self._writer_epoch = 0  # a fork that we record is a fence, too
             if await follow_timeline(connection, upstream.server, settings, archive):
                 position = await archive.open()
             archive.check_source(source)
@@ -243,10 +247,13 @@ class Service:
             known = archive.tail.source.tables if archive.tail else {}
             self._tables = await check_tables(connection, publication, known, archive)
             self._tables_lsn = position.lsn
+            self._writer_epoch = 0  # until the fence is settled: one whose answer is lost is our own all the same
             crash_point("fence_unwritten")
             await archive.fence(replace(source, tables=self._tables))
             crash_point("fence_written")
             self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
+            if archive.tail is not None and archive.tail.open_gap is not None:
+                raise Unavailable("another service recorded a gap during the start; looking again")
             if self._only_repair:
                 return
             self._publication = upstream.publication

@@ -408,6 +408,8 @@ class ArchiveSink:
                 return
             log.info("fence_overtaken", seq=header.seq)
             self._tail = await check_tail(self._bucket, await find_last_seq(self._bucket) or 0)
+            if kind == "fork" and (header.fork is None or self._tail.source.epoch != header.fork.previous):
+                raise Unavailable("another service has recorded the fork")
             header = self._first_header(kind, source, switch_lsn, reason)
         raise Unavailable(
             "the archive could not be fenced: other writers were faster each time",
