@@ -22,7 +22,7 @@ from tests.faults.venue import missing
 
 Report = dict[str, Any]
 
-_SUMMED = ("transactions", "changes", "segments", "writers", "keys", "sessions")
+_SUMMED = ("transactions", "changes", "segments", "writers", "keys", "sessions", "cache_reads", "restores")
 
 
 def summarise(budget: Budget, results: Sequence[Result], seconds: float) -> Report:
@@ -50,6 +50,8 @@ def summarise(budget: Budget, results: Sequence[Result], seconds: float) -> Repo
         "rows": figures["changes"],
         "segments": figures["segments"],
         "writers": figures["writers"],
+        "cache_reads": figures["cache_reads"],
+        "restores": figures["restores"],
         "workload": dict(sorted(committed.items())),
         "starts": sum(result.starts for result in results),
         "exits": dict(sorted(exits.items())),
@@ -74,7 +76,10 @@ def table(report: Report) -> str:
     """For a terminal."""
     rows = [(kind, count) for kind, count in report["faults"].items()]
     rows += [("faults", report["faults_total"]), ("kinds", report["kinds"]), ("rounds", report["rounds"])]
-    rows += [(name, report[name]) for name in ("transactions", "rows", "segments", "writers", "starts")]
+    rows += [
+        (name, report[name])
+        for name in ("transactions", "rows", "segments", "writers", "cache_reads", "restores", "starts")
+    ]
     rows += [(f"exit {code}", count) for code, count in report["exits"].items()]
     rows += [(f"samples of {name}", count) for name, count in report["samples"].items()]
     rows += [("longest catch-up, s", report["longest_catch_up_s"]), ("seconds", report["seconds"])]
@@ -104,7 +109,9 @@ must catch up by itself, and a checker that shares no code with it compares
 
 - the archive with an independent witness, a `test_decoding` slot: lost, doubled, reordered, torn, altered, invented;
 - the archive, replayed from its base, with the tables, and the cache with the tables, key by key;
-- during the round, the slot's `confirmed_flush_lsn` with what the archive held, and each cache key with its past;
+- during the round, the slot's `confirmed_flush_lsn` with what the archive held, and each read of the cache with the
+  versions that were committed, and with what was read before;
+- moments taken at random during the round with what `cdc restore --to-lsn` gives back;
 - every end of the service with the one that was due (0, or 75 for a zombie), and its log with what is no bug.
 
 What it does not do: promote a standby (the simulation and `tests/acceptance/test_exceptions.py` do), or fill the disk
@@ -144,6 +151,8 @@ def _faults_section(report: Report) -> str:
         "changed rows": report["rows"],
         "segments": report["segments"],
         "writers of the archive, one after another": report["writers"],
+        "reads of the cache, each a committed version and none older than before": report["cache_reads"],
+        "random moments restored, equal to the database then": report["restores"],
         "starts of the service": report["starts"],
         **{f"ends of the service: {code}": count for code, count in report["exits"].items()},
         **{f"samples of {name}": count for name, count in report["samples"].items()},

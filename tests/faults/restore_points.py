@@ -8,7 +8,7 @@ moment back in a scratch database, where the same digests are taken.
 import random
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -132,6 +132,7 @@ def check_restores(
     archive: Archive,
     *,
     limit: int = 20,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[int, list[str]]:
     """Restore moments, each into a database of its own; how many were compared, and what differs.
 
@@ -140,7 +141,8 @@ def check_restores(
     """
     fit = [moment for moment in moments if _is_comparable(moment, told, archive)]
     chosen = random.Random(1).sample(fit, min(limit, len(fit)))
-    return len(chosen), [finding for moment in chosen for finding in _check_restore(admin_dsn, config_file, moment)]
+    found = [_check_restore(admin_dsn, config_file, moment, environment or {}) for moment in chosen]
+    return len(chosen), [finding for findings in found for finding in findings]
 
 
 def _is_comparable(moment: Moment, told: Sequence[Transaction], archive: Archive) -> bool:
@@ -157,14 +159,13 @@ def _truncated_meanwhile(moment: Moment, told: Sequence[Transaction]) -> bool:
     )
 
 
-def _check_restore(admin_dsn: str, config_file: Path, moment: Moment) -> list[str]:
+def _check_restore(admin_dsn: str, config_file: Path, moment: Moment, environment: Mapping[str, str]) -> list[str]:
     name = f"restored_{uuid.uuid4().hex[:12]}"
     into = make_conninfo(admin_dsn, dbname=name)
     query(admin_dsn, f"CREATE DATABASE {name} TEMPLATE template0")
     try:
-        done = run_cdc(
-            "restore", "--config", str(config_file), "--into", into, "--to-lsn", moment.restore_lsn, timeout_s=600
-        )
+        arguments = ("--config", str(config_file), "--into", into, "--to-lsn", moment.restore_lsn)
+        done = run_cdc("restore", *arguments, environment=environment, timeout_s=600)
         if done.returncode:
             return [f"{moment.restore_lsn} cannot be restored: {done.stderr.strip()[-500:]}"]
         found = digests(into)

@@ -7,7 +7,8 @@ round has a process of its own, so that whatever hangs or leaks ends with it.
 2. For so many seconds the load and the nemesis; the samplers look on.
 3. Healing. Where columns were added, every row is written once more, because Postgres itself told nobody about the old
    ones. Then the service must catch up, and end with 0.
-4. The verdict: archive, replay and cache against the witness and the tables.
+4. The verdict: archive, replay and cache against the witness and the tables; each read of the cache against what was
+   committed; random moments, restored, against what they were.
 """
 
 import argparse
@@ -23,6 +24,9 @@ import psycopg
 
 from tests.faults.checker import TABLES, check
 from tests.faults.nemesis import Nemesis
+from tests.faults.objects import read_archive
+from tests.faults.reads import check_reads
+from tests.faults.restore_points import Moments, check_restores
 from tests.faults.stage import Stage
 from tests.faults.trouble import Findings
 from tests.faults.venue import choose_venue
@@ -33,6 +37,8 @@ from tests.service import PROGRAM, confirmed_flush_lsn, mark
 WRITERS = 16
 _RATE = 70
 _CATCH_UP_S = 180.0
+# Restored at the end of a round; a run has many rounds.
+_MOMENTS = 3
 _POLL_S = 0.1
 
 
@@ -87,6 +93,7 @@ def _play(stage: Stage, nemesis: Nemesis, seconds: float, result: Result) -> Non
     witness = SteadyWitness(stage.dsn, TABLES)  # 1
     wait_until_caught_up(stage)
     acknowledgements = acknowledgement_watch(stage.dsn, stage.tail)
+    moments = Moments(stage.dsn, limit=_MOMENTS, mean_pause_s=seconds / _MOMENTS / 2, seed=result.seed)
     load = Workload(
         stage.dsn,
         seed=result.seed,
@@ -98,14 +105,14 @@ def _play(stage: Stage, nemesis: Nemesis, seconds: float, result: Result) -> Non
     )
     try:
         with acknowledgements, stage.cache_watch, witness:  # 2
-            with load:
+            with load, moments:
                 nemesis.haunt(seconds)
             stage.heal()  # 3
             if stage.rewritten:
                 _write_every_row(stage)
             result.caught_up_s = wait_until_caught_up(stage)
         stage.crew.stop()
-        _judge(stage, witness, result)  # 4
+        _judge(stage, witness, moments, result)  # 4
     finally:
         for finding in acknowledgements.findings[:5]:
             stage.findings.add(finding)
@@ -146,10 +153,22 @@ def _where(stage: Stage, target: int) -> str:
     return f"wanted {target:X}, acknowledged {confirmed:X}, cached {cached:X}\n{stage.crew.main.log_tail(15)}"
 
 
-def _judge(stage: Stage, witness: SteadyWitness, result: Result) -> None:
-    verdict = check(stage.dsn, stage.objects(), stage.cache_url, witness.transactions())
+def _judge(stage: Stage, witness: SteadyWitness, moments: Moments, result: Result) -> None:
+    objects, told = stage.objects(), witness.transactions()
+    verdict = check(stage.dsn, objects, stage.cache_url, told)
     result.figures = verdict.figures
-    for finding in verdict.findings:
+    findings = verdict.findings + moments.findings
+    # A column that is added changes how a row of before prints, and no version of it was ever committed so.
+    if not stage.rewritten:
+        findings += [finding for reads in stage.cache_watch.eras for finding in check_reads(reads, told)[:5]]
+        result.figures["cache_reads"] = sum(reads.count for reads in stage.cache_watch.eras)
+        config, environment = stage.crew.main.config_file, stage.s3.environment
+        restored, wrong = check_restores(
+            stage.dsn, config, moments.taken, told, read_archive(objects), limit=_MOMENTS, environment=environment
+        )
+        result.figures["restores"] = restored
+        findings += wrong
+    for finding in findings:
         stage.findings.add(finding)
 
 

@@ -69,7 +69,7 @@ class Stage:
         self.postgres_wire = stack.enter_context(Proxy(self.postgres.port))
         self.redis_wire = stack.enter_context(Proxy(self.redis.port))
         self.s3 = stack.enter_context(S3Server())
-        self.cache_watch = CacheWatch(lambda: self.cache_url, self.findings)
+        self.cache_watch = CacheWatch(lambda: self.cache_url, self.dsn, self.findings)
         self.disk = self.directory / "disk"
         self.clock_file = self.directory / "clock"
         self.clock_file.write_text("+0")

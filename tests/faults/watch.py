@@ -11,6 +11,7 @@ import zstandard
 
 from tests.faults.checker import Sampler, cache_sampler
 from tests.faults.history import loads
+from tests.faults.reads import Reads
 from tests.faults.trouble import Findings
 from tests.faults.witness import Witness
 from tests.service import confirmed_flush_lsn, parse_lsn
@@ -28,19 +29,22 @@ SELECT lsn::text, xid::text::int, data
 class CacheWatch:
     """P5, in eras: whoever takes the cache's memory away by force (`away`) ends one, and the next knows nothing of it.
 
-    A warm-up that begins again empties the cache again, so after the first era keys may go and come back; an older
-    version of one may never.
+    `eras` is what was read in each, for `check_reads`. A warm-up that begins again empties the cache again, so after the
+    first era keys may go and come back; an older version of one may never.
     """
 
-    def __init__(self, url: Callable[[], str], findings: Findings) -> None:
+    def __init__(self, url: Callable[[], str], dsn: str, findings: Findings) -> None:
         self.looks = 0
+        self.eras: list[Reads] = []
+        self._dsn = dsn
         self._flushed = False
         self._url = url
         self._findings = findings
         self._sampler: Sampler | None = None
 
     def __enter__(self) -> Self:
-        sampler = cache_sampler(self._url(), flushed=self._flushed)
+        sampler = cache_sampler(self._url(), dsn=self._dsn, flushed=self._flushed)
+        self.eras.append(sampler.reads)
         self._sampler = Sampler(sampler._look, _LOOK_AT_CACHE_EVERY_S, "cache").__enter__()
         return self
 
