@@ -10,7 +10,7 @@ from tests.faults.bugs import program_with
 from tests.faults.campaign import play_apart
 from tests.faults.kinds import KINDS
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.wide, pytest.mark.timeout(400)]  # a round takes most of a minute
 
 SECONDS = 8.0
 

@@ -29,8 +29,8 @@ SELECT lsn::text, xid::text::int, data
 class CacheWatch:
     """P5, in eras: whoever takes the cache's memory away by force (`away`) ends one, and the next knows nothing of it.
 
-    `eras` is what was read in each, for `check_reads`. A warm-up that begins again empties the cache again, so after the
-    first era keys may go and come back; an older version of one may never.
+    `eras` is what was read in each, for `check_reads`. A warm-up that begins again empties the cache again, so after
+    the first era keys may go and come back; an older version of one may never.
     """
 
     def __init__(self, url: Callable[[], str], dsn: str, findings: Findings) -> None:
