@@ -19,6 +19,7 @@ import structlog
 
 from cdc import metrics
 from cdc.archive.bucket import Bucket
+from cdc.archive.header import RepairNote
 from cdc.change import format_time, parse_time
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn, parse_lsn
@@ -40,14 +41,15 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Position = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
 
 
-class GapNote(msgspec.Struct, frozen=True, rename={"from_lsn": "from"}):
-    """A gap of the proved part. `closed_lsn` 0/0: no snapshot has closed it yet."""
+class GapNote(msgspec.Struct, frozen=True, rename={"from_lsn": "from"}, omit_defaults=True):
+    """A gap of the proved part. `closed_lsn` 0/0: no snapshot has closed it yet; `repair` is that snapshot's."""
 
     seq: _Count
     from_lsn: _Position
     reason: str
     time: str | None
     closed_lsn: _Position
+    repair: RepairNote | None = None
 
 
 class ForkNote(msgspec.Struct, frozen=True):

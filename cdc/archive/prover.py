@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Fork, Gap, Header
+from cdc.archive.header import Fork, Gap, Header, decode_repair, encode_repair
 from cdc.archive.proof import VERIFY_KEY, ForkNote, GapNote, Proof, Proved, read_proof, write_proof
 from cdc.archive.segment import decode_segment_header
 from cdc.archive.tail import log_key
@@ -217,7 +217,13 @@ def _proved_of(report: Report, whole_since: str) -> Proved:
 def _gap_note(broken: Break) -> GapNote:
     gap = broken.gap
     found = format_time(gap.time_us) if gap.time_us else None
-    return GapNote(broken.seq, format_lsn(gap.from_lsn), gap.reason, found, format_lsn(broken.closed_lsn))
+    closed_lsn, repair = format_lsn(broken.closed_lsn), encode_repair(broken.repair)
+    return GapNote(broken.seq, format_lsn(gap.from_lsn), gap.reason, found, closed_lsn, repair)
+
+
+def _break_of(note: GapNote) -> Break:
+    gap = Gap(parse_lsn(note.from_lsn), note.reason, _time_us(note.time))
+    return Break(note.seq, gap, parse_lsn(note.closed_lsn), decode_repair(note.repair))
 
 
 def _report_of(archive: str, proved: Proved) -> Report:
@@ -238,10 +244,7 @@ def _report_of(archive: str, proved: Proved) -> Report:
         last_commit_lsn=parse_lsn(proved.last_commit_lsn),
         covered_upto=parse_lsn(proved.covered_upto),
         next_ordinal=proved.next_ordinal,
-        gaps=[
-            Break(note.seq, Gap(parse_lsn(note.from_lsn), note.reason, _time_us(note.time)), parse_lsn(note.closed_lsn))
-            for note in proved.gaps
-        ],
+        gaps=[_break_of(note) for note in proved.gaps],
         forks=[
             Fork(Epoch(note.system_identifier, note.timeline), parse_lsn(note.switch_lsn), note.reason)
             for note in proved.forks
