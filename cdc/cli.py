@@ -9,6 +9,7 @@ The rooms are imported inside the commands, so that `cdc --help` does not wait f
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -20,7 +21,7 @@ import typer
 from pydantic import SecretStr
 
 from cdc import __version__
-from cdc.config import load, load_archive, load_postgres
+from cdc.config import load, load_archive, load_monitor, load_postgres
 from cdc.errors import CdcError
 
 
@@ -167,15 +168,30 @@ def doctor(file: ConfigFile = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def slots(file: ConfigFile = None, as_json: Json = False) -> None:
-    """List every replication slot of the server and the WAL that it retains."""
+def slots(
+    file: ConfigFile = None,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every SECONDS, until Ctrl-C.")] = False,
+    seconds: Annotated[
+        float, typer.Argument(min=0.1, help="With --watch: time between looks.", metavar="[SECONDS]")
+    ] = 2,
+) -> None:
+    """List every replication slot of the server, the WAL that it retains, and when that becomes too much."""
     from cdc import slots as registry
 
-    found, current_lsn = asyncio.run(registry.read_all(load_postgres(file)))
+    postgres, monitor = load_postgres(file), load_monitor(file)
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(registry.follow(postgres, monitor, seconds, as_json=as_json))
+        return
+    found = asyncio.run(registry.look(postgres, monitor))
+    warnings = found.warnings(monitor.warn_s)
     if as_json:
-        _print_json([registry.facts(slot, current_lsn) for slot in found])
-    else:
-        _print_table([registry.HEADINGS, *(registry.row(slot, current_lsn) for slot in found)])
+        _print_json(registry.report_facts(found, warnings))
+        return
+    print("\n".join(registry.lines(found)))
+    for warning in warnings:
+        _print_trouble(f"{warning.subject:8}", warning.message, warning.hint)
 
 
 @app.command()

@@ -14,11 +14,12 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -223,7 +224,21 @@ class CacheSettings(_Section):
 
 
 class HttpSettings(_Section):
-    listen: str = Field("127.0.0.1:9187", description="address of /metrics and health; reserved, nothing listens yet")
+    listen: str = Field(
+        "127.0.0.1:9187", description="address of metrics, health and the status page; port 0: any free"
+    )
+    token: SecretStr | None = Field(
+        None,
+        description="bearer token that requests must carry; needed unless the address is a loopback one",
+        examples=["paste-here-what-openssl-rand-hex-32-prints"],
+    )
+    archive_lag_s: float = Field(60.0, gt=0, description="age of the oldest change not archived at which not ready")
+    ping_url: SecretStr | None = Field(
+        None,
+        description="address to GET again and again while ready, so that silence means trouble",
+        examples=["https://hc-ping.com/your-check"],
+    )
+    ping_interval_s: float = Field(60.0, gt=0, le=86_400, description="time between those calls")
 
     @field_validator("listen")
     @classmethod
@@ -232,6 +247,57 @@ class HttpSettings(_Section):
         if host and port.isdecimal() and int(port) < 65536:
             return listen
         raise ValueError("is not host:port")
+
+    @field_validator("token")
+    @classmethod
+    def _is_hard_to_guess(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is None or re.fullmatch(r"[!-~]{16,}", token.get_secret_value()):
+            return token
+        raise ValueError("needs at least 16 letters, digits and signs, without spaces")
+
+    @field_validator("ping_url")
+    @classmethod
+    def _is_private_on_its_way(cls, url: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit("" if url is None else url.get_secret_value())
+        local = parts.scheme == "http" and _is_loopback(parts.hostname or "")
+        if url is None or local or (parts.scheme == "https" and parts.hostname):
+            return url
+        raise ValueError("is neither an https:// address nor an http:// one of this machine")
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.token is None and not _is_loopback(self.listen.rpartition(":")[0].strip("[]")):
+            raise ValueError(
+                "http.token is needed, because http.listen is not a loopback address"
+                "\n      export CDC_HTTP__TOKEN=$(openssl rand -hex 32)"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class MonitorSettings(_Section):
+    interval_s: float = Field(10.0, ge=0.1, le=3600, description="time between looks at the server's slots")
+    warn_s: float = Field(
+        21_600.0, ge=0, description="a forecast nearer than this is a warning: a slot at its limit, or a full disk"
+    )
+    disk_path: str | None = Field(
+        None,
+        description="directory on the disk of the server's WAL; absent: the data directory, if it is on this machine",
+        examples=["/var/lib/postgresql"],
+    )
+
+    @field_validator("disk_path")
+    @classmethod
+    def _is_absolute(cls, path: str | None) -> str | None:
+        if path is None or path.startswith("/"):
+            return path
+        raise ValueError("is not an absolute path")
 
 
 class LogSettings(_Section):
@@ -245,6 +311,7 @@ class Settings(_Section):
     archive: ArchiveSettings
     cache: CacheSettings = CacheSettings()
     http: HttpSettings = HttpSettings()
+    monitor: MonitorSettings = MonitorSettings()
     log: LogSettings = LogSettings()
 
 
@@ -254,6 +321,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "archive": ArchiveSettings,
     "cache": CacheSettings,
     "http": HttpSettings,
+    "monitor": MonitorSettings,
     "log": LogSettings,
 }
 KINDS: dict[str, type[_Section]] = {"history": HistoryProjection, "row": RowProjection, "latest": LatestProjection}
@@ -268,6 +336,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 def load_postgres(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> PostgresSettings:
     """Read `[postgres]` alone, for commands that need nothing else."""
     return _load_section(PostgresSettings, "postgres", path, environ)
+
+
+def load_monitor(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> MonitorSettings:
+    """Read `[monitor]` alone, for commands that need little else."""
+    return _load_section(MonitorSettings, "monitor", path, environ)
 
 
 def load_archive(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ArchiveSettings:
@@ -439,7 +512,7 @@ def _what_is_wrong(error: ErrorDetails, location: Sequence[str]) -> str:
 
 
 def _as_given(value: Any, location: Sequence[str]) -> str:
-    secret = location[-1] in ("dsn", "url")
+    secret = location[-1] in ("dsn", "url", "token", "ping_url")
     if secret or "@" in str(value) or not isinstance(value, str | int | float):
         return ""
     return f", not {str(value)[:80]!r}"

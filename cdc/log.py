@@ -6,6 +6,7 @@ them, without local variables, which may hold either.
 
 import logging
 import sys
+from collections import deque
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -20,16 +21,25 @@ _STAMPED: list[Any] = [
 
 _FIRST = ("timestamp", "level", "event")
 
+# The last lines, for the status page. What may be logged may be shown: no row's value, no secret.
+recent: deque[dict[str, Any]] = deque(maxlen=200)
+
 
 def _people_read_this_first(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:
     return {**{name: fields.pop(name, "") for name in _FIRST}, **fields}
+
+
+def _remember(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if fields["level"] != "debug":
+        recent.append(dict(fields))
+    return fields
 
 
 def to_stderr(level: str = "info") -> None:
     """Send every log line of at least `level` to stderr."""
     renderer = structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[*_STAMPED, _people_read_this_first, renderer],
+        processors=[*_STAMPED, _people_read_this_first, _remember, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
@@ -45,6 +55,7 @@ def _adopt_libraries(renderer: Any) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _people_read_this_first,
+                _remember,
                 renderer,
             ],
             foreign_pre_chain=[*_STAMPED, structlog.stdlib.add_logger_name],

@@ -39,3 +39,37 @@ proof_at_s = Gauge(
 proof_lsn = Gauge("cdc_proof_lsn", "Position up to which a proof last succeeded", ["proof"], registry=REGISTRY)
 drill_s = Gauge("cdc_drill_seconds", "Time that the restore of the last good drill took", registry=REGISTRY)
 drill_rows_per_s = Gauge("cdc_drill_rows_per_second", "Rows and changes a second of that restore", registry=REGISTRY)
+archive_seq = Gauge("cdc_archive_seq", "Number of the last segment that this service wrote", registry=REGISTRY)
+
+# Of every slot of the server, ours and others'. Infinite where there is no limit; a lost slot retains infinitely much.
+slot_retained_bytes = Gauge("cdc_slot_retained_bytes", "WAL kept for the slot", ["slot"], registry=REGISTRY)
+slot_unacknowledged_bytes = Gauge(
+    "cdc_slot_unacknowledged_bytes", "WAL that the slot's reader has not acknowledged", ["slot"], registry=REGISTRY
+)
+slot_safe_wal_bytes = Gauge(
+    "cdc_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost", ["slot"], registry=REGISTRY
+)
+slot_active = Gauge("cdc_slot_active", "Whether somebody reads the slot", ["slot"], registry=REGISTRY)
+slot_ours = Gauge("cdc_slot_ours", "Whether the slot is that of postgres.slot", ["slot"], registry=REGISTRY)
+slot_wal_status = Gauge(
+    "cdc_slot_wal_status", "1 for the wal_status that the slot has", ["slot", "wal_status"], registry=REGISTRY
+)
+slot_lost = Gauge("cdc_slot_lost", "Whether the slot can never be read again", ["slot"], registry=REGISTRY)
+slot_forecast_seconds = Gauge(
+    "cdc_slot_forecast_seconds",
+    "Time until the slot reaches max_slot_wal_keep_size or fills the disk",
+    ["slot"],
+    registry=REGISTRY,
+)
+slot_inactive_seconds = Gauge(
+    "cdc_slot_inactive_seconds", "Time since somebody read the slot", ["slot"], registry=REGISTRY
+)
+slot_catalog_xmin_age = Gauge(
+    "cdc_slot_catalog_xmin_age", "Transactions for which the slot holds back VACUUM", ["slot"], registry=REGISTRY
+)
+wal_bytes_per_second = Gauge("cdc_wal_bytes_per_second", "Rate at which the server writes WAL", registry=REGISTRY)
+oldest_transaction_seconds = Gauge(
+    "cdc_oldest_transaction_seconds", "Age of the oldest transaction that has written something", registry=REGISTRY
+)
+disk_free_bytes = Gauge("cdc_disk_free_bytes", "Free space on the disk of the server's WAL", registry=REGISTRY)
+monitor_up = Gauge("cdc_monitor_up", "Whether the last look at the slots succeeded", registry=REGISTRY)

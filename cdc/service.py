@@ -50,6 +50,8 @@ from cdc.postgres.session import check_dsn, connect
 from cdc.postgres.slot import read_slot
 from cdc.progress import Progress
 from cdc.sink import Epoch, Position
+from cdc.vitals import Phase, Upstream, Vitals
+from cdc.web.companions import companions
 
 log = structlog.get_logger()
 
@@ -70,12 +72,22 @@ async def run(settings: Settings, *, only_repair: bool = False) -> int:
     `only_repair` ends before the first change would flow: what a start must mend is mended then.
     """
     _spare_the_collector()
-    stop = asyncio.Event()
+    stop, vitals = asyncio.Event(), Vitals()
+
+    def finish() -> None:
+        vitals.enter(Phase.STOPPING)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, finish)
+    service = Service(settings, stop, vitals, only_repair=only_repair)
     try:
-        await Service(settings, stop, only_repair=only_repair).run()
+        if only_repair:
+            await service.run()
+        else:
+            async with companions(settings, vitals):
+                await service.run()
     except CdcError as error:
         log.error("service_failed", **_fields(error), exit_code=error.exit_code)
         return error.exit_code
@@ -95,6 +107,17 @@ def _fields(error: CdcError) -> dict[str, str]:
 
 class GapRecorded(Unavailable):
     """The gap is in the archive, and the next attempt closes it."""
+
+
+def _upstream_of(server: Server, settings: Settings) -> Upstream:
+    return Upstream(
+        server.epoch.system_identifier,
+        server.epoch.timeline,
+        server.database,
+        server.server_version,
+        settings.postgres.slot,
+        settings.postgres.publication,
+    )
 
 
 def gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -117,9 +140,12 @@ def _leaves(error: BaseException) -> list[BaseException]:
 class Service:
     """Keeps one session going until stopped. Everything it opens is closed when `run` ends."""
 
-    def __init__(self, settings: Settings, stop: asyncio.Event, *, only_repair: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, stop: asyncio.Event, vitals: Vitals | None = None, *, only_repair: bool = False
+    ) -> None:
         self._settings = settings
         self._stop = stop
+        self._vitals = vitals or Vitals()
         self._only_repair = only_repair
         self._bucket: Bucket | None = None
         self._archive: ArchiveSink | None = None
@@ -151,6 +177,7 @@ class Service:
         backoff_s = BACKOFF_FIRST_S
         while not self._stop.is_set():
             started = time.monotonic()
+            self._vitals.enter(Phase.STARTING)
             try:
                 await self._unless_stopped(self._attempt(tasks))
                 if self._only_repair and not self._stop.is_set():
@@ -163,6 +190,7 @@ class Service:
                     raise error from None
                 if time.monotonic() - started > SETTLED_S:
                     backoff_s = BACKOFF_FIRST_S
+                self._vitals.interrupted(error)
                 log.warning("interrupted", **_fields(error), retry_s=backoff_s)
                 metrics.reconnects.inc()
                 await self._pause(backoff_s)
@@ -228,13 +256,13 @@ class Service:
             archive.check_source(source)
             if self._only_repair:
                 await start.check_idle(upstream, settings, position)
-            await start.ensure_slot(upstream, settings, archive, position)  # 4
+            await start.ensure_slot(upstream, settings, archive, position, self._vitals)  # 4
             stream = await stack.enter_async_context(
                 await ReplicationStream.open(settings.postgres, upstream.server.encoding)
             )
             start.check_identity(await stream.identify(), upstream.server)
             if not await start.acquire_stream(
-                stream, settings, archive, self._stop, writer_epoch=self._writer_epoch
+                stream, settings, archive, self._stop, self._vitals, writer_epoch=self._writer_epoch
             ):  # 5
                 return
             crash_point("slot_held")
@@ -262,6 +290,8 @@ class Service:
             if self._watching is None and archive.tail is not None:
                 self._watching = tasks.create_task(watch(bucket, archive.tail.archive), name="proofs")
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
+            metrics.durable_lsn.labels(sink="archive").set(position.lsn)
+            self._vitals.stream(_upstream_of(upstream.server, settings))
             log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(position.lsn))
             session = Session(
                 stream,
@@ -270,6 +300,7 @@ class Service:
                 feed,
                 Progress(confirmed_lsn),
                 settings.archive,
+                self._vitals,
                 recheck=lambda: self._recheck_publication(archive),
                 still_served=lambda: self._is_served(stream.backend_pid),
                 silence_s=settings.postgres.silence_s,
@@ -336,7 +367,9 @@ class Service:
         if self._feed is None:
             sink = CacheSink(self._settings.cache, epoch)
             await self._probe(sink)
-            self._feed = CacheFeed(sink, ArchiveReader(bucket), self._warm_up, self._settings.cache.queue_bytes)
+            self._feed = CacheFeed(
+                sink, ArchiveReader(bucket), self._warm_up, self._settings.cache.queue_bytes, self._vitals
+            )
             self._feed.restart(since_lsn)
             self._feeding = tasks.create_task(self._feed.run(), name="cache feed")
         else:

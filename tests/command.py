@@ -41,9 +41,15 @@ class Command:
     @contextmanager
     def running(self, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
         """`cdc run`, killed at the end if it still runs. Its log is `run.log` in the directory."""
+        with self.started("run", **settings) as process:
+            yield process
+
+    @contextmanager
+    def started(self, *arguments: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A command that goes on, killed at the end if it still runs. What it says on stderr is in `run.log`."""
         with (self.directory / "run.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, "run"],
+                [sys.executable, "-c", _PROGRAM, *arguments],
                 env=self._environment(settings),
                 cwd=self.directory,
                 stdout=subprocess.PIPE,

@@ -88,8 +88,8 @@ def run_cdc(
 class Service:
     """One `cdc run`. It may be started again after it has ended; the log then goes on in the same file.
 
-    `archive`, `postgres` and `cache` are further options of their sections; `cache_url` None means no cache. Another
-    `program` is for a service with a planted bug.
+    `archive`, `postgres`, `cache`, `http` and `monitor` are options of their sections; `cache_url` None means no cache.
+    Another `program` is for a service with a planted bug.
     """
 
     def __init__(
@@ -104,12 +104,15 @@ class Service:
         archive: Mapping[str, object] | None = None,
         postgres: Mapping[str, object] | None = None,
         cache: Mapping[str, object] | None = None,
+        http: Mapping[str, object] | None = None,
+        monitor: Mapping[str, object] | None = None,
         program: str = PROGRAM,
     ) -> None:
         sections: dict[str, dict[str, object]] = {
             "postgres": {"dsn": dsn, "status_interval_s": 0.5, **(postgres or {})},
             "archive": {"url": archive_url, "linger_s": 0.2, **(archive or {})},
-            "http": {"listen": "127.0.0.1:0"},
+            "http": {"listen": "127.0.0.1:0", **(http or {})},
+            "monitor": dict(monitor or {}),
         }
         if cache_url is not None:
             sections["cache"] = {"url": cache_url, **(cache or {})}

@@ -560,6 +560,7 @@ class ArchiveSink:
         metrics.segments.labels(kind=header.kind).inc()
         metrics.segment_bytes.inc(nbytes)
         log.debug("segment_written", seq=header.seq, kind=header.kind, bytes=nbytes, changes=header.changes)
+        metrics.archive_seq.set(header.seq)
         self._hint_now_and_then(header.seq)
 
     async def _put(self, key: str, body: bytes) -> None:

@@ -25,7 +25,7 @@ from cdc.archive.bucket import open_bucket
 from cdc.cache.reader import CacheReader
 from cdc.demo.meter import ArchiveMeter, CacheMeter, percentile
 from cdc.demo.screen import Moment, Screen, format_s, open_screen
-from cdc.demo.stage import ServiceProcess, Stage, running_service, set_up
+from cdc.demo.stage import ServiceProcess, Stage, ask_ready, running_service, set_up
 from cdc.demo.summary import Summary, summarise
 from cdc.demo.workload import Commit, Workload
 from cdc.errors import CdcError, Unavailable
@@ -64,11 +64,12 @@ async def _perform(
         _print_live_commands(console, stage)
         await play.run(stop)
         await play.drain()
+        verdict = await ask_ready(stage)
         await service.stop()
         bucket = open_bucket(stage.settings.archive)
         projections = stage.settings.cache.projections
         summary = await summarise(play.onlooker, bucket, play.cache, projections, play.workload.tally)
-        summary.note_service(service.exit_code)
+        summary.note_service(service.exit_code, stage.address, verdict)
         return summary, play
 
 
@@ -222,6 +223,7 @@ class _Command:
 
 
 def _print_live_commands(console: Console, stage: Stage) -> None:
+    console.print(f"\nThe service answers at {stage.address}")
     console.print("\nWhile it runs, look for yourself from another terminal:\n")
     port = stage.valkey.port
     _print_commands(
@@ -231,6 +233,7 @@ def _print_live_commands(console: Console, stage: Stage) -> None:
             _Command("a key", f"redis-cli -p {port} RANDOMKEY"),
             _Command("a session's last turns", f"redis-cli -p {port} ZREVRANGE session:SESSION_HASH:turns 0 9"),
             _Command("all is well?", f"cdc status --config {stage.configuration}"),
+            _Command("is it ready?", f"curl {stage.address}readyz"),
         ],
     )
 

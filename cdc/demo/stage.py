@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 from pydantic import SecretStr
 
 from cdc.config import PostgresSettings, Settings, load
 from cdc.embedded import PostgresServer, ValkeyServer
-from cdc.embedded.process import ServerProcess
+from cdc.embedded.process import ServerProcess, free_port
 from cdc.errors import Unavailable
 from cdc.postgres import install
 from cdc.postgres.session import connect
@@ -30,6 +31,8 @@ _SERVICE_ROLE = "cdc_replicator"
 
 # The service drains for up to 20 s when it is asked to stop.
 _STOP_S = 30.0
+
+_ANSWER = aiohttp.ClientTimeout(total=10.0)
 
 _CONFIGURATION = """\
 # Written by `cdc demo`. The servers in it ended with the demo; the archive is still there.
@@ -41,6 +44,9 @@ url = "{archive}"
 
 [cache]
 url = "{redis}"
+
+[http]
+listen = "127.0.0.1:{port}"
 """
 
 
@@ -59,6 +65,11 @@ class Stage:
     @property
     def dsn(self) -> str:
         return self.application.dsn.get_secret_value()
+
+    @property
+    def address(self) -> str:
+        """Where the service answers over HTTP."""
+        return f"http://{self.settings.http.listen}/"
 
     @property
     def service_log(self) -> Path:
@@ -93,7 +104,10 @@ async def _furnish(directory: Path, postgres: PostgresServer, valkey: ValkeyServ
     archive, configuration = directory / "archive", directory / "cdc.toml"
     configuration.write_text(
         _CONFIGURATION.format(
-            dsn=postgres.dsn(user=_SERVICE_ROLE, database=_DATABASE), archive=archive.as_uri(), redis=valkey.url
+            dsn=postgres.dsn(user=_SERVICE_ROLE, database=_DATABASE),
+            archive=archive.as_uri(),
+            redis=valkey.url,
+            port=free_port(),
         )
     )
     return Stage(
@@ -159,6 +173,15 @@ async def running_service(stage: Stage) -> AsyncIterator[ServiceProcess]:
         yield service
     finally:
         await service.stop()
+
+
+async def ask_ready(stage: Stage) -> str:
+    """What the service's /readyz says: `ok`, or why not."""
+    try:
+        async with aiohttp.ClientSession(timeout=_ANSWER) as session, session.get(f"{stage.address}readyz") as response:
+            return (await response.text()).splitlines()[0]
+    except (aiohttp.ClientError, OSError) as error:
+        return f"nothing ({type(error).__name__})"
 
 
 def _command() -> list[str]:

@@ -44,10 +44,11 @@ class Summary:
     def good(self) -> bool:
         return bool(self.checks) and all(check.good for check in self.checks)
 
-    def note_service(self, exit_code: int | None) -> None:
-        """The service was asked to stop by SIGTERM; 0 is the only good answer."""
-        found = "stopped by SIGTERM with exit code 0" if exit_code == 0 else f"ended with exit code {exit_code}"
-        self.checks.append(Check("service", exit_code == 0, found))
+    def note_service(self, exit_code: int | None, address: str, verdict: str) -> None:
+        """The service was asked whether it is ready, and to stop by SIGTERM; `ok` and 0 are the only good answers."""
+        found = f"{address}readyz said {verdict}; "
+        found += "stopped by SIGTERM with exit code 0" if exit_code == 0 else f"ended with exit code {exit_code}"
+        self.checks.append(Check("service", exit_code == 0 and verdict == "ok", found))
 
 
 async def summarise(

@@ -23,6 +23,7 @@ from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.pipeline.queue import Since, TransactionQueue
 from cdc.sink import Epoch, Position
+from cdc.vitals import Vitals
 
 log = structlog.get_logger()
 
@@ -56,8 +57,11 @@ class CacheFeed:
         reader: ArchiveReader,
         warm_up: Callable[[CacheSink, Epoch], Awaitable[Position]],
         queue_bytes: int,
+        vitals: Vitals,
     ) -> None:
         self.state = FeedState.OPENING
+        self._vitals = vitals
+        vitals.cache_state = self.state.value
         self.queue = TransactionQueue(queue_bytes)
         self._sink = sink
         self._reader = reader
@@ -132,6 +136,7 @@ class CacheFeed:
         if state is not self.state:
             log.info("cache_state", state=state.value, previous=self.state.value)
         self.state = state
+        self._vitals.cache_state = state.value
 
     def _since(self) -> Since:
         return self.queue.since if self._held is None else self._held[0]

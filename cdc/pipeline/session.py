@@ -36,6 +36,7 @@ from cdc.pipeline.queue import TransactionQueue
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
 from cdc.progress import Progress
+from cdc.vitals import Vitals
 
 log = structlog.get_logger()
 
@@ -61,6 +62,7 @@ class Session:
         feed: CacheFeed | None,
         progress: Progress,
         settings: ArchiveSettings,
+        vitals: Vitals,
         *,
         recheck: Callable[[], Awaitable[None]],
         still_served: Callable[[], Awaitable[bool]],
@@ -73,6 +75,7 @@ class Session:
         self._feed = feed
         self._progress = progress
         self._settings = settings
+        self._vitals = vitals
         self._recheck = recheck
         self._still_served = still_served
         self._status_interval_s = status_interval_s
@@ -103,6 +106,7 @@ class Session:
             for task in (receive, silence, *endings):
                 task.cancel()
             if self._failure is not None:
+                self._vitals.interrupted(self._failure)
                 feedback.cancel()
                 await self._stream.close()
             await self._drain(archive)
@@ -133,6 +137,7 @@ class Session:
             self._send_status()
         if not transactions:
             return
+        self._vitals.backlog.received(transactions)
         metrics.transactions.inc(sum(t.last for t in transactions))
         metrics.changes.inc(sum(len(t.changes) for t in transactions))
         if not self._shed:
@@ -183,6 +188,7 @@ class Session:
     def _archived(self, lsn: int, *, idle: bool = False) -> None:
         self._progress.archived(lsn)
         self._acknowledged_at = time.monotonic()
+        self._vitals.archived(lsn)
         metrics.durable_lsn.labels(sink="archive").set(lsn)
         self._send_status()
         if self._feed is not None:
@@ -231,6 +237,7 @@ class Session:
 
     def _send_status(self, *, reply_requested: bool = False) -> None:
         acknowledged = self._progress.acknowledged_lsn
+        self._vitals.reported()
         self._stream.send_status(
             self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
         )

@@ -23,6 +23,7 @@ from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
 from cdc.postgres.slot import Slot, check_slot, drop_slot, make_failover, read_slot
 from cdc.sink import Position
+from cdc.vitals import Phase, Vitals
 
 log = structlog.get_logger()
 
@@ -47,13 +48,17 @@ async def examine_upstream(connection: Connection, settings: Settings) -> Upstre
     return Upstream(connection, server, publication)
 
 
-async def ensure_slot(upstream: Upstream, settings: Settings, archive: ArchiveSink, position: Position | None) -> Slot:
+async def ensure_slot(
+    upstream: Upstream, settings: Settings, archive: ArchiveSink, position: Position | None, vitals: Vitals
+) -> Slot:
     """4. The slot that goes with this archive. A new archive, or one with a gap, gets its slot and a snapshot here."""
     name = settings.postgres.slot
     if check_gap(archive, settings):
+        vitals.enter(Phase.BACKFILLING)
         await close_gap(upstream.connection, upstream.server, upstream.publication, settings, archive)
     slot = await read_slot(upstream.connection, name)
     if position is None:
+        vitals.enter(Phase.BACKFILLING)
         await _begin_archive(upstream, settings, archive, slot)
         slot = await read_slot(upstream.connection, name)
     if slot is None:
@@ -133,7 +138,13 @@ def check_covered(slot: Slot, covered_upto: int) -> None:
 
 
 async def acquire_stream(
-    stream: ReplicationStream, settings: Settings, archive: ArchiveSink, stop: asyncio.Event, *, writer_epoch: int
+    stream: ReplicationStream,
+    settings: Settings,
+    archive: ArchiveSink,
+    stop: asyncio.Event,
+    vitals: Vitals,
+    *,
+    writer_epoch: int,
 ) -> bool:
     """5. START_REPLICATION, which is the lock. Stands by while another service holds it; False if stopped meanwhile.
 
@@ -154,6 +165,7 @@ async def acquire_stream(
             if not standing_by:
                 log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
                 standing_by = True
+                vitals.enter(Phase.STANDING_BY)
             crash_point("standing_by")
             try:
                 async with asyncio.timeout(STANDBY_S):

@@ -88,7 +88,7 @@ async def read_slots(connection: Connection) -> list[Slot]:
     except psycopg.Error as error:
         raise in_session(refusal_of_exception(error)) from None
     names = [column.name for column in cursor.description or ()]
-    return [_slot(dict(zip(names, row, strict=True))) for row in rows]
+    return [slot_of_row(dict(zip(names, row, strict=True))) for row in rows]
 
 
 async def read_slot(connection: Connection, name: str) -> Slot | None:
@@ -96,7 +96,8 @@ async def read_slot(connection: Connection, name: str) -> Slot | None:
     return next((slot for slot in await read_slots(connection) if slot.name == name), None)
 
 
-def _slot(row: Mapping[str, Any]) -> Slot:
+def slot_of_row(row: Mapping[str, Any]) -> Slot:
+    """The slot in a row of `SELECT * FROM pg_replication_slots`, by the columns' names."""
     return Slot(
         name=row["slot_name"],
         plugin=row["plugin"],

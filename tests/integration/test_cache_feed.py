@@ -17,6 +17,7 @@ from cdc.config import CacheSettings, RowProjection
 from cdc.pipeline.cache_feed import CacheFeed, FeedState
 from cdc.row import Row
 from cdc.sink import Epoch, Position
+from cdc.vitals import Vitals
 from tests import archived
 from tests.archived import EPOCH, SOURCE, pieces, transaction
 
@@ -31,7 +32,7 @@ class Stage:
         self.bucket = MemoryBucket()
         self.archive = ArchiveSink(self.bucket, archived.settings(segment_bytes=64 * 1024))
         self.sink = CacheSink(CacheSettings(url=SecretStr(url), projections=(row,)), EPOCH)
-        self.feed = CacheFeed(self.sink, ArchiveReader(self.bucket), self.warm_up, QUEUE_BYTES)
+        self.feed = CacheFeed(self.sink, ArchiveReader(self.bucket), self.warm_up, QUEUE_BYTES, Vitals())
         self.redis = redis.asyncio.Redis.from_url(url)
         self.snapshot_lsn = 0x30
         self.warm_ups = 0

@@ -1,5 +1,7 @@
 """`cdc status`, `doctor`, `slots` and `teardown` before and after something is wrong, on real servers."""
 
+import json
+import signal
 from pathlib import Path
 from uuid import uuid4
 
@@ -109,11 +111,34 @@ def test_the_doctor_names_a_publication_that_is_not_there(cdc: Command) -> None:
 
 def test_slots_lists_a_slot_with_what_it_retains(cdc: Command, database: str, slot: str) -> None:
     make_slot(database, slot)
-    (found,) = [found for found in cdc.facts("slots") if found["slot"] == slot]
+    (found,) = [found for found in cdc.facts("slots")["slots"] if found["slot"] == slot]
     assert found["active_pid"] is None
     assert found["retained_bytes"] >= 0
     assert found["lost"] is False
     assert slot in cdc("slots").stdout
+
+
+def test_slots_says_of_every_slot_who_reads_it_and_when_that_hurts(cdc: Command, database: str, slot: str) -> None:
+    make_slot(database, slot)
+    said = cdc("slots", CDC_POSTGRES__SLOT="another").stdout.splitlines()
+    (line,) = [line for line in said if line.startswith(slot)]
+    assert line.split()[1:3] == ["nobody", "reserved"]
+    assert said[said.index(line) + 1].startswith("    nobody reads it")
+    assert any(f"slot {slot}, not ours, is read by nobody" in line for line in said)
+    facts = cdc.facts("slots")
+    assert [found["slot"] for found in facts["slots"] if found["ours"]] == [slot]
+    assert facts["postgres"]["wal_lsn"]
+
+
+def test_watched_slots_are_shown_again_and_again_until_ctrl_c(cdc: Command, database: str, slot: str) -> None:
+    make_slot(database, slot)
+    with cdc.started("slots", "--watch", "0.2", "--json") as process:
+        assert process.stdout is not None
+        looks = [json.loads(process.stdout.readline()) for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert all(slot in [found["slot"] for found in look["slots"]] for look in looks)
+    assert len({look["postgres"]["observed_at"] for look in looks}) == 3
 
 
 def test_a_slot_beside_an_empty_archive_is_not_well(cdc: Command, database: str, slot: str) -> None:

@@ -83,6 +83,8 @@ def test_the_demo_ends_by_itself_with_a_summary_that_is_good(demos: list[Demo]) 
     assert demo.finish() == 0, demo.printed
     assert "0 lost, 0 duplicate" in demo.printed
     assert "NOT OK" not in demo.printed
+    (address,) = re.findall(r"The service answers at (http://127\.0\.0\.1:\d+/)\n", demo.printed)
+    assert f"{address}readyz said ok; stopped by SIGTERM with exit code 0" in demo.printed
     assert "cdc archive ls --config" in demo.printed
     gone, alive = psutil.wait_procs(servers, timeout=10)
     assert gone

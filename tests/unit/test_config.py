@@ -149,7 +149,10 @@ BAD = [
         'dsn: there is no such option; did you mean postgres.dsn?\n      [postgres]\n      dsn = "postgres',
     ),
     ("[postgress]\nslot = 'a'", "postgress: there is no such option; did you mean [postgres]?"),
-    ("[elsewhere]\nx = 1", "elsewhere: there is no such option; the sections are postgres, archive, cache, http, log"),
+    (
+        "[elsewhere]\nx = 1",
+        "elsewhere: there is no such option; the sections are postgres, archive, cache, http, monitor",
+    ),
     ("[archive]\nurl = 'bucket'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
     ("[archive]\nurl = 's3://'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
     ("[archive]\nurl = 'file://host/dir'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
@@ -187,6 +190,14 @@ BAD = [
         "cache.projections[0].columns: Tuple should have at least 1 item",
     ),
     ("[http]\nlisten = '8080'", "http.listen: is not host:port, not '8080'"),
+    ("[http]\nlisten = '0.0.0.0:80'", "http: http.token is needed, because http.listen is not a loopback address"),
+    ("[http]\nlisten = '0.0.0.0:80'", "\n      export CDC_HTTP__TOKEN=$(openssl rand -hex 32)"),
+    ("[http]\nlisten = '[::]:80'", "http: http.token is needed"),
+    (
+        "[http]\ntoken = 'short'",
+        "http.token: needs at least 16 letters, digits and signs, without spaces\n      [http]",
+    ),
+    ("[http]\nping_url = 'http://example.net/x'", "http.ping_url: is neither an https:// address nor an http:// one"),
     ("[log]\nlevel = 'loud'", "log.level: should be 'debug', 'info', 'warning' or 'error', not 'loud'"),
     ("[postgres]\nslot = 'a'\nslot = 'b'", "is not TOML\ndetail: "),
     ("[postgres]\nslot = cdc", "(at line 2, column 8)"),
@@ -227,6 +238,10 @@ SECRETS = [
     "[archive]\nurl = 'hunter2'",
     "[archive]\nendpoint_url = 'id:hunter2@example.net'",
     "[aws]\nsecret = 'hunter2'",
+    "[http]\ntoken = 'hunter2'",
+    "[http]\nping_url = 'http://example.net/hunter2'",
+    "[http]\nping_url = ['hunter2']",
+    "[http]\nlisten = '0.0.0.0:80'\nping_url = 'https://example.net/hunter2'",
 ]
 
 

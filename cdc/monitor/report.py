@@ -1,0 +1,248 @@
+"""What the slot watch found: the facts as plain values, and what somebody should do something about (pure).
+
+Every slot counts, whoever made it. Our own slot on the brink keeps the service from being ready (`reasons`); a
+stranger's slot that nobody drains is a warning, because it fills our disk all the same.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cdc.lsn import format_lsn
+from cdc.monitor.forecast import Disk, Forecast, forecast, note
+from cdc.monitor.meter import Meter
+from cdc.monitor.words import duration, inactive_since, pin_of, since, size
+from cdc.postgres.observation import Observation, OpenTransaction, Reader, WatchedSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that is not well, in the three parts of /status.json."""
+
+    subject: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One look and what follows from it. `forecasts` has an entry for every slot; `ours` is our slot's name."""
+
+    observation: Observation
+    disk: Disk | None
+    wal_bytes_per_s: float
+    forecasts: Mapping[str, Forecast]
+    ours: str
+
+    @property
+    def reasons(self) -> list[Notice]:
+        """Why the service is not ready: our own slot is lost, or about to be."""
+        return [found for slot in self.observation.slots if slot.slot.name == self.ours for found in _brink(slot, self)]
+
+    def warnings(self, warn_s: float) -> list[Notice]:
+        """All that somebody should look at; `warn_s` is the forecast that is too near."""
+        return list(_warnings(self, warn_s))
+
+
+def report(observation: Observation, disk: Disk | None, meter: Meter, ours: str) -> Report:
+    """Show the meter the observation, and forecast every slot."""
+    note(meter, observation)
+    forecasts = {watched.slot.name: forecast(watched, observation, disk, meter) for watched in observation.slots}
+    return Report(observation, disk, meter.wal_rate(), forecasts, ours)
+
+
+# Warnings -------------------------------------------------------------------------------------------------------------
+
+
+def _warnings(found: Report, warn_s: float) -> Iterator[Notice]:
+    for watched in found.observation.slots:
+        yield from _brink(watched, found)
+        yield from _threatens(watched, found, warn_s)
+    if math.isinf(found.observation.keep_bytes) and found.disk is None and found.observation.slots:
+        yield Notice(
+            "postgres",
+            "there is no forecast: max_slot_wal_keep_size is unlimited, and the disk of the server is not known",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();"
+            '  (or disk_path = "/var/lib/postgresql"   # in [monitor])',
+        )
+    for hidden in found.observation.hidden:
+        if hidden.needed:
+            yield Notice("postgres", f"role {found.observation.role} may not see {hidden.what}", hidden.grant)
+
+
+def _brink(watched: WatchedSlot, found: Report) -> Iterator[Notice]:
+    """Lost, or about to be."""
+    slot, whose = watched.slot, _whose(watched, found)
+    if watched.lost:
+        yield Notice(
+            "slot",
+            f"slot {slot.name}{whose} is lost ({slot.invalidation_reason or slot.wal_status}): its WAL is gone",
+            _drop(watched) if whose else "cdc repair",
+        )
+    elif slot.wal_status == "unreserved":
+        yield Notice(
+            "slot",
+            f"slot {slot.name}{whose} is about to be lost: it exceeds max_slot_wal_keep_size",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
+        )
+
+
+def _threatens(watched: WatchedSlot, found: Report, warn_s: float) -> Iterator[Notice]:
+    """Nobody reads it, or it reaches its limit soon. Who reads ours is told by the service's own phase."""
+    name, now, expected = watched.slot.name, found.observation.at, found.forecasts[watched.slot.name]
+    end = _end(expected) if expected.seconds < warn_s and watched.slot.wal_status != "unreserved" else None
+    if watched.undrained and name != found.ours:
+        held = size(watched.retained_bytes(found.observation.wal_lsn))
+        nobody = f"is read by nobody{since(inactive_since(watched), now)} and retains {held} of WAL"
+        end = f", and {end}" if end else ""
+        yield Notice("slot", f"slot {name}, not ours, {nobody}{end}", _drop(watched))
+    elif end:
+        because = f": {expected.reason}" if expected.reason else ""
+        yield Notice("slot", f"slot {name}{_whose(watched, found)} {end}{because}", _remedy(watched, found))
+
+
+def _end(expected: Forecast) -> str:
+    left = duration(expected.seconds)
+    return f"fills the disk in {left}" if expected.limit == "disk" else f"reaches max_slot_wal_keep_size in {left}"
+
+
+def _remedy(watched: WatchedSlot, found: Report) -> str:
+    pin = pin_of(watched, found.observation)
+    if pin is not None:
+        return _end_of(pin)
+    if watched.slot.name == found.ours:
+        return "cdc status"
+    return _drop(watched) if watched.reader is None else "cdc slots --watch"
+
+
+def _end_of(transaction: OpenTransaction) -> str:
+    if transaction.gid is None:
+        return f"SELECT pg_terminate_backend({transaction.pid});"
+    gid = transaction.gid.replace("'", "''")
+    return f"ROLLBACK PREPARED '{gid}';  (or COMMIT PREPARED, in database {transaction.database})"
+
+
+def _whose(watched: WatchedSlot, found: Report) -> str:
+    return "" if watched.slot.name == found.ours else ", not ours,"
+
+
+def _drop(watched: WatchedSlot) -> str:
+    return f"SELECT pg_drop_replication_slot('{watched.slot.name}');  (if nobody needs it)"
+
+
+# Plain values ---------------------------------------------------------------------------------------------------------
+
+
+def slot_facts(watched: WatchedSlot, found: Report) -> dict[str, Any]:
+    """A slot for `--json` and /status.json. Infinite and unknown are null: `lost` says which of the two."""
+    slot, lsn = watched.slot, found.observation.wal_lsn
+    idle_since = inactive_since(watched)
+    return {
+        "slot": slot.name,
+        "ours": slot.name == found.ours,
+        "kind": watched.kind,
+        "plugin": slot.plugin,
+        "database": slot.database,
+        "temporary": slot.temporary,
+        "active_pid": slot.active_pid,
+        "reader": None if watched.reader is None else _reader_facts(watched.reader),
+        "inactive_since": _iso(idle_since),
+        "inactive_s": None if idle_since is None else max(0.0, found.observation.at - idle_since),
+        "wal_status": slot.wal_status,
+        "lost": watched.lost,
+        "invalidation_reason": slot.invalidation_reason,
+        "conflicting": slot.conflicting,
+        "restart_lsn": _lsn(slot.restart_lsn),
+        "confirmed_flush_lsn": _lsn(slot.confirmed_flush_lsn),
+        "retained_bytes": finite(watched.retained_bytes(lsn)),
+        "lag_bytes": finite(watched.unacknowledged_bytes(lsn)),
+        "safe_wal_bytes": None if slot.restart_lsn is None else slot.safe_wal_size,
+        "xmin_age": watched.xmin_age,
+        "catalog_xmin_age": watched.catalog_xmin_age,
+        "two_phase": slot.two_phase,
+        "failover": slot.failover,
+        "synced": slot.synced,
+        "decoding": None if watched.decoding is None else asdict(watched.decoding),
+        "forecast": _forecast_facts(found.forecasts[slot.name], found.observation.at),
+    }
+
+
+def _reader_facts(reader: Reader) -> dict[str, Any]:
+    return {
+        "pid": reader.pid,
+        "application_name": reader.application_name,
+        "role": reader.role,
+        "session_state": reader.session_state,
+        "sender_state": reader.sender_state,
+        "sent_lsn": _lsn(reader.sent_lsn),
+        "write_lsn": _lsn(reader.write_lsn),
+        "flush_lsn": _lsn(reader.flush_lsn),
+        "reply_at": _iso(reader.reply_at),
+    }
+
+
+def _forecast_facts(expected: Forecast, now: float) -> dict[str, Any]:
+    seconds = finite(expected.seconds)
+    return {
+        "seconds": seconds,
+        # Beyond some thousand years no calendar follows.
+        "at": None if seconds is None or seconds > 1e10 else _iso(now + seconds),
+        "limit": expected.limit,
+        "room_bytes": finite(expected.room_bytes),
+        "rate_bytes_per_s": round(expected.growth_bytes_per_s),
+        "reason": expected.reason,
+    }
+
+
+def postgres_facts(found: Report) -> dict[str, Any]:
+    """The server's part."""
+    observation = found.observation
+    return {
+        "observed_at": _iso(observation.at),
+        "server_version": observation.server_version,
+        "in_recovery": observation.in_recovery,
+        "wal_lsn": format_lsn(observation.wal_lsn),
+        "wal_bytes_per_s": round(found.wal_bytes_per_s),
+        "max_slot_wal_keep_bytes": finite(observation.keep_bytes),
+        "wal_keep_bytes": observation.wal_keep_bytes,
+        "max_wal_bytes": observation.max_wal_bytes,
+        "wal_dir_bytes": observation.wal_dir_bytes,
+        "oldest_transaction": _oldest_facts(found),
+        "transactions": [_transaction_facts(transaction) for transaction in observation.transactions],
+        "disk": None if found.disk is None else asdict(found.disk),
+        "hidden": [{"what": hidden.what, "hint": hidden.grant} for hidden in observation.hidden],
+    }
+
+
+def _oldest_facts(found: Report) -> dict[str, Any] | None:
+    observation = found.observation
+    if not observation.transactions:
+        return None
+    oldest = observation.transactions[0]
+    pinned = [
+        watched.retained_bytes(observation.wal_lsn)
+        for watched in observation.slots
+        if pin_of(watched, observation) == oldest
+    ]
+    return _transaction_facts(oldest) | {"retains_bytes": finite(max(pinned)) if pinned else None}
+
+
+def _transaction_facts(transaction: OpenTransaction) -> dict[str, Any]:
+    return asdict(transaction) | {"since": _iso(transaction.since)}
+
+
+def finite(value: float) -> int | None:
+    """JSON has no infinity."""
+    return int(value) if math.isfinite(value) else None
+
+
+def _lsn(lsn: int | None) -> str | None:
+    return None if lsn is None else format_lsn(lsn)
+
+
+def _iso(at: float | None) -> str | None:
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

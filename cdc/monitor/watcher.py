@@ -1,0 +1,45 @@
+"""Looks at the server's slots, again and again over one connection, and forecasts from all that it has seen."""
+
+import asyncio
+
+from cdc.config import MonitorSettings, PostgresSettings
+from cdc.errors import Unavailable
+from cdc.monitor.disk import find_disk
+from cdc.monitor.meter import Meter
+from cdc.monitor.report import Report, report
+from cdc.postgres.observation import connect_to_watch, observe
+from cdc.postgres.session import Connection
+
+# Each statement has its own limit on the server; this one is for a network that swallows answers.
+DEADLINE_S = 20.0
+
+
+class Watcher:
+    """`look` connects when it must. Close it at the end."""
+
+    def __init__(self, postgres: PostgresSettings, settings: MonitorSettings) -> None:
+        self._postgres = postgres
+        self._settings = settings
+        self._meter = Meter()
+        self._connection: Connection | None = None
+
+    async def look(self) -> Report:
+        """Look once. Raises Unavailable or Invalid; the next look then connects again."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                if self._connection is None:
+                    self._connection = await connect_to_watch(self._postgres)
+                observation = await observe(self._connection)
+                disk = await asyncio.to_thread(find_disk, observation, self._settings.disk_path)
+        except TimeoutError:
+            await self.close()
+            raise Unavailable("Postgres did not answer in time", hint="check postgres.dsn, and the network") from None
+        except BaseException:
+            await self.close()
+            raise
+        return report(observation, disk, self._meter, self._postgres.slot)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

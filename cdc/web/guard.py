@@ -1,0 +1,86 @@
+"""Who may ask, and what a browser may do with the answer.
+
+- **Token**: where one is configured, everything but the bare verdicts of /livez and /readyz needs it. It is compared in
+  constant time; whoever guesses pays a connection for each guess, and the log hears of it once a minute.
+- **Host**: without a token the address is a loopback one, and the only stranger who can reach it is a web page in a
+  browser on this machine, whose name was pointed at 127.0.0.1 (DNS rebinding). Its requests carry that name, so only
+  our own names are answered. With a token any name will do: the page does not have the token.
+- **Headers**: nothing is cached, framed, sniffed or loaded from elsewhere.
+"""
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from cdc.config import HttpSettings
+
+log = structlog.get_logger()
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+# Verdicts without details, for probes that cannot carry a token.
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_DENIALS_LOGGED_S = 60.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """Lets requests in, or not."""
+
+    def __init__(self, settings: HttpSettings, open_paths: frozenset[str] = OPEN_PATHS) -> None:
+        self._token = None if settings.token is None else settings.token.get_secret_value().encode()
+        self._names = _LOCAL_NAMES | {settings.listen.rpartition(":")[0].lower()}
+        self._listen = settings.listen
+        self._open_paths = open_paths
+        self._denied = 0
+        self._logged_at = -_DENIALS_LOGGED_S
+
+    def may_know(self, request: web.Request) -> bool:
+        """Whether the details are for whoever asks."""
+        if self._token is None:
+            return True
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        # Bytes that are not UTF-8 arrive as surrogates; they go back to what they were, and differ.
+        matches = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token)
+        return matches and scheme.lower() == "bearer"
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._token is None and not self._is_ours(request.headers.get("Host")):
+            raise web.HTTPMisdirectedRequest(text=f"this is {self._listen}; ask for it by that name, or by localhost\n")
+        if request.path in self._open_paths or self.may_know(request):
+            return await handler(request)
+        self._note_denial(request)
+        raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, text="http.token is needed\n")
+
+    async def dress(self, _request: web.Request, response: web.StreamResponse) -> None:
+        """Every answer's headers, the refusals' too."""
+        response.headers.update(HEADERS)
+        response.headers["Server"] = "waltier"
+
+    def _is_ours(self, host: str | None) -> bool:
+        """A request without a Host, as HTTP/1.0 allows, comes from no browser."""
+        if host is None:
+            return True
+        name, _, port = host.rpartition(":")
+        return (name if name and port.isdecimal() else host).lower() in self._names
+
+    def _note_denial(self, request: web.Request) -> None:
+        self._denied += 1
+        if time.monotonic() - self._logged_at < _DENIALS_LOGGED_S:
+            return
+        log.warning("http_denied", requests=self._denied, path=request.path[:80], peer=request.remote)
+        self._denied, self._logged_at = 0, time.monotonic()

@@ -1,0 +1,106 @@
+"""The last half hour in steps of five seconds, for the page's charts: rates and latencies from the metrics' own counts.
+
+A point is what happened since the one before it. Percentiles come from the histogram's buckets, so they are as exact
+as those are wide; where nothing happened there is None, not 0.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from cdc.web.readings import LATENCY, Readings
+
+INTERVAL_S = 5
+KEPT_S = 30 * 60
+
+# A month of 365.25 / 12 days, as a bill has them on average.
+MONTH_S = 365.25 / 12 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One step. Latencies are those of commits that became durable in it; `at` is Unix time, when it ended."""
+
+    at: int
+    changes_per_s: float | None
+    redis_p50_ms: float | None
+    redis_p99_ms: float | None
+    archive_p50_ms: float | None
+    archive_p99_ms: float | None
+    retained_bytes: float | None
+
+
+class History:
+    """A bounded ring of points."""
+
+    def __init__(self, retained_bytes: Callable[[], float | None] = lambda: None) -> None:
+        self._retained_bytes = retained_bytes
+        self._points: deque[Point] = deque(maxlen=KEPT_S // INTERVAL_S)
+        self._puts: deque[tuple[float, float]] = deque(maxlen=KEPT_S // INTERVAL_S)
+        self._last: tuple[float, Readings] | None = None
+
+    async def run(self) -> None:
+        """Take a point every five seconds until cancelled."""
+        while True:
+            self.add(Readings.take(), time.time(), time.monotonic())
+            await asyncio.sleep(INTERVAL_S)
+
+    def add(self, readings: Readings, at: float, now: float) -> None:
+        """Take a point. `at` is Unix time, `now` a clock that nobody sets."""
+        self._puts.append((now, readings.total("cdc_puts_total")))
+        if self._last is not None and now > self._last[0]:
+            self._points.append(self._point(readings, at, now, *self._last))
+        self._last = (now, readings)
+
+    def columns(self) -> dict[str, list[float | None]]:
+        """The points, a list for each of their fields."""
+        return {field.name: [getattr(point, field.name) for point in self._points] for field in fields(Point)}
+
+    @property
+    def puts_per_month(self) -> float | None:
+        """At the rate of the time that is kept; None before a minute is over."""
+        if not self._puts or self._puts[-1][0] - self._puts[0][0] < 60:
+            return None
+        (since, before), (until, after) = self._puts[0], self._puts[-1]
+        return (after - before) / (until - since) * MONTH_S
+
+    def _point(self, readings: Readings, at: float, now: float, before: float, last: Readings) -> Point:
+        changes = readings.total("cdc_changes_total") - last.total("cdc_changes_total")
+        redis, archive = (_counts(readings, last, sink) for sink in ("cache", "archive"))
+        return Point(
+            at=int(at),
+            changes_per_s=round(changes / (now - before), 1),
+            redis_p50_ms=_ms(quantile(redis, 0.5)),
+            redis_p99_ms=_ms(quantile(redis, 0.99)),
+            archive_p50_ms=_ms(quantile(archive, 0.5)),
+            archive_p99_ms=_ms(quantile(archive, 0.99)),
+            retained_bytes=self._retained_bytes(),
+        )
+
+
+def _counts(readings: Readings, last: Readings, sink: str) -> dict[float, float]:
+    before = last.buckets(LATENCY, sink=sink)
+    return {bound: count - before.get(bound, 0) for bound, count in readings.buckets(LATENCY, sink=sink).items()}
+
+
+def quantile(cumulative: Mapping[float, float], q: float) -> float | None:
+    """The value that a share of `q` does not exceed, as Prometheus's histogram_quantile() finds it; None if empty.
+
+    Within a bucket values are taken as evenly spread; beyond the last bound it is that bound.
+    """
+    bounds = sorted(cumulative)
+    if not bounds or cumulative[bounds[-1]] <= 0:
+        return None
+    rank, low, below = q * cumulative[bounds[-1]], 0.0, 0.0
+    for bound in bounds:
+        count = cumulative[bound]
+        if count >= rank and count > below:
+            return low if bound == float("inf") else low + (bound - low) * (rank - below) / (count - below)
+        low, below = (low if bound == float("inf") else bound), count
+    return low
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)

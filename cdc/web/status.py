@@ -1,0 +1,147 @@
+"""What `/status.json` says: the service at this moment, as plain values; unknown is null.
+
+Everything is there in every answer, whatever the service does; docs/http.md explains each field.
+"""
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from cdc import __version__, log
+from cdc.config import Settings
+from cdc.health import Health, Reason
+from cdc.lsn import format_lsn
+from cdc.vitals import Mishap, Upstream, Vitals
+from cdc.web.history import INTERVAL_S, History
+from cdc.web.readings import Readings
+from cdc.web.watched import Watched
+
+# Cloudflare R2, standard storage, Class A operations (PUT, LIST), dollars each, beyond the free million a month
+# (https://developers.cloudflare.com/r2/pricing/). Reading is for starts and catch-ups, and costs a twelfth.
+PUT_USD = 4.50 / 1_000_000
+
+
+class Status:
+    """Assembles the facts when asked."""
+
+    def __init__(self, settings: Settings, vitals: Vitals, history: History, watched: Watched) -> None:
+        self._settings = settings
+        self._vitals = vitals
+        self._history = history
+        self._watched = watched
+
+    def facts(self, verdict: Health) -> dict[str, Any]:
+        """One JSON object. Times are ISO 8601 in UTC, positions LSNs, sizes bytes."""
+        vitals, watched, readings = self._vitals, self._watched, Readings.take()
+        return {
+            "version": __version__,
+            "now": _iso(time.time()),
+            "started_at": _iso(vitals.started_at),
+            "ready": verdict.ready,
+            "reasons": _reasons(verdict.reasons),
+            "warnings": _reasons(verdict.warnings),
+            "phase": {"name": vitals.phase.value, "since": _iso(vitals.since)},
+            "source": _source(vitals.upstream),
+            "mishap": _mishap(vitals.mishap),
+            "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self._lsns(readings).items()},
+            "lag": self._lag(readings),
+            "slots": watched.slots,
+            "postgres": watched.postgres,
+            "archive": self._archive(readings),
+            "cache": {"state": vitals.cache_state, "lsn": _lsn(readings.cached_lsn)},
+            "history": {"interval_s": INTERVAL_S, **self._history.columns(), "limit_bytes": watched.limit_bytes},
+            "events": list(log.recent),
+        }
+
+    def _lsns(self, readings: Readings) -> dict[str, int | None]:
+        # The server is looked at every few seconds, and is at least where it says that it is in the stream.
+        server, received = self._watched.server_lsn, readings.received_lsn
+        return {
+            "server": None if server is None else max(server, received or 0),
+            "received": received,
+            "archived": readings.archived_lsn,
+            "acknowledged": readings.lsn("cdc_acknowledged_lsn"),
+            "cached": readings.cached_lsn,
+        }
+
+    def _lag(self, readings: Readings) -> dict[str, float | None]:
+        """How far each position is behind what was received, and that behind the server."""
+        lsns, backlog = self._lsns(readings), self._vitals.backlog
+        backlog.cached(readings.cached_lsn or 0)
+        live = self._vitals.cache_state == "live"
+        return {
+            "received_bytes": _behind(lsns["received"], lsns["server"]),
+            "archive_bytes": _behind(lsns["archived"], lsns["received"]),
+            "archive_s": round(backlog.age_s(), 3),
+            "acknowledged_bytes": _behind(lsns["acknowledged"], lsns["received"]),
+            "cache_bytes": _behind(lsns["cached"], lsns["received"]),
+            "cache_s": round(backlog.cache_age_s(), 3) if live else None,
+        }
+
+    def _archive(self, readings: Readings) -> dict[str, Any]:
+        vitals, puts_per_month = self._vitals, self._history.puts_per_month
+        return {
+            "url": self._settings.archive.url,
+            "seq": _seq(readings),
+            "lag_s": round(vitals.backlog.age_s(), 3),
+            "segments": int(readings.total("cdc_segments_total")),
+            "bytes": int(readings.total("cdc_segment_bytes_total")),
+            "puts": int(readings.total("cdc_puts_total")),
+            "last_put_at": None if vitals.archived_at is None else _iso(vitals.archived_at),
+            "open_gap": bool(readings.value("cdc_gap_open")),
+            "gaps": int(readings.total("cdc_gaps_total")),
+            "forks": int(readings.total("cdc_forks_total")),
+            "cost_per_month_usd": None if puts_per_month is None else round(puts_per_month * PUT_USD, 2),
+            "verified": _proof(readings, "verify"),
+            "drill": _proof(readings, "drill"),
+        }
+
+
+def _behind(lsn: int | None, reference: int | None) -> int | None:
+    return None if lsn is None or reference is None else max(0, reference - lsn)
+
+
+def _seq(readings: Readings) -> int | None:
+    """None until this service has written: its fence is its first segment."""
+    return int(readings.value("cdc_archive_seq") or 0) if readings.total("cdc_segments_total") else None
+
+
+def _proof(readings: Readings, name: str) -> dict[str, Any] | None:
+    """What a verification or a drill found, which another process may have made; None if there was none."""
+    ok, at = readings.value("cdc_proof_ok", proof=name), readings.value("cdc_proof_timestamp_seconds", proof=name)
+    if ok is None and at is None:
+        return None
+    found: dict[str, Any] = {"at": None if at is None else _iso(at), "ok": bool(ok)}
+    return found if name == "drill" else {"lsn": _lsn(readings.lsn("cdc_proof_lsn", proof=name)), **found}
+
+
+def _reasons(reasons: Iterable[Reason]) -> list[dict[str, str]]:
+    return [{"subject": r.subject, "message": r.message, "hint": r.hint} for r in reasons]
+
+
+def _lsn(lsn: int | None) -> str | None:
+    return None if lsn is None else format_lsn(lsn)
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _source(upstream: Upstream | None) -> dict[str, Any] | None:
+    if upstream is None:
+        return None
+    return {
+        "system_identifier": upstream.system_identifier,
+        "timeline": upstream.timeline,
+        "database": upstream.database,
+        "server_version": upstream.server_version,
+        "slot": upstream.slot,
+        "publication": upstream.publication,
+    }
+
+
+def _mishap(mishap: Mishap | None) -> dict[str, Any] | None:
+    if mishap is None:
+        return None
+    return {"kind": mishap.kind, "message": mishap.message, "hint": mishap.hint, "at": _iso(mishap.at)}
