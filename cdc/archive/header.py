@@ -240,7 +240,9 @@ class _Tally(msgspec.Struct):
     changed: _Count
 
 
-class _Repair(msgspec.Struct):
+class RepairNote(msgspec.Struct):
+    """A `Repair` as it is written."""
+
     gap: _Count
     tables: dict[str, _Tally]
     deleted: list[_Chunk]
@@ -251,7 +253,7 @@ class _Base(msgspec.Struct, omit_defaults=True):
     seq: _Count
     consistent_lsn: _Position
     chunks: list[_Chunk]
-    repair: _Repair | None = None
+    repair: RepairNote | None = None
 
 
 class _Gap(msgspec.Struct, rename={"from_lsn": "from"}, omit_defaults=True):
@@ -435,7 +437,7 @@ def _encode_base(base: Base | None) -> _Base | None:
     if base is None:
         return None
     return _Base(
-        base.seq, format_lsn(base.consistent_lsn), list(map(_encode_chunk, base.chunks)), _encode_repair(base.repair)
+        base.seq, format_lsn(base.consistent_lsn), list(map(_encode_chunk, base.chunks)), encode_repair(base.repair)
     )
 
 
@@ -443,7 +445,7 @@ def _decode_base(base: _Base | None) -> Base | None:
     if base is None:
         return None
     chunks = tuple(map(_decode_chunk, base.chunks))
-    return Base(base.seq, parse_lsn(base.consistent_lsn), chunks, _decode_repair(base.repair))
+    return Base(base.seq, parse_lsn(base.consistent_lsn), chunks, decode_repair(base.repair))
 
 
 def _encode_chunk(chunk: Chunk) -> _Chunk:
@@ -454,14 +456,16 @@ def _decode_chunk(chunk: _Chunk) -> Chunk:
     return Chunk(chunk.key, chunk.table, chunk.rows, chunk.bytes, chunk.sha256)
 
 
-def _encode_repair(repair: Repair | None) -> _Repair | None:
+def encode_repair(repair: Repair | None) -> RepairNote | None:
+    """As it is written."""
     if repair is None:
         return None
     tables = {name: _Tally(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
-    return _Repair(repair.gap, tables, list(map(_encode_chunk, repair.deleted)), repair.unknown)
+    return RepairNote(repair.gap, tables, list(map(_encode_chunk, repair.deleted)), repair.unknown)
 
 
-def _decode_repair(repair: _Repair | None) -> Repair | None:
+def decode_repair(repair: RepairNote | None) -> Repair | None:
+    """As it was read."""
     if repair is None:
         return None
     tables = {name: Tally(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}

@@ -47,6 +47,7 @@ from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header, de
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
 from cdc.change import DELETE, READ, Batch, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
+from cdc.crash import crash_point, crash_soon
 from cdc.errors import CdcError, DataError, Diverged, Fenced, Moved, Unavailable
 from cdc.lsn import format_lsn
 from cdc.row import Row
@@ -407,6 +408,8 @@ class ArchiveSink:
                 return
             log.info("fence_overtaken", seq=header.seq)
             self._tail = await check_tail(self._bucket, await find_last_seq(self._bucket) or 0)
+            if kind == "fork" and (header.fork is None or self._tail.source.epoch != header.fork.previous):
+                raise Unavailable("another service has recorded the fork")
             header = self._first_header(kind, source, switch_lsn, reason)
         raise Unavailable(
             "the archive could not be fenced: other writers were faster each time",
@@ -495,6 +498,8 @@ class ArchiveSink:
             part=Part(first.commit_lsn, index, last.last, first.first_seq, first.xid),
         )
         next_seq = last.changes[-1].seq + 1 if last.changes else last.first_seq
+        if not last.last:
+            crash_point("part_written")
         self._series = None if last.last else _Series(first.commit_lsn, index + 1, next_seq)
         if last.last:
             _observe_latency(last.commit_time_us)
@@ -532,7 +537,10 @@ class ArchiveSink:
             header, frames = body.describe(header), body.frames
         data, digest = await _off_loop(header.body_bytes > _THREAD_BYTES, _freeze, header, frames, self._level)
         self._ours = False  # until the PUT is settled, nobody knows; a cancellation leaves it so
+        crash_point("segment_put_unsent")
+        crash_soon("segment_put_in_flight")
         await self._put(log_key(header.seq), data)
+        crash_point("segment_put_answered")
         self._ours = True
         self._advance(header, digest, len(data))
 
@@ -626,6 +634,7 @@ class ArchiveSink:
             data, digest = await asyncio.to_thread(_freeze, header, body.frames, self._level)
             key = base_key(self._base_seq, relation, number, below)
             await self._put(key, data)
+            crash_point("base_chunk_written")
             return Chunk(key, table, header.changes, len(data), digest)
 
     def _hint_now_and_then(self, seq: int) -> None:

@@ -18,6 +18,7 @@ from cdc.cache.projection import WarmQuery
 from cdc.cache.sink import CacheSink
 from cdc.change import Relation, format_time
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import Unavailable
 from cdc.lsn import format_lsn
 from cdc.postgres.publication import Publication
@@ -56,6 +57,7 @@ async def _backfill(settings: Settings, publication: Publication, archive: Archi
         lsn = exported.consistent_lsn
         if archive.tail is not None:
             await _check_epoch(settings, archive.tail.source.epoch)
+        crash_point("backfill_slot_created")
         log.info("backfill_started", consistent_lsn=format_lsn(lsn), tables=len(publication.tables))
         chunks = []
         async with open_snapshot(settings.postgres, exported) as reader:
@@ -64,7 +66,9 @@ async def _backfill(settings: Settings, publication: Publication, archive: Archi
                 chunks += await archive.write_base(table.relation, rows, lsn)  # 2
         relations = [table.relation for table in publication.tables]
         repair = None if across is None else await across.conclude(archive, relations, lsn)  # 3
+        crash_point("snapshot_unwritten")
         await archive.write_snapshot(lsn, chunks, relations, repair)  # 4
+        crash_point("snapshot_written")
     rows_read = sum(chunk.rows for chunk in chunks)
     log.info("backfill_finished", rows=rows_read, seconds=round(time.monotonic() - started, 1))
     if repair is not None:
@@ -87,8 +91,8 @@ async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, ca
         await _check_epoch(settings, epoch)
         log.info("warm_up_started", consistent_lsn=format_lsn(exported.consistent_lsn))
         position = Position(epoch, exported.consistent_lsn)
-        now_us = time.time_ns() // 1000
         async with open_snapshot(settings.postgres, exported) as reader:
+            now_us = await reader.time_us()  # our own clock may be wrong, and would end the lives of rows
             await cache.warm(_rows_for_cache(reader, publication, cache, now_us), position, now_us)
     log.info("warm_up_finished", lsn=format_lsn(position.lsn))
     return position

@@ -12,6 +12,7 @@ import structlog
 
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pipeline.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, lock_archive, source_of
@@ -101,6 +102,7 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
         )
     await lock_archive(upstream.connection, name)
     await archive.fence(source_of(upstream.server, settings, upstream.publication.oids))
+    crash_point("archive_begun")
     if archive.covered_upto:  # our fence came behind more than we had seen: the slot is the other service's
         raise Unavailable("another service began this archive since we looked; standing by")
     if slot is not None:
@@ -164,6 +166,7 @@ async def acquire_stream(
                 log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
                 standing_by = True
                 vitals.enter(Phase.STANDING_BY)
+            crash_point("standing_by")
             try:
                 async with asyncio.timeout(STANDBY_S):
                     await stop.wait()
