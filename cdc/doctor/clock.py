@@ -1,7 +1,7 @@
 """Clocks: ours against those of the three neighbours.
 
-Expiries in the cache and latencies are reckoned from commit times, which are Postgres's clock; S3 refuses requests of a
-clock that is a quarter of an hour off, and Redis lets keys go by its own.
+Commit times are Postgres's clock. Latencies are reckoned from them by ours, and a key's end is the commit time and its
+ttl, which Redis compares with its own. S3 refuses requests whose clock is a quarter of an hour off.
 """
 
 import time
@@ -12,6 +12,12 @@ from cdc.doctor.finding import Finding, Subject
 
 # Below this nobody notices: expiries are minutes and days.
 _ALLOWED_S = 2.0
+
+_CONSEQUENCES: dict[Subject, str] = {
+    "postgres": "latencies are off by that, and so are expiries if Redis has our time",
+    "archive": "at a quarter of an hour S3 refuses every request",
+    "cache": "keys live that much shorter or longer if Postgres has our time",
+}
 
 _SET_CLOCK = "timedatectl set-ntp true"
 
@@ -47,7 +53,7 @@ def judge_clock(subject: Subject, whose: str, clock: Clock | None) -> list[Findi
         Finding(
             "warning",
             subject,
-            f"{whose} is {apart_s:.1f} s {direction} this machine: expiries and latencies are off by that",
+            f"{whose} is {apart_s:.1f} s {direction} this machine: {_CONSEQUENCES[subject]}",
             f"{_SET_CLOCK}  (on whichever machine is wrong)",
             command=_SET_CLOCK,
             optional=True,

@@ -1,5 +1,6 @@
 """What the doctor finds on a real Postgres, made true first; and that the printed script mends it."""
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 from cdc.doctor import slots
 from cdc.embedded import PostgresServer
 from tests.conftest import MakePostgres
+from tests.faults.venue import FAKETIME
 from tests.pasted import Pasted
+from tests.proxy import Proxy
 from tests.servers import TEST_SETTINGS, fresh_database
 from tests.streaming import execute, fetch
 
@@ -237,3 +240,43 @@ def test_the_script_holds_no_secret(pasted: Pasted) -> None:
     assert pasted.cdc.facts("doctor")[0].keys() == {
         *("level", "subject", "message", "hint", "sql", "command", "optional")
     }
+
+
+class Pooler(Proxy):
+    """Answers with a process and a key of its own, as PgBouncer and pgcat do, so that it can route cancellations."""
+
+    async def _send(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        head, key_data, rest = piece.partition(b"K\x00\x00\x00\x0c")
+        await super()._send(
+            head + key_data + (bytes(byte ^ 1 for byte in rest[:4]) + rest[4:] if key_data else b""), writer
+        )
+
+
+def test_a_pooler_on_the_way_is_an_error_and_a_plain_proxy_is_not(private: Pasted) -> None:
+    port = int(private.dsn.rpartition(":")[2].partition("/")[0])
+    for kind, found in ((Proxy, False), (Pooler, True)):
+        with kind(port) as proxy:
+            private.cdc.settings["CDC_POSTGRES__DSN"] = private.dsn.replace(f":{port}/", f":{proxy.port}/")
+            assert private.finds("a pooler (PgBouncer, pgcat) stands between us and Postgres") == found
+
+
+@pytest.mark.wide
+def test_a_clock_that_is_wrong_is_told_of_all_neighbours(pasted: Pasted) -> None:
+    if not FAKETIME.exists():
+        pytest.skip("needs libfaketime (Debian: faketime)")
+    assert pasted.finds("Postgres has our time")
+    environment = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    found = [one for one in pasted.cdc.facts("doctor", **environment) if "behind this machine" in one["message"]]
+    assert [(one["level"], one["subject"]) for one in found] == [("warning", "postgres"), ("warning", "cache")]
+    assert all("3600" in one["message"] or "3599" in one["message"] for one in found)
+
+
+@pytest.mark.wide
+def test_an_older_server_is_examined_too(debian_postgres: PostgresServer, archive_dir: str, tmp_path: Path) -> None:
+    with fresh_database(debian_postgres) as dsn:
+        pasted = Pasted(tmp_path, dsn, archive_dir, None, slot=f"cdc_{uuid4().hex[:12]}")
+        execute(dsn, "CREATE TABLE public.notes (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED)")
+        assert [one for one in pasted.findings() if one.level == "error"] == []
+        assert pasted.finds("public.notes is not published")
+        execute(dsn, "ALTER PUBLICATION cdc ADD TABLE public.notes")
+        assert pasted.finds("generated columns of public.notes are not published: twice")
