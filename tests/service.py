@@ -23,6 +23,8 @@ import psycopg
 import pytest
 import redis
 
+from tests.canaries import leaks, secrets_of
+
 PATIENCE_S = 60.0
 
 # The installed command's content, so that it runs by this interpreter whatever PATH says.
@@ -119,7 +121,8 @@ class Service:
         self.slot = str(sections["postgres"].get("slot", "cdc"))
         self.cache_url = cache_url
         self.kills = 0
-        self._environment = {**os.environ, **(environment or {})}
+        self.environment = {**os.environ, **(environment or {})}
+        self._secrets = secrets_of(sections, self.environment)
         self._process: subprocess.Popen[bytes] | None = None
         self.config_file.write_text(_toml(sections))
 
@@ -129,7 +132,7 @@ class Service:
         with self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [*_COMMAND, "run", "--config", str(self.config_file)],
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -173,6 +176,11 @@ class Service:
         if self.running:
             self.process.kill()
             self.process.wait()
+        if error is None and self.log_file.exists():
+            # Whatever a test is about: no secret is ever logged.
+            found = leaks({"the log": self.log_file.read_text(errors="replace")}, self._secrets)
+            if found:
+                pytest.fail("\n".join(found))
 
     # What it is seen to do.
 
