@@ -27,6 +27,7 @@ import structlog
 from cdc import metrics
 from cdc.archive.sink import ArchiveSink
 from cdc.config import ArchiveSettings
+from cdc.crash import crash_point
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
@@ -141,6 +142,7 @@ class Session:
         metrics.changes.inc(sum(len(t.changes) for t in transactions))
         if not self._shed:
             self._queue.put(transactions)
+            crash_point("transactions_queued")
         if self._feed is not None:
             await self._feed.offer(transactions)
         if self._queue.full:
@@ -203,6 +205,7 @@ class Session:
             return
         await self._look_again()
         await self._archive.write_coverage(lsn)
+        crash_point("coverage_written")
         self._covered_at = time.monotonic()
         self._archived(lsn, idle=True)
 
@@ -216,6 +219,7 @@ class Session:
         self._queue.close()
         deadline = time.monotonic() + DRAIN_S
         while not archive.done() and time.monotonic() < deadline and not self._archive.struggling:
+            crash_point("draining")
             await asyncio.wait([archive], timeout=0.05)
         if not archive.done():
             log.warning("archive_drain_abandoned", bytes=self._queue.nbytes)
@@ -237,6 +241,7 @@ class Session:
         self._stream.send_status(
             self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
         )
+        crash_point("status_sent")
         metrics.received_lsn.set(self._progress.received_lsn)
         metrics.acknowledged_lsn.set(acknowledged)
 
