@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -98,6 +98,7 @@ class ArchiveSettings(_Section):
         examples=["https://0123456789abcdef.r2.cloudflarestorage.com"],
     )
     region: str = Field("auto", min_length=1, description="region to sign for; R2 wants auto")
+    allow_insecure: bool = Field(False, description="allow an http:// endpoint on another machine")
     linger_s: float = Field(1.0, ge=0, le=60, description="how long changes gather before a PUT, under traffic")
     segment_bytes: int = Field(16 * MIB, ge=64 * 1024, le=256 * MIB, description="memory of one segment's changes")
     queue_bytes: int = Field(32 * MIB, ge=MIB, description="memory of changes waiting for the archive")
@@ -124,9 +125,22 @@ class ArchiveSettings(_Section):
     @field_validator("endpoint_url")
     @classmethod
     def _is_a_web_address(cls, url: str | None) -> str | None:
-        if url is None or (urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname):
+        parts = urlsplit(url or "")
+        if "@" in parts.netloc:
+            raise ValueError("must not hold credentials: they come from AWS_ACCESS_KEY_ID or the AWS profile")
+        if url is None or (parts.scheme in ("http", "https") and parts.hostname):
             return url
         raise ValueError("is not an https:// address")
+
+    @model_validator(mode="after")
+    def _is_private_on_its_way(self) -> Self:
+        parts = urlsplit(self.endpoint_url or "")
+        if self.allow_insecure or parts.scheme != "http" or _is_loopback(parts.hostname or ""):
+            return self
+        raise ValueError(
+            "archive.endpoint_url is http:// to another machine: anybody on the way could read and change the rows"
+            "\n      use https://, or in a network that you trust: allow_insecure = true"
+        )
 
 
 class _Projection(_Section):
@@ -217,6 +231,9 @@ class CacheSettings(_Section):
     batch_rows: int = Field(500, ge=1, le=5000, description="rows of one script call")
     batch_bytes: int = Field(MIB, ge=1024, description="bytes of one script call")
     timeout_s: float = Field(5.0, gt=0, description="how long one call may take")
+    allow_insecure: bool = Field(
+        False, description="allow another machine without rediss:// and a verified certificate"
+    )
 
     @field_validator("url")
     @classmethod
@@ -233,6 +250,20 @@ class CacheSettings(_Section):
         if twice is None:
             return projections
         raise ValueError(f"two projections write the same key, {twice}")
+
+    @model_validator(mode="after")
+    def _is_private_on_its_way(self) -> Self:
+        parts = urlsplit("" if self.url is None else self.url.get_secret_value())
+        unproved = {("ssl_cert_reqs", "none"), ("ssl_cert_reqs", "optional"), ("ssl_check_hostname", "false")}
+        proved = parts.scheme == "rediss" and not unproved & set(parse_qsl(parts.query.lower()))
+        local = parts.scheme == "unix" or _is_loopback(parts.hostname or "localhost")
+        if self.url is None or self.allow_insecure or proved or local:
+            return self
+        raise ValueError(
+            "cache.url names another machine without TLS and a verified certificate: others could read the rows"
+            "\n      use rediss:// (an authority of your own: ?ssl_ca_certs=/path/ca.pem),"
+            "\n      or in a network that you trust: allow_insecure = true"
+        )
 
 
 class HttpSettings(_Section):

@@ -111,6 +111,12 @@ def translate(error: Exception) -> CdcError | None:
         found = _REFUSED.search(text)
         hint = _HINTS["NOPERM"] if isinstance(error, NoPermissionError) or (found and found[0] == "NOPERM") else ""
         return Invalid("Redis refuses the user of cache.url", detail=text, hint=hint or "check user and password")
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return Invalid(
+            "the certificate of Redis cannot be verified",
+            detail=text,
+            hint="rediss://...?ssl_ca_certs=/path/ca.pem, and the host name that the certificate has",
+        )
     match = _REFUSED_FOR_NOW.search(text) or _REFUSED_FOR_NOW.search(_CODES.get(code, ""))
     if match is not None:
         return Unavailable("Redis refuses commands for now", detail=text, hint=_HINTS.get(match[0], ""))

@@ -94,6 +94,12 @@ _CONNECTING: Final[Sequence[tuple[str, str, str]]] = (
         "add `password=...` to postgres.dsn, or a line to ~/.pgpass",
     ),
     (
+        "channel binding",
+        "postgres.dsn asks for channel binding and the server gives none",
+        "store the password as scram: SET password_encryption = 'scram-sha-256'; ALTER ROLE name PASSWORD '...'; "
+        "in pg_hba.conf: hostssl ... scram-sha-256   (a pooler in between cannot do it: connect past it)",
+    ),
+    (
         "no pg_hba.conf entry",
         "pg_hba.conf does not let this role in",
         "add to pg_hba.conf, then SELECT pg_reload_conf(): hostssl DATABASE ROLE ADDRESS scram-sha-256",
@@ -119,6 +125,16 @@ _CONNECTING: Final[Sequence[tuple[str, str, str]]] = (
         "server does not support ssl",
         "postgres.dsn asks for TLS and the server has none",
         "ALTER SYSTEM SET ssl = on; with a certificate in place",
+    ),
+    (
+        "unsupported protocol",
+        "the server's TLS is older than 1.2",
+        "on the server: ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1.2'; and let ssl_max_protocol_version be",
+    ),
+    (
+        "alert protocol version",
+        "the server's TLS is older than 1.2",
+        "on the server: ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1.2'; and let ssl_max_protocol_version be",
     ),
     (
         "certificate verify failed",
