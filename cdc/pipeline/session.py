@@ -32,6 +32,7 @@ from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.queue import TransactionQueue
+from cdc.pipeline.tally import Tally
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
 from cdc.progress import Progress
@@ -81,6 +82,8 @@ class Session:
         self._silence_s = silence_s
         self._listening_since: float | None = None
         self._queue = TransactionQueue(settings.queue_bytes, progress.archived_lsn)
+        self._queue_bytes = metrics.queue_bytes.labels("archive")
+        self._tally = Tally()
         self._shed = False
         self._end = asyncio.Event()
         self._failure: CdcError | None = None
@@ -139,8 +142,10 @@ class Session:
         self._vitals.backlog.received(transactions)
         metrics.transactions.inc(sum(t.last for t in transactions))
         metrics.changes.inc(sum(len(t.changes) for t in transactions))
+        self._tally.count(transactions)
         if not self._shed:
             self._queue.put(transactions)
+            self._queue_bytes.set(self._queue.nbytes)
         if self._feed is not None:
             await self._feed.offer(transactions)
         if self._queue.full:
@@ -153,6 +158,7 @@ class Session:
                 log.warning("archive_queue_shed", bytes=self._queue.nbytes)
                 self._shed = True
                 self._queue.drop()
+                self._queue_bytes.set(0)
                 return
             try:
                 async with asyncio.timeout(TICK_S):
@@ -172,7 +178,7 @@ class Session:
                 await self._cover()
                 continue
             batch = self._queue.pop(self._settings.segment_bytes)
-            metrics.queue_bytes.labels(sink="archive").set(self._queue.nbytes)
+            self._queue_bytes.set(self._queue.nbytes)
             if not len(batch):
                 continue
             started = time.monotonic()

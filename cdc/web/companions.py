@@ -15,6 +15,7 @@ from cdc.config import Settings
 from cdc.health import Budget, Health, judge
 from cdc.monitor.monitor import Monitor
 from cdc.vitals import Vitals
+from cdc.web.exposition import Exposition
 from cdc.web.heartbeat import Heartbeat
 from cdc.web.history import History
 from cdc.web.ping import Ping
@@ -36,7 +37,8 @@ async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
     def verdict() -> Health:
         return judge(vitals, time.time(), budget, reasons=watched.reasons, warnings=watched.warnings)
 
-    server = WebServer(settings, verdict, Status(settings, vitals, history, watched))
+    status = Status(settings, vitals, history, watched)
+    server = WebServer(settings, verdict, status, Exposition(vitals, status))
     supervisor, ping_url = Supervisor.of_environment(vitals, verdict), settings.http.ping_url
     async with Company(vitals) as company, server:
         company.start("heartbeat", Heartbeat(vitals).run())
