@@ -95,6 +95,17 @@ table_changes = Counter(
 errors = Counter(
     "cdc_errors", "Errors, where it was decided what to do about them", ["room", "kind"], registry=REGISTRY
 )
+rpo_s = Gauge(
+    "cdc_rpo_seconds",
+    "Age of the newest barrier that the archive is known to hold: what a lost machine costs",
+    registry=REGISTRY,
+)
+barrier_s = Histogram(
+    "cdc_barrier_seconds",
+    "Time from writing a barrier into the WAL to its place being archived",
+    buckets=_LATENCY_S,
+    registry=REGISTRY,
+)
 build = Info(
     "cdc_build", "What runs: its version, its Python, and whether the pure rooms are compiled", registry=REGISTRY
 )

@@ -191,7 +191,7 @@ class Session:
 
     def _archived(self, lsn: int, *, idle: bool = False) -> None:
         self._progress.archived(lsn)
-        self._acknowledged_at = time.monotonic()
+        self._acknowledged_at = self._covered_at = time.monotonic()
         self._vitals.archived(lsn)
         metrics.durable_lsn.labels(sink="archive").set(lsn)
         self._send_status()
@@ -209,7 +209,6 @@ class Session:
             return
         await self._look_again()
         await self._archive.write_coverage(lsn)
-        self._covered_at = time.monotonic()
         self._archived(lsn, idle=True)
 
     async def _look_again(self) -> None:

@@ -22,7 +22,7 @@ from cdc.web.status import Status
 # cdc/pipeline/cache_feed.py's, and docs/http.md's.
 CACHE_STATES = ("opening", "away", "warming", "catching_up", "live")
 # Where errors are decided on.
-ROOMS = ("service", "archive", "cache", "monitor")
+ROOMS = ("service", "archive", "cache", "monitor", "barrier")
 
 
 class Exposition:
@@ -54,6 +54,7 @@ class Exposition:
             _show_state(metrics.cache_state, CACHE_STATES, vitals.cache_state)
         metrics.server_lsn.set(_known(status.lsns(readings)["server"]))
         self._show_lags(status.lag(readings))
+        metrics.rpo_s.set(_known(vitals.recovery.age_s()))
         metrics.bucket_cost.set(_known(status.usd_per_month))
         return generate_latest(metrics.REGISTRY)
 
