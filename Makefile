@@ -39,11 +39,11 @@ compile: $(VENV)/dev ## compile the pure rooms with mypyc (needs a C compiler)
 bench: $(VENV)/dev ## measure against DESIGN's figures; writes docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-faults: $(VENV)/dev ## SIGKILL under load, again and again (budget: CDC_FAULTS_SECONDS, CDC_FAULTS_KILLS)
+faults: $(VENV)/dev ## torment real processes (budget: CDC_FAULTS_SECONDS, _COUNT, _KILLS; report: CDC_FAULTS_REPORT)
 	@$(BIN)/python -m pytest --services=$(SERVICES) -m faults -o addopts= -p no:cacheprovider -s tests/faults
 
-simulate: $(VENV)/dev ## the protocol against models under seeded faults (CDC_SIMULATE_SEEDS, _SECONDS, _SEED)
-	@$(BIN)/python -m pytest -m faults -o addopts= -p no:cacheprovider -s tests/simulation
+simulate: $(VENV)/dev ## the protocol against models under seeded faults (CDC_SIMULATE_SEEDS, _SECONDS, _JOBS, _SEED)
+	@$(BIN)/python -m tests.simulation
 
 fuzz: $(VENV)/dev ## damage streams and archives, again and again (budget: CDC_FUZZ_EXAMPLES)
 	@CDC_FUZZ_EXAMPLES=$${CDC_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -p no:cacheprovider tests/unit/test_fuzz.py

@@ -76,9 +76,10 @@ def _root(
     file: ConfigFile = None,
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    from cdc import log
+    from cdc import crash, log
 
     log.to_stderr("warning")
+    crash.arm()
 
 
 @app.command()
@@ -231,13 +232,40 @@ def restore(
     to_time: Annotated[str | None, typer.Option(help="Up to this time, with its zone.", metavar="TIME")] = None,
     to_ordinal: Annotated[int | None, typer.Option(min=0, help="Up to this transaction.", metavar="ORDINAL")] = None,
     table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows like this, into a schema beside the live tables.", metavar="COLUMN=VALUE"),
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="With --where: that schema.  [default: cdc_restored]", metavar="NAME")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at everything and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on."""
+    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on.
+
+    With --where, repeatable, only rows of which all conditions are true. The target may then be the live database: they
+    go into a schema of their own and are compared with the live tables. Differences are no failure: exit code 0.
+    """
     from cdc import restore as recovery
 
     settings, until = load_archive(file), recovery.read_until(to_lsn, to_time, to_ordinal)
+    if where or schema is not None:
+        from cdc.restore import excerpt
+
+        wanted = excerpt.read_where(where or ())
+        with recovery.watched() as meter:
+            search = excerpt.restore_rows(
+                settings, into, until, wanted,
+                schema=schema or excerpt.DEFAULT_SCHEMA, tables=table or (), dry_run=dry_run, meter=meter,
+            )  # fmt: skip
+            found = asyncio.run(search)
+        if as_json:
+            _print_json(excerpt.facts(found))
+        else:
+            _print_table(excerpt.grid(found))
+            print("\n".join(excerpt.lines(found)))
+        return
     with recovery.watched() as meter:
         work = recovery.restore(settings, into, until, tables=table or (), dry_run=dry_run, meter=meter)
         outcome = asyncio.run(work)
@@ -245,6 +273,30 @@ def restore(
         _print_json(recovery.facts(outcome))
     else:
         print("\n".join(recovery.lines(outcome)))
+
+
+@app.command()
+def drill(
+    file: ConfigFile = None,
+    into: Annotated[
+        str | None, typer.Option(help="Server for the scratch database; default: an embedded one.", metavar="DSN")
+    ] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; may be repeated.", metavar="NAME")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many tables, drawn anew each time.")] = None,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds after which it has failed.", metavar="S")] = 3600,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    as_json: Json = False,
+) -> None:
+    """Restore the archive aside, compare it with the live tables, clean up; exit code 1 if it is not the same."""
+    from cdc import drill as rehearsal
+
+    plan = rehearsal.Plan(into, tuple(table or ()), sample, budget, wait)
+    done = asyncio.run(rehearsal.drill(load(file), plan))
+    if as_json:
+        _print_json(rehearsal.facts(done))
+    else:
+        print("\n".join(rehearsal.lines(done)))
+    _end(0 if done.found.equal else 1)
 
 
 # The archive ----------------------------------------------------------------------------------------------------------
@@ -281,17 +333,18 @@ def archive_verify(
         str | None, typer.Option(help="Compare with the live tables of the source too.", metavar="DSN")
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds until the archive must be there.", metavar="S")] = 120,
+    full: Annotated[bool, typer.Option("--full", help="Read everything again, not only what is new.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Prove chain, order, density and checksums of the whole archive; exit code 1 if it is damaged, or differs."""
+    """Prove chain, order, density and checksums of what is new; exit code 1 if the archive is damaged, or differs."""
     from cdc import listing
 
-    report = asyncio.run(listing.read_report(load_archive(file)))
-    facts, lines, well = listing.report_facts(report), list(listing.report_lines(report)), report.intact
-    if against is not None and report.intact:
+    run = asyncio.run(listing.prove(load_archive(file), full=full))
+    facts, lines, well = listing.report_facts(run), list(listing.report_lines(run)), run.report.intact
+    if against is not None and run.report.intact:
         from cdc import comparison
 
-        found = asyncio.run(comparison.compare(load_archive(file), against, patience_s=wait))
+        found = asyncio.run(comparison.compare_and_remember(load_archive(file), against, patience_s=wait))
         facts["against"], well = comparison.facts(found), found.equal
         lines += comparison.lines(found)
     if as_json:

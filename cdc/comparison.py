@@ -12,20 +12,24 @@ with a default, in rows that were not written since) are counted and not compare
 """
 
 import asyncio
+import dataclasses
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+import structlog
+
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.history import History, Until, read_history
+from cdc.archive.proof import AGAINST_KEY, remember_trial, success
 from cdc.archive.tail import Tail, read_tail
 from cdc.change import DELETE, UPDATE, Relation, RowChange, Transaction, Truncate
 from cdc.config import ArchiveSettings, PostgresSettings
-from cdc.errors import Invalid, Unavailable
+from cdc.errors import DataError, Invalid, Unavailable
 from cdc.lsn import format_lsn
 from cdc.postgres.mark import emit_mark
 from cdc.postgres.publication import Publication, read_publication
@@ -35,6 +39,8 @@ from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import SnapshotReader, open_snapshot
 from cdc.postgres.target import settings_of
 from cdc.row import ABSENT, Row, Value
+
+log = structlog.get_logger()
 
 _WIDTH = 8
 _NULL = b"\0" * _WIDTH
@@ -76,16 +82,23 @@ class Comparison:
         return not self.differences
 
 
-async def compare(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> Comparison:
+Replay = Callable[[Bucket, History], Awaitable[tuple[dict[str, "TableState"], int]]]
+"""Gives the tables as they are at the end of a history, and the first ordinal that is not in them."""
+
+
+async def compare(
+    settings: ArchiveSettings, dsn: str | PostgresSettings, *, patience_s: float, replay: Replay | None = None
+) -> Comparison:
     """Compare the archive with the tables at `dsn`, which must be its source.
 
-    Raises Invalid for another database, Unavailable if the archive does not come to the LSN in time.
+    With `replay` what that gives is compared, and no other table. Raises Invalid for another database,
+    Unavailable if the archive does not come to the LSN in time.
     """
-    postgres = settings_of(dsn, "--against")
+    postgres = settings_of(dsn, "--against") if isinstance(dsn, str) else dsn
     bucket = open_bucket(settings)
     try:
         for _ in range(_ATTEMPTS):
-            found = await _attempt(bucket, postgres, patience_s)
+            found = await _attempt(bucket, postgres, patience_s, replay)
             if found is not None:
                 return found
     finally:
@@ -97,7 +110,46 @@ async def compare(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> 
     )
 
 
-async def _attempt(bucket: Bucket, postgres: PostgresSettings, patience_s: float) -> Comparison | None:
+async def compare_and_remember(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> Comparison:
+    """The same, and what came out is written down beside the archive, where metrics find it."""
+    bucket = open_bucket(settings)
+    try:
+        archive = (await _tail(bucket)).archive
+        try:
+            found = await compare(settings, dsn, patience_s=patience_s)
+        except DataError as error:
+            await _remember(bucket, archive, error.message, None)
+            raise
+        await _remember(bucket, archive, failure(found), found if found.equal else None)
+    finally:
+        await bucket.close()
+    return found
+
+
+async def _remember(bucket: Bucket, archive: str, differs: str, equal: Comparison | None) -> None:
+    now_us = time.time_ns() // 1000
+    unremembered = await remember_trial(
+        bucket,
+        AGAINST_KEY,
+        archive=archive,
+        command="cdc archive verify --against",
+        now_us=now_us,
+        failure=differs,
+        success=None if equal is None else success(now_us, equal.lsn, equal.rows),
+    )
+    if unremembered:
+        log.warning("comparison_unremembered", reason=unremembered)
+
+
+def failure(found: Comparison) -> str:
+    """What differs, without a row's content; nothing if nothing does."""
+    tables = ", ".join(sorted({difference.table for difference in found.differences}))
+    return "" if found.equal else f"{len(found.differences)} differences at {format_lsn(found.lsn)} in {tables}"
+
+
+async def _attempt(
+    bucket: Bucket, postgres: PostgresSettings, patience_s: float, replay: Replay | None
+) -> Comparison | None:
     """None if a TRUNCATE came between."""
     publication = await _look(postgres, await _tail(bucket))
     async with create_slot(postgres, f"cdc_verify_{uuid.uuid4().hex[:12]}", temporary=True) as exported:  # 1
@@ -106,7 +158,10 @@ async def _attempt(bucket: Bucket, postgres: PostgresSettings, patience_s: float
             await _mark_and_wait(bucket, postgres, lsn, patience_s)  # 2
             # The snapshot has every commit before its LSN, so the moment is the last byte before.
             history = await read_history(bucket, Until(lsn=lsn - 1))
-            state, next_ordinal = await _replay(bucket, history)  # 3
+            state, next_ordinal = await (replay or _replay)(bucket, history)  # 3
+            if replay is not None:
+                tables = tuple(table for table in publication.tables if table.qualified_name in state)
+                publication = dataclasses.replace(publication, tables=tables)
             found = await _compare(state, publication, reader, Comparison(lsn))  # 4
     mark = await _mark_and_wait(bucket, postgres, 0, patience_s)  # 5
     return None if await _is_truncated(bucket, mark, next_ordinal) else found

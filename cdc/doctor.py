@@ -16,6 +16,7 @@ from cdc.cache.server import CacheServer, read_cache_server
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.errors import CdcError
 from cdc.lsn import format_lsn
+from cdc.postgres.ddl_sentinel import TRIGGERS, read_ddl_sentinel
 from cdc.postgres.publication import Publication, check_publication, read_publication
 from cdc.postgres.role import Role, read_role
 from cdc.postgres.server import FAILOVER_VERSION, Server, check_server, current_wal_lsn, read_server
@@ -87,6 +88,7 @@ async def _examine_postgres(settings: Settings) -> list[Finding]:
             findings += judge_publication(publication, settings.cache)
             role = await read_role(connection, [table.oid for table in publication.tables])
             findings += judge_role(role, int(server.configuration["max_wal_senders"]))
+            findings.append(judge_ddl_sentinel(await read_ddl_sentinel(connection)))
     except CdcError as error:
         findings.append(_failure("postgres", error))
     return findings
@@ -310,6 +312,21 @@ def judge_role(role: Role, max_wal_senders: int) -> list[Finding]:
             )
         )
     return findings
+
+
+def judge_ddl_sentinel(triggers: Mapping[str, bool]) -> Finding:
+    """It is optional, so that each state is as good as another; a hint says how to change it."""
+    if not triggers:
+        message = "no DDL sentinel: the archive has the shape of each table, and no word of what changed it"
+        return Finding("ok", "postgres", message, "cdc init --ddl-sentinel")
+    if len(triggers) < len(TRIGGERS):
+        message = f"half of the DDL sentinel is there, only {', '.join(triggers)}"
+        return Finding("ok", "postgres", message, "cdc init --ddl-sentinel")
+    disabled = [name for name, enabled in triggers.items() if not enabled]
+    if disabled:
+        hint = " ".join(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS;" for name in disabled)
+        return Finding("ok", "postgres", f"the DDL sentinel is disabled: {', '.join(disabled)}", hint)
+    return Finding("ok", "postgres", "the DDL sentinel records schema changes in the archive")
 
 
 def _judge_rights(role: Role) -> Finding:

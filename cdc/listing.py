@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import Fork, header_facts
+from cdc.archive.header import Fork, Repair, header_facts
+from cdc.archive.prover import Prover, Proving
 from cdc.archive.reader import SegmentFacts, cat_lines, list_segments
 from cdc.archive.tail import log_key
-from cdc.archive.verify import Break, Report, verify
+from cdc.archive.verify import Break
 from cdc.change import format_time
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
@@ -70,18 +71,19 @@ async def _check_there(bucket: Bucket, first: int) -> None:
         raise Invalid(what, hint="cdc archive ls; cdc status")
 
 
-async def read_report(settings: ArchiveSettings) -> Report:
-    """Read all of the archive. Raises Unavailable or Invalid if it cannot be read or is not there."""
+async def prove(settings: ArchiveSettings, *, full: bool) -> Proving:
+    """Verify what is new, or everything. Raises Unavailable or Invalid if it cannot be read or is not there."""
     bucket = open_bucket(settings)
     try:
         await _check_there(bucket, 0)
-        return await verify(bucket)
+        return await Prover(bucket, full=full).run()
     finally:
         await bucket.close()
 
 
-def report_facts(report: Report) -> dict[str, Any]:
-    """The report as plain values, for `--json`."""
+def report_facts(run: Proving) -> dict[str, Any]:
+    """The report as plain values, for `--json`. Counts are of the whole archive, `segments_read` of this run."""
+    report, since = run.report, run.since
     return {
         "intact": report.intact,
         "archive": report.archive,
@@ -95,6 +97,11 @@ def report_facts(report: Report) -> dict[str, Any]:
         "abandoned_parts": report.abandoned_parts,
         "uncommitted_chunks": report.uncommitted_chunks,
         "last_seq": report.last_seq,
+        "segments_read": run.segments_read,
+        "after": since and {"seq": since.seq, "covered_upto": since.covered_upto, "proved_at": since.time},
+        "whole_since": run.whole_since,
+        "restarted": run.restarted or None,
+        "unremembered": run.unremembered or None,
         "last_commit_lsn": format_lsn(report.last_commit_lsn),
         "covered_upto": format_lsn(report.covered_upto),
         "gaps": [_gap_facts(broken) for broken in report.gaps],
@@ -103,8 +110,9 @@ def report_facts(report: Report) -> dict[str, Any]:
     }
 
 
-def report_lines(report: Report) -> Iterator[str]:
+def report_lines(run: Proving) -> Iterator[str]:
     """The report for people; what is wrong comes last, where it is seen."""
+    report = run.report
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     yield f"archive {report.archive or 'of unknown identity'}, {size(report.nbytes)}"
     yield f"{report.segments} segments ({kinds})"
@@ -117,9 +125,24 @@ def report_lines(report: Report) -> Iterator[str]:
     yield from (_gap_line(broken) for broken in report.gaps)
     for fork in report.forks:
         yield f"fork: timeline {fork.previous.timeline} was left at {format_lsn(fork.switch_lsn)} ({fork.reason})"
+    yield from _reach_lines(run)
     for finding in report.findings:
         yield f"{finding.key}: {finding.problem}"
     yield "intact" if report.intact else f"NOT INTACT: {len(report.findings)} findings"
+
+
+def _reach_lines(run: Proving) -> Iterator[str]:
+    """From where to where it was read this time."""
+    report, since = run.report, run.since
+    if run.restarted:
+        yield f"read from the start: {run.restarted}"
+    if since is None:
+        yield f"read segments 0 to {report.last_seq}"
+    else:
+        new = f"segments {since.seq + 1} to {report.last_seq}" if run.segments_read else "nothing new"
+        yield f"read {new}; up to segment {since.seq} proved at {since.time}, as a whole at {run.whole_since}"
+    if run.unremembered:
+        yield f"this could not be remembered: {run.unremembered}"
 
 
 def _gap_facts(broken: Break) -> dict[str, Any]:
@@ -130,14 +153,30 @@ def _gap_facts(broken: Break) -> dict[str, Any]:
         "reason": gap.reason,
         "time": format_time(gap.time_us) if gap.time_us else None,
         "closed_by_snapshot_at": format_lsn(broken.closed_lsn) if broken.closed_lsn else None,
+        "changed_inside": None if broken.repair is None else _repair_facts(broken.repair),
     }
+
+
+def _repair_facts(repair: Repair) -> dict[str, Any]:
+    keys = [chunk.key for chunk in repair.deleted]
+    return {"tables": repair.facts(), "unknown": repair.unknown, "deleted_keys": keys}
 
 
 def _gap_line(broken: Break) -> str:
     since = f"gap: changes after {format_lsn(broken.gap.from_lsn)} are lost ({broken.gap.reason})"
     if broken.closed_lsn:
-        return f"{since}; closed by the snapshot at {format_lsn(broken.closed_lsn)}"
+        return f"{since}; closed by the snapshot at {format_lsn(broken.closed_lsn)}{_inside(broken.repair)}"
     return f"{since}; OPEN since segment {broken.seq}: cdc repair"
+
+
+def _inside(repair: Repair | None) -> str:
+    if repair is None:
+        return ""
+    known = [
+        f"{name} {one.deleted} deleted, {one.inserted} inserted, {one.changed} changed"
+        for name, one in repair.tables.items()
+    ]
+    return "; inside: " + "; ".join(known + [f"{name} unknown ({why})" for name, why in repair.unknown.items()])
 
 
 def _fork_facts(fork: Fork) -> dict[str, Any]:

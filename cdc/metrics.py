@@ -33,6 +33,13 @@ reconnects = Counter("cdc_reconnects", "Replication connections lost and opened 
 retries = Counter("cdc_retries", "Attempts at a sink that failed for now", ["sink"], registry=REGISTRY)
 catch_ups = Counter("cdc_cache_catch_ups", "Times the cache went back to the archive", registry=REGISTRY)
 warm_ups = Counter("cdc_cache_warm_ups", "Times the cache was filled from a snapshot", registry=REGISTRY)
+proof_ok = Gauge("cdc_proof_ok", "Whether the last verify, comparison or drill succeeded", ["proof"], registry=REGISTRY)
+proof_at_s = Gauge(
+    "cdc_proof_timestamp_seconds", "When a proof last succeeded, Unix time", ["proof"], registry=REGISTRY
+)
+proof_lsn = Gauge("cdc_proof_lsn", "Position up to which a proof last succeeded", ["proof"], registry=REGISTRY)
+drill_s = Gauge("cdc_drill_seconds", "Time that the restore of the last good drill took", registry=REGISTRY)
+drill_rows_per_s = Gauge("cdc_drill_rows_per_second", "Rows and changes a second of that restore", registry=REGISTRY)
 archive_seq = Gauge("cdc_archive_seq", "Number of the last segment that this service wrote", registry=REGISTRY)
 
 # Of every slot of the server, ours and others'. Infinite where there is no limit; a lost slot retains infinitely much.

@@ -18,17 +18,21 @@ import asyncio
 import gc
 import signal
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import structlog
 
 from cdc import metrics
 from cdc.archive.bucket import Bucket, open_bucket, prove_conditional_put
+from cdc.archive.proof import watch
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import CdcError, ChangesLost, DataError, Diverged, Fenced, Invalid, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
@@ -50,6 +54,8 @@ from cdc.vitals import Phase, Upstream, Vitals
 from cdc.web.companions import companions
 
 log = structlog.get_logger()
+
+_Result = TypeVar("_Result")
 
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 10.0
 # An attempt that lasted so long was a working service: what ends it starts a new series of attempts.
@@ -142,12 +148,15 @@ class Service:
         self._vitals = vitals or Vitals()
         self._only_repair = only_repair
         self._bucket: Bucket | None = None
+        self._archive: ArchiveSink | None = None
         self._feed: CacheFeed | None = None
         self._feeding: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._publication: Publication | None = None
         self._tables: dict[str, int] = {}
         self._tables_lsn = 0
         self._writer_epoch = 0
+        self._in_session = False
 
     async def run(self) -> None:
         """Work until stopped. Raises the error that a person or a supervisor must see."""
@@ -156,6 +165,8 @@ class Service:
             async with asyncio.TaskGroup() as tasks:
                 await tasks.create_task(self._keep_going(tasks), name="sessions")
                 await self._finish_feeding()
+                if self._watching is not None:
+                    self._watching.cancel()
         except BaseExceptionGroup as group:
             raise gravest(group) from None
         finally:
@@ -168,13 +179,13 @@ class Service:
             started = time.monotonic()
             self._vitals.enter(Phase.STARTING)
             try:
-                await self._attempt(tasks)
-                if self._only_repair:
+                await self._unless_stopped(self._attempt(tasks))
+                if self._only_repair and not self._stop.is_set():
                     return
             except (CdcError, BaseExceptionGroup) as raised:
                 error = gravest(raised) if isinstance(raised, BaseExceptionGroup) else raised
                 if isinstance(error, ChangesLost):
-                    error = await self._write_down(error)
+                    error = await self._unless_stopped(self._write_down(error)) or Unavailable("stopped meanwhile")
                 if not isinstance(error, GapRecorded if self._only_repair else Unavailable):
                     raise error from None
                 if time.monotonic() - started > SETTLED_S:
@@ -185,21 +196,40 @@ class Service:
                 metrics.errors.labels("service", type(error).__name__).inc()
                 await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
+        if self._only_repair:
+            raise Unavailable("stopped before the gap was closed", hint="cdc repair   # begins again")
 
     async def _write_down(self, lost: ChangesLost) -> BaseException:
         """Make a gap of what is lost; return what that means for the service."""
+        self._writer_epoch = 0  # the fences since ours may be our own: whoever gets the slot next is the writer
         try:
             archive = ArchiveSink(await self._open_bucket(), self._settings.archive)
             try:
-                await record_gap(self._settings, archive, lost)
+                seen = None if self._archive is None else self._archive.tail
+                await record_gap(self._settings, archive, lost, seen)
             finally:
                 await archive.close()
         except CdcError as error:
             return error
-        self._writer_epoch = 0  # the fences since ours may be our own: whoever gets the slot next is the writer
         if self._settings.archive.on_gap == "stop":
             return lost
         return GapRecorded(lost.message, detail=lost.detail, hint="nothing: a new slot and a new snapshot follow")
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
+        """Its result; None if we are asked to stop before. Only a session, once it has begun, stops by itself.
+
+        All before may wait for a bucket for ever, and may be left at any point, as by a crash.
+        """
+        self._in_session = False
+        task = asyncio.create_task(work, name="attempt")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop while starting")
+        try:
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return await task if task.done() or self._in_session else None
+        finally:
+            task.cancel()
+            stopping.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -214,11 +244,14 @@ class Service:
         async with AsyncExitStack() as stack:
             connection = await stack.enter_async_context(await connect(settings.postgres))
             upstream = await start.examine_upstream(connection, settings)  # 1
+            crash_point("server_examined")
             bucket = await self._open_bucket()  # 2
-            archive = ArchiveSink(bucket, settings.archive)
+            archive = self._archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
             source = source_of(upstream.server, settings, {})
             position = await archive.open()  # 3
+            if archive.tail is not None and archive.tail.source.epoch != source.epoch:
+                self._writer_epoch = 0  # a fork that we record is a fence, too
             if await follow_timeline(connection, upstream.server, settings, archive):
                 position = await archive.open()
             archive.check_source(source)
@@ -233,6 +266,7 @@ class Service:
                 stream, settings, archive, self._stop, self._vitals, writer_epoch=self._writer_epoch
             ):  # 5
                 return
+            crash_point("slot_held")
             slot = await read_slot(connection, settings.postgres.slot)  # 6
             position = await archive.open()
             if slot is None or position is None:
@@ -242,13 +276,20 @@ class Service:
             known = archive.tail.source.tables if archive.tail else {}
             self._tables = await check_tables(connection, publication, known, archive)
             self._tables_lsn = position.lsn
+            self._writer_epoch = 0  # until the fence is settled: one whose answer is lost is our own all the same
+            crash_point("fence_unwritten")
             await archive.fence(replace(source, tables=self._tables))
+            crash_point("fence_written")
             self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
+            if archive.tail is not None and archive.tail.open_gap is not None:
+                raise Unavailable("another service recorded a gap during the start; looking again")
             if self._only_repair:
                 return
             self._publication = upstream.publication
             sentinel = await self._open_sentinel(stack)
             confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
+            if self._watching is None and archive.tail is not None:
+                self._watching = tasks.create_task(watch(bucket, archive.tail.archive), name="proofs")
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
             metrics.durable_lsn.labels(sink="archive").set(position.lsn)
             self._vitals.stream(_upstream_of(upstream.server, settings))
@@ -266,6 +307,7 @@ class Service:
                 silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
             )
+            self._in_session = True
             await session.run(self._stop, sentinel)
 
     async def _open_sentinel(self, stack: AsyncExitStack) -> Sentinel | None:

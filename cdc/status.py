@@ -11,12 +11,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cdc import slots
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import Gap
+from cdc.archive.proof import Proof, Proofs, Trial, only_of, read_proofs
 from cdc.archive.segment import decode_segment_header
 from cdc.archive.tail import Tail, log_key, read_tail
 from cdc.cache.server import Checkpoint, read_cache_server
@@ -58,6 +59,7 @@ class ArchiveStatus:
     last_time_us: int | None = None
     error: CdcError | None = None
     open_gap: Gap | None = None
+    proofs: Proofs = field(default_factory=Proofs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,12 @@ async def _look_at_archive(settings: ArchiveSettings) -> ArchiveStatus:
             tail = await read_tail(bucket)
             last_time_us = None if tail is None else await _last_time_us(bucket, tail.seq)
             open_gap = None if tail is None else await _open_gap(bucket, tail)
+            proofs = Proofs() if tail is None else only_of(await read_proofs(bucket), tail.archive)
         finally:
             await bucket.close()
     except CdcError as error:
         return ArchiveStatus(settings.url, error=error)
-    return ArchiveStatus(settings.url, tail, last_time_us, open_gap=open_gap)
+    return ArchiveStatus(settings.url, tail, last_time_us, open_gap=open_gap, proofs=proofs)
 
 
 async def _open_gap(bucket: Bucket, tail: Tail) -> Gap | None:
@@ -167,6 +170,7 @@ def judge(postgres: PostgresStatus, archive: ArchiveStatus, cache: CacheStatus) 
         yield _judge_gap(archive.open_gap)
     yield from _judge_postgres(postgres, archive)
     yield from _judge_archive(archive, postgres)
+    yield from _judge_proofs(archive.proofs)
     if cache.configured:
         yield from _judge_cache(cache, archive, postgres)
 
@@ -253,6 +257,17 @@ def _judge_archive(archive: ArchiveStatus, postgres: PostgresStatus) -> Iterator
         yield Trouble("archive", f"the archive is {slots.size(behind)} of WAL behind", "look at the log of cdc run")
 
 
+def _judge_proofs(proofs: Proofs) -> Iterator[Trouble]:
+    """That nobody has proved anything yet is no trouble of this moment; a proof that failed is."""
+    if proofs.verify is not None and not proofs.verify.ok:
+        yield Trouble("proof", f"the archive was found damaged: {proofs.verify.failure}", "cdc archive verify")
+    if proofs.against is not None and not proofs.against.ok:
+        message = f"the archive was found to differ from the live tables: {proofs.against.failure}"
+        yield Trouble("proof", message, "cdc archive verify --against DSN")
+    if proofs.drill is not None and not proofs.drill.ok:
+        yield Trouble("proof", f"the last drill failed: {proofs.drill.failure}", "cdc drill")
+
+
 def _judge_cache(cache: CacheStatus, archive: ArchiveStatus, postgres: PostgresStatus) -> Iterator[Trouble]:
     if cache.error is not None:
         yield _trouble("cache", cache.error)
@@ -320,7 +335,20 @@ def _archive_facts(archive: ArchiveStatus, current_lsn: int | None) -> dict[str,
         "last_time": None if archive.last_time_us is None else format_time(archive.last_time_us),
         "lag_bytes": None if tail is None else _lag_bytes(tail.covered_upto, current_lsn),
         "open_gap": None if archive.open_gap is None else _gap_facts(archive.open_gap),
+        "proofs": {name: _proof_facts(getattr(archive.proofs, name)) for name in Proofs.__struct_fields__},
     }
+
+
+def _proof_facts(kept: Proof | Trial | None) -> dict[str, Any] | None:
+    """`time` and `ok` are the last run's, `held_at` and `lsn` those of the last one that succeeded."""
+    if kept is None:
+        return None
+    facts = {"ok": kept.ok, "time": kept.time, "failure": kept.failure or None, "held_at": None, "lsn": None}
+    if kept.held is not None:
+        facts |= {"held_at": format_time(kept.held[0]), "lsn": format_lsn(kept.held[1])}
+    if isinstance(kept, Trial) and kept.success is not None and kept.success.seconds:
+        facts |= {"seconds": kept.success.seconds, "rows_per_s": round(kept.success.rows_per_s)}
+    return facts
 
 
 def _gap_facts(gap: Gap) -> dict[str, Any]:
@@ -351,6 +379,8 @@ def lines(status: Status, now_us: int | None = None) -> Iterator[tuple[str, str]
     yield "slot", _slot_line(status.postgres)
     yield "archive", _archive_line(status.archive, status.postgres.current_lsn, now_us)
     yield "cache", _cache_line(status.cache, status.postgres.current_lsn)
+    if status.archive.tail is not None:
+        yield "proof", "; ".join(_proof_parts(status.archive.proofs, now_us))
 
 
 def _postgres_line(postgres: PostgresStatus) -> str:
@@ -386,6 +416,30 @@ def _archive_line(archive: ArchiveStatus, current_lsn: int | None, now_us: int) 
     if archive.last_time_us is not None:
         parts.append(f"last change {max(0, now_us - archive.last_time_us) / 1e6:.0f} s ago")
     return ", ".join(parts)
+
+
+def _proof_parts(proofs: Proofs, now_us: int) -> Iterator[str]:
+    verify, against, drill = proofs.verify, proofs.against, proofs.drill
+    if verify is None or verify.held is None:
+        yield "never verified as a whole" if verify is None else "damaged"
+    else:
+        yield f"verified up to {format_lsn(verify.held[1])} {age(now_us - verify.held[0])} ago"
+    if against is not None and against.held is not None:
+        yield f"equal to the live tables at {format_lsn(against.held[1])} {age(now_us - against.held[0])} ago"
+    if drill is None or drill.success is None or drill.held is None:
+        yield "no drill yet" if drill is None else "no drill has succeeded"
+    else:
+        took = f"{drill.success.seconds:.0f} s, {drill.success.rows_per_s:.0f} rows/s"
+        yield f"drill {age(now_us - drill.held[0])} ago ({took})"
+
+
+def age(age_us: int) -> str:
+    """A time as people count it: 90 s, 80 min, 30 h, 4 d."""
+    seconds = max(0, age_us) // 1_000_000
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
 
 
 def _cache_line(cache: CacheStatus, current_lsn: int | None) -> str:

@@ -9,63 +9,39 @@
 -- Left out: temporary objects, the objects that an extension creates, and what changes no shape (GRANT, COMMENT, REFRESH).
 --
 -- An application's DDL never fails because of it: what goes wrong here is a WARNING, and where wal_level is not logical
--- nothing is written. The functions run with the rights of whoever changes the schema and need none of their own.
+-- nothing is written. The function runs with the rights of whoever changes the schema and needs none of its own.
 -- Event triggers are a superuser's to make. Safe to apply again; a trigger that was disabled stays disabled.
 
-CREATE OR REPLACE FUNCTION public.cdc_ddl_command_end() RETURNS event_trigger
+CREATE OR REPLACE FUNCTION public.cdc_ddl_sentinel() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     objects jsonb;
 BEGIN
     IF current_setting('wal_level') <> 'logical'
-        OR tg_tag IN ('GRANT', 'REVOKE', 'ALTER DEFAULT PRIVILEGES', 'COMMENT', 'SECURITY LABEL',
-                      'REFRESH MATERIALIZED VIEW') THEN
+        OR tg_event = 'ddl_command_end'
+        AND tg_tag IN ('GRANT', 'REVOKE', 'ALTER DEFAULT PRIVILEGES', 'COMMENT', 'SECURITY LABEL',
+                       'REFRESH MATERIALIZED VIEW') THEN
         RETURN;
     END IF;
     BEGIN
-        SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity, 'oid', objid::bigint))
-          INTO objects
-          FROM pg_event_trigger_ddl_commands()
-         WHERE NOT in_extension
-           AND schema_name IS DISTINCT FROM 'pg_temp'
-           -- Triggers, rules and policies have no schema but that of their table.
-           AND (schema_name IS NOT NULL OR object_identity IS NULL OR object_identity !~ ' on pg_temp\.');
-        IF objects IS NOT NULL AND NOT (
-            SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
-             WHERE proname = 'pg_logical_emit_message' AND pronamespace = 'pg_catalog'::regnamespace
-        ) THEN
-            RAISE EXCEPTION 'permission denied for function pg_logical_emit_message';
+        IF tg_event = 'ddl_command_end' THEN
+            SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity, 'oid', objid::bigint))
+              INTO objects
+              FROM pg_event_trigger_ddl_commands()
+             WHERE NOT in_extension
+               AND schema_name IS DISTINCT FROM 'pg_temp'
+               -- Triggers, rules and policies have no schema but that of their table.
+               AND (schema_name IS NOT NULL OR object_identity IS NULL OR object_identity !~ ' on pg_temp\.');
+        ELSE
+            -- What was named, and of all that goes with it what holds rows or stands for it: not each index, type, default.
+            SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity, 'oid', objid::bigint))
+              INTO objects
+              FROM pg_event_trigger_dropped_objects()
+             WHERE (original OR object_type IN (
+                       'table', 'table column', 'foreign table', 'view', 'materialized view', 'sequence'))
+               AND NOT is_temporary
+               AND (schema_name IS NOT NULL OR object_identity !~ ' on pg_temp\.');
         END IF;
-    EXCEPTION WHEN OTHERS THEN
-        RAISE WARNING 'cdc: this % is not recorded in the archive: %', tg_tag, sqlerrm;
-        RETURN;
-    END;
-    -- Not in the block above, which is a subtransaction: Postgres places a message where its record ends, which is where
-    -- the next row's record begins, and between a transaction and its subtransactions it orders by position alone.
-    IF objects IS NOT NULL THEN
-        PERFORM pg_logical_emit_message(
-            true, 'cdc.ddl', jsonb_build_object('event', tg_event, 'tag', tg_tag, 'objects', objects)::text);
-    END IF;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION public.cdc_sql_drop() RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    objects jsonb;
-BEGIN
-    IF current_setting('wal_level') <> 'logical' THEN
-        RETURN;
-    END IF;
-    BEGIN
-        -- What was named, and of all that goes with it what holds rows or stands for it: not each index, type, default.
-        SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity, 'oid', objid::bigint))
-          INTO objects
-          FROM pg_event_trigger_dropped_objects()
-         WHERE (original OR object_type IN (
-                   'table', 'table column', 'foreign table', 'view', 'materialized view', 'sequence'))
-           AND NOT is_temporary
-           AND (schema_name IS NOT NULL OR object_identity !~ ' on pg_temp\.');
         IF objects IS NOT NULL AND NOT (
             SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
              WHERE proname = 'pg_logical_emit_message' AND pronamespace = 'pg_catalog'::regnamespace
@@ -86,19 +62,18 @@ END
 $$;
 
 -- A function of this name that was there before keeps its owner, who could change what every schema change runs.
-ALTER FUNCTION public.cdc_ddl_command_end() OWNER TO CURRENT_USER;
-ALTER FUNCTION public.cdc_sql_drop() OWNER TO CURRENT_USER;
-REVOKE ALL ON FUNCTION public.cdc_ddl_command_end(), public.cdc_sql_drop() FROM PUBLIC;
+ALTER FUNCTION public.cdc_ddl_sentinel() OWNER TO CURRENT_USER;
+REVOKE ALL ON FUNCTION public.cdc_ddl_sentinel() FROM PUBLIC;
 
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'cdc_ddl_command_end') THEN
-        CREATE EVENT TRIGGER cdc_ddl_command_end ON ddl_command_end EXECUTE FUNCTION public.cdc_ddl_command_end();
+        CREATE EVENT TRIGGER cdc_ddl_command_end ON ddl_command_end EXECUTE FUNCTION public.cdc_ddl_sentinel();
         -- Also where session_replication_role is replica: the rows of such a session are published too.
         ALTER EVENT TRIGGER cdc_ddl_command_end ENABLE ALWAYS;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'cdc_sql_drop') THEN
-        CREATE EVENT TRIGGER cdc_sql_drop ON sql_drop EXECUTE FUNCTION public.cdc_sql_drop();
+        CREATE EVENT TRIGGER cdc_sql_drop ON sql_drop EXECUTE FUNCTION public.cdc_ddl_sentinel();
         ALTER EVENT TRIGGER cdc_sql_drop ENABLE ALWAYS;
     END IF;
 END

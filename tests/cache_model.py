@@ -134,10 +134,12 @@ class CacheModel:
             if change.relation.qualified_name == "public.turns":
                 self.entries.clear()
         elif isinstance(change, RowChange) and change.relation.qualified_name == "public.turns":
-            old, new = _turn_of(change.old), _turn_of(change.new)
-            self._row(old, new, commit_ms + ROW.ttl_s * 1000)
-            self._history(old, new, commit_ms + HISTORY.ttl_s * 1000)
-            self._latest(old, new, commit_ms + LATEST.ttl_s * 1000)
+            self.change(_turn_of(change.old), _turn_of(change.new), commit_ms)
+
+    def change(self, old: Turn | None, new: Turn | None, commit_ms: int) -> None:
+        self._row(old, new, commit_ms + ROW.ttl_s * 1000)
+        self._history(old, new, commit_ms + HISTORY.ttl_s * 1000)
+        self._latest(old, new, commit_ms + LATEST.ttl_s * 1000)
 
     def _row(self, old: Turn | None, new: Turn | None, expiry_ms: int) -> None:
         if old is not None:

@@ -1,7 +1,8 @@
 """A TCP proxy between the service and a server: it cuts connections, lets them hang, or slows them down.
 
 It runs in a thread of the test's process. A cut resets what is open and lets new connections in; `freeze` passes no
-byte on and says nothing, as a network does that has lost its route; `latency_s` delays each piece that passes.
+byte on and says nothing, as a network does that has lost its route; `latency_s` delays each piece that passes, and with
+`byte_s` the bytes pass one by one, each after so long. A new `target_port` counts for new connections.
 
     with Proxy(5432) as proxy:
         service = make_service(dsn=..., port=proxy.port)
@@ -23,10 +24,11 @@ class Proxy:
     """Start with `with`. Every method may be called from any thread."""
 
     def __init__(self, target_port: int, *, latency_s: float = 0.0) -> None:
+        self.target_port = target_port
         self.latency_s = latency_s
+        self.byte_s = 0.0
         self.port = 0
         self.connections = 0
-        self._target_port = target_port
         self._flowing = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,7 +87,7 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
             writer.transport.abort()
             return
@@ -108,6 +110,13 @@ class Proxy:
         with contextlib.suppress(ConnectionError):
             while piece := await reader.read(_PIECE_BYTES):
                 await asyncio.sleep(self.latency_s)
-                await self._flowing.wait()
-                writer.write(piece)
-                await writer.drain()
+                await self._send(piece, writer)
+
+    async def _send(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        while piece:
+            await asyncio.sleep(self.byte_s)
+            await self._flowing.wait()
+            count = 1 if self.byte_s else len(piece)
+            writer.write(piece[:count])
+            await writer.drain()
+            piece = piece[count:]

@@ -26,7 +26,8 @@ import redis
 PATIENCE_S = 60.0
 
 # The installed command's content, so that it runs by this interpreter whatever PATH says.
-_COMMAND = (sys.executable, "-c", "import sys; from cdc.cli import main; sys.exit(main())")
+PROGRAM = "import sys; from cdc.cli import main; sys.exit(main())"
+_COMMAND = (sys.executable, "-c", PROGRAM)
 
 
 def wait_until(true: Callable[[], bool], what: str, *, timeout_s: float = PATIENCE_S, poll_s: float = 0.05) -> None:
@@ -88,6 +89,7 @@ class Service:
     """One `cdc run`. It may be started again after it has ended; the log then goes on in the same file.
 
     `archive`, `postgres`, `cache`, `http` and `monitor` are options of their sections; `cache_url` None means no cache.
+    Another `program` is for a service with a planted bug.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Service:
         cache: Mapping[str, object] | None = None,
         http: Mapping[str, object] | None = None,
         monitor: Mapping[str, object] | None = None,
+        program: str = PROGRAM,
     ) -> None:
         sections: dict[str, dict[str, object]] = {
             "postgres": {"dsn": dsn, "status_interval_s": 0.5, **(postgres or {})},
@@ -114,22 +117,27 @@ class Service:
         if cache_url is not None:
             sections["cache"] = {"url": cache_url, **(cache or {})}
         directory.mkdir(parents=True, exist_ok=True)
+        self.name = name
         self.config_file = directory / f"{name}.toml"
         self.log_file = directory / f"{name}.log"
         self.slot = str(sections["postgres"].get("slot", "cdc"))
         self.cache_url = cache_url
         self.kills = 0
+        self._program = program
+        self._life_began_at = 0
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.config_file.write_text(_toml(sections))
 
     # Life and death.
 
-    def start(self) -> Self:
+    def start(self, environment: Mapping[str, str] | None = None) -> Self:
+        """`environment` is of this life alone."""
+        self._life_began_at = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [*_COMMAND, "run", "--config", str(self.config_file)],
-                env=self._environment,
+                [sys.executable, "-c", self._program, "run", "--config", str(self.config_file)],
+                env={**self._environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -195,9 +203,10 @@ class Service:
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
-    def log(self) -> list[dict[str, Any]]:
+    def log(self, *, of_this_life: bool = False) -> list[dict[str, Any]]:
         """Its log, a dict a line. A line that is not JSON is a bug's traceback and stays as `{"raw": line}`."""
-        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
+        told = self.log_file.read_bytes() if self.log_file.exists() else b""
+        lines = told[self._life_began_at if of_this_life else 0 :].decode(errors="replace").splitlines()
         return [_json_or_raw(line) for line in lines if line.strip()]
 
     def events(self, event: str) -> list[dict[str, Any]]:

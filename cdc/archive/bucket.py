@@ -1,8 +1,8 @@
 """Where objects live: the small face that the archive asks of a bucket, and the proof that a bucket keeps its word.
 
-Keys are relative to the archive's prefix. An object made with `create` is never changed; only the hint is `replace`d.
-Implementations: `s3` (S3 and R2), `directory`, `memory` (tests and examples). Every method may raise Unavailable (try
-again) or Invalid (mend the configuration).
+Keys are relative to the archive's prefix. An object made with `create` is never changed; only hint and proofs are
+`replace`d. Implementations: `s3` (S3 and R2), `directory`, `memory` (tests and examples). Every method may raise
+Unavailable (try again) or Invalid (mend the configuration).
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from cdc.config import ArchiveSettings
+from cdc.crash import crash_point
 from cdc.errors import CdcError, Invalid, Unavailable
 
 PROBE_KEY = "probe/conditional-put"
@@ -109,11 +110,13 @@ async def _probe(bucket: Bucket) -> bool:
         try:
             await bucket.create(PROBE_KEY, _PROBE_BODY)
         except AlreadyExists:
+            crash_point("bucket_probed")
             return False
         except Unavailable:
             if attempt == _PROBE_ATTEMPTS - 1:
                 raise
             await asyncio.sleep(bucket.rewrite_pause_s)
         else:
+            crash_point("bucket_probed")
             return True
     raise AssertionError("the loop returns or raises")

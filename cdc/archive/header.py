@@ -7,7 +7,7 @@ Fields that a later version adds are ignored here; anything else that does not f
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -73,12 +73,44 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """How many rows of a table differ between two states: only in the first, only in the second, not equal."""
+
+    deleted: int
+    inserted: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a snapshot that closes the gap of segment `gap` found changed inside, by table.
+
+    `deleted` are objects with the keys of deleted rows. `unknown` are tables of which nothing can be said, and why.
+    """
+
+    gap: int
+    tables: dict[str, Tally]
+    deleted: tuple[Chunk, ...] = ()
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, dict[str, int]]:
+        """The counts as plain values, by table."""
+        return {name: asdict(tally) for name, tally in self.tables.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """What a `snapshot` record commits: all rows as they were at `consistent_lsn`."""
 
     seq: int
     consistent_lsn: int
     chunks: tuple[Chunk, ...]
+    repair: Repair | None = None
+
+    @property
+    def objects(self) -> tuple[Chunk, ...]:
+        """Every object that the record names."""
+        return self.chunks if self.repair is None else (*self.chunks, *self.repair.deleted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +234,26 @@ class _Chunk(msgspec.Struct):
     sha256: str
 
 
-class _Base(msgspec.Struct):
+class _Tally(msgspec.Struct):
+    deleted: _Count
+    inserted: _Count
+    changed: _Count
+
+
+class RepairNote(msgspec.Struct):
+    """A `Repair` as it is written."""
+
+    gap: _Count
+    tables: dict[str, _Tally]
+    deleted: list[_Chunk]
+    unknown: dict[str, str]
+
+
+class _Base(msgspec.Struct, omit_defaults=True):
     seq: _Count
     consistent_lsn: _Position
     chunks: list[_Chunk]
+    repair: RepairNote | None = None
 
 
 class _Gap(msgspec.Struct, rename={"from_lsn": "from"}, omit_defaults=True):
@@ -388,15 +436,40 @@ def _decode_part(part: _Part | None) -> Part | None:
 def _encode_base(base: Base | None) -> _Base | None:
     if base is None:
         return None
-    chunks = [_Chunk(c.key, c.table, c.rows, c.bytes, c.sha256) for c in base.chunks]
-    return _Base(base.seq, format_lsn(base.consistent_lsn), chunks)
+    return _Base(
+        base.seq, format_lsn(base.consistent_lsn), list(map(_encode_chunk, base.chunks)), encode_repair(base.repair)
+    )
 
 
 def _decode_base(base: _Base | None) -> Base | None:
     if base is None:
         return None
-    chunks = tuple(Chunk(c.key, c.table, c.rows, c.bytes, c.sha256) for c in base.chunks)
-    return Base(base.seq, parse_lsn(base.consistent_lsn), chunks)
+    chunks = tuple(map(_decode_chunk, base.chunks))
+    return Base(base.seq, parse_lsn(base.consistent_lsn), chunks, decode_repair(base.repair))
+
+
+def _encode_chunk(chunk: Chunk) -> _Chunk:
+    return _Chunk(chunk.key, chunk.table, chunk.rows, chunk.bytes, chunk.sha256)
+
+
+def _decode_chunk(chunk: _Chunk) -> Chunk:
+    return Chunk(chunk.key, chunk.table, chunk.rows, chunk.bytes, chunk.sha256)
+
+
+def encode_repair(repair: Repair | None) -> RepairNote | None:
+    """As it is written."""
+    if repair is None:
+        return None
+    tables = {name: _Tally(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
+    return RepairNote(repair.gap, tables, list(map(_encode_chunk, repair.deleted)), repair.unknown)
+
+
+def decode_repair(repair: RepairNote | None) -> Repair | None:
+    """As it was read."""
+    if repair is None:
+        return None
+    tables = {name: Tally(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
+    return Repair(repair.gap, tables, tuple(map(_decode_chunk, repair.deleted)), repair.unknown)
 
 
 def _encode_gap(gap: Gap | None) -> _Gap | None:

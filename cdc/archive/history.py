@@ -8,7 +8,7 @@ A gap or a fork after the snapshot that is begun with means that the state at th
 never stepped over. Those before the snapshot are only told, for a snapshot is a whole state by itself.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -109,21 +109,38 @@ class History:
         """How many changes follow, at most: the moment may lie within the last segment."""
         return sum(step.changes for step in self.steps)
 
+    def changes_from(self, ordinal: int) -> int:
+        """The same, from a transaction on."""
+        return sum(step.changes for step in self._steps_from(ordinal))
+
+    def _steps_from(self, ordinal: int) -> list[_Step]:
+        return [
+            step for step in self.steps if step.changes and step.first_ordinal + max(1, step.transactions) > ordinal
+        ]
+
     async def chunks(self, bucket: Bucket, first: int = 0) -> AsyncIterator[tuple[int, list[RowChange]]]:
         """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
-        wanted = self.base.chunks[first:]
-        number = first
-        async with aclosing(read_ahead(bucket, [chunk.key for chunk in wanted])) as objects:
+        async with aclosing(self.chunk_bodies(bucket, first)) as bodies:
+            async for number, body in bodies:
+                yield number, decode_segment(body).rows()
+
+    async def chunk_bodies(
+        self, bucket: Bucket, first: int = 0, tables: Collection[str] | None = None
+    ) -> AsyncGenerator[tuple[int, bytes]]:
+        """The objects that hold those rows (of some tables alone), each as it was written. Raises DataError."""
+        wanted = [n for n, chunk in enumerate(self.base.chunks) if n >= first and (not tables or chunk.table in tables)]
+        numbers = iter(wanted)
+        async with aclosing(read_ahead(bucket, [self.base.chunks[number].key for number in wanted])) as objects:
             async for key, body in objects:
+                number = next(numbers)
                 if body is None or sha256(body).hexdigest() != self.base.chunks[number].sha256:
                     what = "missing" if body is None else "not as the snapshot record describes it"
                     raise DataError(f"{key} is {what}", hint="cdc archive verify")
-                yield number, decode_segment(body).rows()
-                number += 1
+                yield number, body
 
     async def transactions(self, bucket: Bucket, first_ordinal: int) -> AsyncIterator[tuple[int, Transaction]]:
         """Transactions (large ones in pieces) with their ordinals, from one of them to the moment. Raises DataError."""
-        steps = [s for s in self.steps if s.changes and s.first_ordinal + max(1, s.transactions) > first_ordinal]
+        steps = self._steps_from(first_ordinal)
         following = iter(steps)
         async with aclosing(read_ahead(bucket, [log_key(step.seq) for step in steps])) as objects:
             async for key, body in objects:

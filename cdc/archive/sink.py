@@ -37,6 +37,7 @@ from cdc.archive.header import (
     Header,
     Kind,
     Part,
+    Repair,
     Source,
     Writer,
     shapes_by_name,
@@ -44,8 +45,9 @@ from cdc.archive.header import (
 from cdc.archive.lines import Encoder
 from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header, decode_segment_header
 from cdc.archive.tail import BASE, HINT_KEY, SUFFIX, Tail, check_tail, encode_hint, find_last_seq, log_key
-from cdc.change import READ, Batch, Relation, RowChange, Transaction
+from cdc.change import DELETE, READ, Batch, Relation, RowChange, Transaction
 from cdc.config import ArchiveSettings
+from cdc.crash import crash_point, crash_soon
 from cdc.errors import CdcError, DataError, Diverged, Fenced, Moved, Unavailable
 from cdc.lsn import format_lsn
 from cdc.row import Row
@@ -74,6 +76,9 @@ _HINT_TIMEOUT_S = 2.0
 
 # How far back a last coverage is looked for, one GET each; a fence behind it is found by halving.
 _LOOK_BACK_SEGMENTS = 32
+
+# Keys of rows that were deleted inside a gap lie apart from the rows of the snapshot that closed it.
+DELETED = "deleted/"
 
 # A base chunk holds about this much text.
 _CHUNK_BYTES = 8 * 1024 * 1024
@@ -197,6 +202,11 @@ class ArchiveSink:
         return "archive"
 
     @property
+    def bucket(self) -> Bucket:
+        """Where the archive lies, for those who read what was written."""
+        return self._bucket
+
+    @property
     def tail(self) -> Tail | None:
         """Where the archive stands; None while it is empty. Known once opened."""
         return self._tail
@@ -315,6 +325,21 @@ class ArchiveSink:
             chunks.append(await self._put_chunk(body, relation, consistent_lsn))
         return chunks
 
+    async def write_deleted(
+        self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
+    ) -> list[Chunk]:
+        """Archive the keys of rows that were deleted inside a gap, in bounded objects, for `write_snapshot` to name."""
+        chunks: list[Chunk] = []
+        body = _Body(self._level)
+        async for rows in batches:
+            await _add_rows(body, relation, rows, consistent_lsn, DELETE)
+            if body.nbytes_gathered >= _CHUNK_BYTES:
+                chunks.append(await self._put_chunk(body, relation, consistent_lsn, DELETED))
+                body = _Body(self._level)
+        if body.encoder.lines:
+            chunks.append(await self._put_chunk(body, relation, consistent_lsn, DELETED))
+        return chunks
+
     async def write_base_chunk(self, relation: Relation, rows: Sequence[Row], consistent_lsn: int) -> Chunk:
         """Archive some rows of a snapshot as one object."""
         body = _Body(self._level)
@@ -322,17 +347,21 @@ class ArchiveSink:
         return await self._put_chunk(body, relation, consistent_lsn)
 
     async def write_snapshot(
-        self, consistent_lsn: int, chunks: Sequence[Chunk], relations: Sequence[Relation] = ()
+        self,
+        consistent_lsn: int,
+        chunks: Sequence[Chunk],
+        relations: Sequence[Relation] = (),
+        repair: Repair | None = None,
     ) -> int:
         """Commit a snapshot: its chunks now are the state at `consistent_lsn`, of all the tables in `relations`."""
         async with self._writing:
             tail = self._writable()
-            seq = self._base_seq if chunks else tail.seq + 1
+            seq = self._base_seq if chunks or (repair and repair.deleted) else tail.seq + 1
             await self._append(
                 "snapshot",
                 covered_upto=max(consistent_lsn, tail.covered_upto),
                 relations=shapes_by_name(relations),
-                base=Base(seq, consistent_lsn, tuple(chunks)),
+                base=Base(seq, consistent_lsn, tuple(chunks), repair),
                 open_gap=None,
             )
             return self.covered_upto
@@ -379,6 +408,8 @@ class ArchiveSink:
                 return
             log.info("fence_overtaken", seq=header.seq)
             self._tail = await check_tail(self._bucket, await find_last_seq(self._bucket) or 0)
+            if kind == "fork" and (header.fork is None or self._tail.source.epoch != header.fork.previous):
+                raise Unavailable("another service has recorded the fork")
             header = self._first_header(kind, source, switch_lsn, reason)
         raise Unavailable(
             "the archive could not be fenced: other writers were faster each time",
@@ -467,6 +498,8 @@ class ArchiveSink:
             part=Part(first.commit_lsn, index, last.last, first.first_seq, first.xid),
         )
         next_seq = last.changes[-1].seq + 1 if last.changes else last.first_seq
+        if not last.last:
+            crash_point("part_written")
         self._series = None if last.last else _Series(first.commit_lsn, index + 1, next_seq)
         if last.last:
             _observe_latency(last.commit_time_us)
@@ -504,7 +537,10 @@ class ArchiveSink:
             header, frames = body.describe(header), body.frames
         data, digest = await _off_loop(header.body_bytes > _THREAD_BYTES, _freeze, header, frames, self._level)
         self._ours = False  # until the PUT is settled, nobody knows; a cancellation leaves it so
+        crash_point("segment_put_unsent")
+        crash_soon("segment_put_in_flight")
         await self._put(log_key(header.seq), data)
+        crash_point("segment_put_answered")
         self._ours = True
         self._advance(header, digest, len(data))
 
@@ -577,14 +613,14 @@ class ArchiveSink:
         pause_s = min(self._retry_s * 2 ** min(attempt - 1, 16), self._max_retry_s)
         return float(pause_s) * random.uniform(1.0, 1.25)  # noqa: S311 - spreads attempts, guards nothing
 
-    async def _put_chunk(self, body: _Body, relation: Relation, consistent_lsn: int) -> Chunk:
+    async def _put_chunk(self, body: _Body, relation: Relation, consistent_lsn: int, below: str = "") -> Chunk:
         async with self._writing:
             tail = self._writable()
             if self._base_seq != tail.seq + 1:
                 self._base_seq, self._chunks_of = tail.seq + 1, {}
             table = relation.qualified_name
-            number = self._chunks_of.get(table, 0)
-            self._chunks_of[table] = number + 1
+            number = self._chunks_of.get(below + table, 0)
+            self._chunks_of[below + table] = number + 1
             await body.flush()
             header = Header(
                 archive=tail.archive,
@@ -597,8 +633,9 @@ class ArchiveSink:
             )
             header = body.describe(header)
             data, digest = await asyncio.to_thread(_freeze, header, body.frames, self._level)
-            key = base_key(self._base_seq, relation, number)
+            key = base_key(self._base_seq, relation, number, below)
             await self._put(key, data)
+            crash_point("base_chunk_written")
             return Chunk(key, table, header.changes, len(data), digest)
 
     def _hint_now_and_then(self, seq: int) -> None:
@@ -613,10 +650,10 @@ class ArchiveSink:
                 await self._bucket.replace(HINT_KEY, encode_hint(seq))
 
 
-def base_key(seq: int, relation: Relation, chunk: int) -> str:
-    """Where a chunk of snapshot rows lies."""
+def base_key(seq: int, relation: Relation, chunk: int, below: str = "") -> str:
+    """Where a chunk of snapshot rows lies; `below` the others: the keys of deleted rows."""
     table = f"{_part_of_key(relation.schema)}.{_part_of_key(relation.name)}"
-    return f"{BASE}{seq:016d}/{table}/{chunk:08d}{SUFFIX}"
+    return f"{BASE}{seq:016d}/{table}/{below}{chunk:08d}{SUFFIX}"
 
 
 def _part_of_key(name: str) -> str:
@@ -625,9 +662,10 @@ def _part_of_key(name: str) -> str:
     return quoted.replace(".", "%2E")
 
 
-async def _add_rows(body: _Body, relation: Relation, rows: Sequence[Row], consistent_lsn: int) -> None:
+async def _add_rows(body: _Body, relation: Relation, rows: Sequence[Row], consistent_lsn: int, op: str = READ) -> None:
     first = body.encoder.lines
-    changes = [RowChange(READ, first + number, relation, row, None) for number, row in enumerate(rows)]
+    new_and_old = [(None, row) if op == DELETE else (row, None) for row in rows]
+    changes = [RowChange(op, first + number, relation, new, old) for number, (new, old) in enumerate(new_and_old)]
     await body.add_changes(None, Transaction(0, consistent_lsn, time.time_ns() // 1000, list(changes)))
 
 

@@ -6,24 +6,30 @@ series of parts are complete or visibly abandoned; coverage never goes back; and
 lines hold. For each snapshot record: every chunk is there, with the recorded bytes, checksum and rows.
 
 Damage is collected, not raised: one bad object must not hide the next. Only being unable to read raises.
+
+A proof may go on where an earlier one ended (`Audit.after`): all that the chain's check needs of what came before is in
+the header of the segment there. `cdc/archive/prover.py` remembers which segment that was.
 """
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Base, Chunk, Fork, Gap, Header
+from cdc.archive.header import Base, Chunk, Fork, Gap, Header, Repair
 from cdc.archive.segment import Segment, decode_segment
-from cdc.archive.tail import BASE, LOG, seq_of
+from cdc.archive.tail import BASE, LOG, log_key, seq_of
 from cdc.change import Transaction
 from cdc.errors import DataError
 from cdc.lsn import format_lsn
 
 Progress = Callable[[int, int], None]
 """Called with the objects read so far, and how many there are."""
+
+Passed = Callable[["Report"], Awaitable[None]]
+"""Called after each segment up to which nothing is wrong, a snapshot's chunks included."""
 
 # Enough to hide a bucket's latency, few enough that their bytes stay small.
 _READ_AHEAD = 8
@@ -44,11 +50,15 @@ class Break:
     seq: int
     gap: Gap
     closed_lsn: int = 0
+    repair: Repair | None = None
 
 
 @dataclass(slots=True)
 class Report:
-    """What an archive holds, and what is wrong with it."""
+    """What an archive holds, and what is wrong with it.
+
+    `open_parts` are those of `abandoned_parts` with which the archive ends: the last of their series may yet come.
+    """
 
     segments: int = 0
     transactions: int = 0
@@ -58,11 +68,14 @@ class Report:
     base_chunks: int = 0
     base_rows: int = 0
     abandoned_parts: int = 0
+    open_parts: int = 0
     uncommitted_chunks: int = 0
     archive: str = ""
     last_seq: int = -1
+    last_sha256: str = ""
     last_commit_lsn: int = 0
     covered_upto: int = 0
+    next_ordinal: int = 0
     gaps: list[Break] = field(default_factory=list)
     forks: list[Fork] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -72,30 +85,40 @@ class Report:
         return not self.findings
 
 
-async def verify(bucket: Bucket, *, progress: Progress | None = None) -> Report:
-    """Read the whole archive and report. Raises Unavailable or Invalid if it cannot be read."""
-    audit = Audit()
-    keys = [key async for key in bucket.list(LOG)]
+async def verify(
+    bucket: Bucket, *, audit: "Audit | None" = None, progress: Progress | None = None, passed: Passed | None = None
+) -> Report:
+    """Read the archive from where the audit stands and report. Raises Unavailable or Invalid if it cannot be read."""
+    audit = audit or Audit()
+    from_start = audit.report.last_seq < 0
+    after = "" if from_start else log_key(audit.report.last_seq)
+    keys = [key async for key in bucket.list(LOG, after=after)]
     foreign = [key for key in keys if seq_of(key) is None]
     audit.report.findings += [Finding(key, "is not a segment's key") for key in foreign]
     log_keys = [key for key in keys if seq_of(key) is not None]
     done = 0
     async for key, body in read_ahead(bucket, log_keys):
         await asyncio.to_thread(audit.see, key, body)
+        await _verify_bases(bucket, audit)
         done += 1
         if progress is not None:
             progress(done, len(log_keys))
+        if passed is not None and audit.report.intact:
+            await passed(audit.report)
     audit.finish()
-    await _verify_bases(bucket, audit)
+    if from_start:
+        async for key in bucket.list(BASE):  # left by a backfill that a crash started over
+            audit.report.uncommitted_chunks += key not in audit.chunks
     return audit.report
 
 
 async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
-    chunks = {chunk.key: (base, chunk) for base in audit.bases for chunk in base.chunks}
-    async for key, body in read_ahead(bucket, list(chunks)):
-        await asyncio.to_thread(audit.see_chunk, *chunks[key], body)
-    async for key in bucket.list(BASE):
-        audit.report.uncommitted_chunks += key not in chunks  # left by a backfill that a crash started over
+    while audit.bases:
+        base = audit.bases.pop()
+        chunks = {chunk.key: chunk for chunk in base.objects}
+        audit.chunks |= chunks.keys()
+        async for key, body in read_ahead(bucket, list(chunks)):
+            await asyncio.to_thread(audit.see_chunk, base, chunks[key], body)
 
 
 async def read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncGenerator[tuple[str, bytes | None]]:
@@ -117,16 +140,28 @@ async def read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncGenerator[tupl
 
 
 class Audit:
-    """Looks at one object after another and notes what does not fit to those before."""
+    """Looks at one object after another and notes what does not fit to those before.
+
+    `bases` are snapshots whose chunks are still to be looked at, `chunks` the keys of all that were named.
+    """
 
     def __init__(self) -> None:
         self.report = Report()
         self.bases: list[Base] = []
+        self.chunks: set[str] = set()
         self._key = ""
         self._digest: str | None = None
         self._previous: Header | None = None
         self._damaged = False
         self._series: Header | None = None
+
+    @classmethod
+    def after(cls, report: Report, header: Header, digest: str) -> "Audit":
+        """An audit that has proved everything up to this segment, whose bytes have this SHA-256."""
+        audit = cls()
+        audit.report, audit._previous, audit._digest = report, header, digest
+        audit._series = None if header.part is None or header.part.last else header
+        return audit
 
     def see(self, key: str, body: bytes | None) -> None:
         """The next object of the log, in the order of keys."""
@@ -145,11 +180,13 @@ class Audit:
         except DataError as error:
             self._find(f"{error.message} ({error.detail})" if error.detail else error.message)
             self._damaged = True
-        self._digest = sha256(body).hexdigest()
+        self._digest = self.report.last_sha256 = sha256(body).hexdigest()
 
     def finish(self) -> None:
         """After the last object."""
+        before = self.report.abandoned_parts
         self._abandon_series()
+        self.report.open_parts = self.report.abandoned_parts - before
 
     def see_chunk(self, base: Base, chunk: Chunk, body: bytes | None) -> None:
         """One object of a snapshot's rows."""
@@ -167,7 +204,7 @@ class Audit:
         except DataError as error:
             self._find(f"{error.message} ({error.detail})" if error.detail else error.message)
             return
-        self.report.base_rows += len(rows)
+        self.report.base_rows += len(rows) if chunk in base.chunks else 0
         self._expect(segment.header.kind == "base", "is not a chunk of a snapshot")
         self._expect(len(rows) == chunk.rows, f"holds {len(rows)} rows, the snapshot record says {chunk.rows}")
         same_table = {row.relation.qualified_name for row in rows} <= {chunk.table}
@@ -258,12 +295,14 @@ class Audit:
             self._find(f"holds changes, though no snapshot has closed the gap of segment {header.open_gap} yet")
         if header.base is not None:
             for gap in self.report.gaps:
+                gap.repair = gap.repair if gap.closed_lsn else header.base.repair
                 gap.closed_lsn = gap.closed_lsn or header.base.consistent_lsn
 
     def _count(self, header: Header) -> None:
         report = self.report
         report.archive, report.last_commit_lsn = header.archive, header.last_lsn
         report.covered_upto = header.covered_upto
+        report.next_ordinal = header.first_ordinal + header.transactions
         report.transactions += header.transactions
         report.changes += header.changes
         report.kinds[header.kind] += 1

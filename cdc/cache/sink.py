@@ -11,7 +11,7 @@ looking: the checkpoint is either where it was or where the call would have move
 `cdc:meta` holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (which filling of the
 cache this is, and of which projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not
 applied yet) while a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a
-TRUNCATE, count themselves behind it (`commit_lsn:seq:step`).
+TRUNCATE, count themselves behind it (`commit_lsn:seq:step-writer`).
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from cdc.cache.plan import Plan
 from cdc.cache.projection import META_KEY, Projector, Template, WarmQuery, find_conflicts, warm_queries
 from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction, Truncate, format_time
 from cdc.config import CacheSettings, Projection
+from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.lsn import format_lsn, parse_lsn
 from cdc.row import Row
@@ -62,14 +63,15 @@ class Checkpoint(NamedTuple):
         commit_lsn, seq = self.part.decode().split(":")[:2]
         return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
 
-    @property
-    def stepped(self) -> "Checkpoint":
+    def stepped(self, writer: str) -> "Checkpoint":
         """The same position, and yet another checkpoint: no two states of the data may share one.
 
-        Else a failover of Redis between two calls that lost what the first one did would not be seen by the second.
+        Else a failover of Redis between two calls that lost what the first one did would not be seen by the second; nor
+        would that another writer has taken as many steps, through other keys: so each signs its own.
         """
         commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
-        return self._replace(part=f"{commit_lsn}:{seq}:{int(step) + 1}".encode())
+        number = int(step.partition("-")[0]) + 1
+        return self._replace(part=f"{commit_lsn}:{seq}:{number}-{writer}".encode())
 
     def describe(self) -> str:
         text = " ".join(f"{name.decode()}={value.decode(errors='replace')}" for name, value in
@@ -94,6 +96,7 @@ class CacheSink:
         self._connection = Connection(settings)
         self._digest = _digest(settings.projections)
         self._checkpoint = Checkpoint()
+        self._writer = uuid.uuid4().hex[:12]
         self._doubt: Checkpoint | None = None
         self._flight: asyncio.Task[None] | None = None
         self._ahead = Checkpoint()
@@ -252,6 +255,7 @@ class CacheSink:
         """Apply what is gathered, in the middle of a transaction: everything before the change `upto`."""
         gathering.part_commit_lsn, gathering.part_seq = transaction.commit_lsn, upto.seq
         await self._launch(gathering)
+        crash_point("cache_part_sent")
 
     async def _apply(self, gathering: "_Gathering") -> None:
         """Apply what is gathered."""
@@ -279,7 +283,10 @@ class CacheSink:
 
     @staticmethod
     def _target(gathering: "_Gathering", expected: Checkpoint) -> Checkpoint:
-        return expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
+        target = expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
+        # A TRUNCATE that was interrupted begins again, and its steps stay counted: no two may be taken for one another.
+        stepped = target.lsn == expected.lsn and bool(target.part) and expected.part.startswith(target.part + b":")
+        return expected if stepped else target
 
     async def _land(self) -> None:
         """Wait for the call in flight. Raises what it raises."""
@@ -317,10 +324,12 @@ class CacheSink:
 
     async def _send(self, call: "_Call") -> None:
         self._doubt = call.target
+        crash_point("script_unsent")
         try:
             answer = await self._connection.send(call.packed)
         except NoScript:
             answer = await self._connection.send(pack([b"EVAL", _SCRIPT, *call.arguments]))
+        crash_point("script_answered")
         self._doubt = None
         found = Checkpoint(*answer) if isinstance(answer, list) else call.target
         if found != call.target:
@@ -367,7 +376,7 @@ class CacheSink:
             for first in range(0, len(mine), _UNLINK_AT_ONCE):
                 plan = Plan()
                 plan.unlinked = mine[first : first + _UNLINK_AT_ONCE]
-                await self._call(plan, self._checkpoint.stepped)
+                await self._call(plan, self._checkpoint.stepped(self._writer))
             if cursor == b"0":
                 return
 
@@ -392,6 +401,7 @@ class CacheSink:
         self._projector.forget()
         filling = Checkpoint(b"", str(self._epoch).encode(), self._digest + uuid.uuid4().hex.encode())
         await self._call(Plan(), filling)  # 1
+        crash_point("warm_up_begun")
         await self._unlink_all(None)  # 2
         await self._load(rows, snapshot_time_us // 1000)  # 3
         await self._call(Plan(), filling._replace(lsn=format_lsn(position.lsn).encode()))  # 4
@@ -402,14 +412,16 @@ class CacheSink:
             bound = self._projector.bound_to(relation)
             for row in chunk:
                 if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
-                    await self._call(plan, self._checkpoint.stepped)
+                    await self._call(plan, self._checkpoint.stepped(self._writer))
+                    crash_point("warm_up_filling")
                     plan = Plan()
                 change = RowChange(READ, 0, relation, row, None)
                 for projection in bound:
                     projection.read(change, snapshot_ms, plan)
                 plan.rows += 1
                 plan.nbytes += len(change.after or b"")
-        await self._call(plan, self._checkpoint.stepped)
+        await self._call(plan, self._checkpoint.stepped(self._writer))
+        crash_point("warm_up_filling")
 
 
 class _Call(NamedTuple):

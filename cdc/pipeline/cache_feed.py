@@ -19,6 +19,7 @@ from cdc import metrics
 from cdc.archive.reader import ArchiveReader
 from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
+from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.pipeline.queue import Since, TransactionQueue
 from cdc.sink import Epoch, Position
@@ -168,9 +169,11 @@ class CacheFeed:
             nbytes += piece.nbytes
             if nbytes >= BATCH_BYTES:
                 await self._sink.write(Batch(pieces))
+                crash_point("catch_up_applied")
                 pieces, nbytes = [], 0
         if pieces:
             await self._sink.write(Batch(pieces))
+        crash_point("catch_up_applied")
         await self._sink.advance(self._reader.covered_upto)
         position = self._sink_position()
         if not self._since().reached_by(position):

@@ -13,6 +13,7 @@ import structlog
 from cdc import metrics
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import Unavailable
 from cdc.lsn import format_lsn
 from cdc.pipeline.gap import lock_archive, source_of
@@ -43,7 +44,9 @@ async def follow_timeline(connection: Connection, server: Server, settings: Sett
         raise Unavailable("another service has recorded the fork")
     tail_bytes = max(0, archive.covered_upto - switch_lsn)
     reason = f"timeline {left.timeline} was left for {entered.timeline}"
+    crash_point("fork_unwritten")
     await archive.write_fork(source, switch_lsn, f"{reason}; {tail_bytes} bytes of WAL beyond it are a lost tail")
+    crash_point("fork_written")
     metrics.forks.inc()
     log.error("fork_recorded", switch_lsn=format_lsn(switch_lsn), reason=reason, lost_tail_bytes=tail_bytes)
     return True

@@ -13,9 +13,12 @@ from collections.abc import Mapping
 
 import structlog
 
+from cdc.archive.across import Across
 from cdc.archive.header import Source
 from cdc.archive.sink import ArchiveSink
+from cdc.archive.tail import Tail
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pipeline.snapshot import backfill
@@ -45,19 +48,34 @@ def source_of(server: Server, settings: Settings, tables: Mapping[str, int]) -> 
     )
 
 
-async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost) -> None:
-    """Write down that changes are lost, unless an open gap says so already."""
+async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost, seen: Tail | None) -> None:
+    """Write down that changes are lost, unless an open gap says so already.
+
+    `seen` is the archive's tail as it was when the loss was found. Another writer since then may have recorded the gap,
+    and closed it too: Unavailable, for what was found must be looked at again.
+    """
     async with await connect(settings.postgres) as connection:
         await lock_archive(connection, settings.postgres.slot)
         server = await read_server(connection)
         await archive.open()
         if archive.tail is None or archive.tail.open_gap is not None:
             return
-        await archive.fence(source_of(server, settings, archive.tail.source.tables))
+        found = archive.tail
+        if seen is not None and (seen.open_gap is not None or seen.writer_epoch != found.writer_epoch):
+            raise _looking_again()
+        await archive.fence(source_of(server, settings, found.source.tables))
+        if archive.tail.seq != found.seq + 1:  # our fence has come behind more than we had seen
+            raise _looking_again()
         covered_upto = archive.covered_upto
         from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
+        crash_point("gap_unwritten")
         await archive.write_gap(from_lsn, lost.message)
+        crash_point("gap_written")
         log.error("gap_recorded", from_lsn=format_lsn(from_lsn), reason=lost.message)
+
+
+def _looking_again() -> Unavailable:
+    return Unavailable("another service was at work on this archive since the loss was found; looking again")
 
 
 def check_gap(archive: ArchiveSink, settings: Settings) -> bool:
@@ -82,25 +100,34 @@ async def close_gap(
     1. the lock, and the tail again: another service may have been faster;
     2. our fence, so that nobody else writes from now on;
     3. the useless slot goes;
-    4. slot, chunks and the snapshot record, as at the beginning of an archive.
+    4. the state before the gap, out of the archive, while no slot keeps WAL for it;
+    5. slot, chunks and the snapshot record, as at the beginning of an archive, and with it what changed inside the gap.
     """
     name = settings.postgres.slot
     await lock_archive(connection, name)  # 1
     await archive.open()
-    _require_gap(archive)
+    _required_gap(archive)
     await archive.fence(source_of(server, settings, publication.oids))  # 2
-    _require_gap(archive)  # our fence may have come behind more than we had seen
+    crash_point("repair_fenced")
+    gap_seq = _required_gap(archive)  # our fence may have come behind more than we had seen
     slot = await read_slot(connection, name)
     if slot is not None:
         check_owner(slot, server.database)
         await drop_slot(connection, name)  # 3
-    await backfill(settings, publication, archive)  # 4
+    crash_point("repair_slot_dropped")
+    across = Across(gap_seq)
+    try:
+        await across.replay(archive.bucket, archive.tail.seq if archive.tail else 0)  # 4
+        await backfill(settings, publication, archive, across)  # 5
+    finally:
+        across.close()
     log.warning("gap_closed", covered_upto=format_lsn(archive.covered_upto))
 
 
-def _require_gap(archive: ArchiveSink) -> None:
+def _required_gap(archive: ArchiveSink) -> int:
     if archive.tail is None or archive.tail.open_gap is None:
         raise Unavailable("another service has closed the gap")
+    return archive.tail.open_gap
 
 
 async def check_tables(

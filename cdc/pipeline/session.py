@@ -27,6 +27,7 @@ import structlog
 from cdc import metrics
 from cdc.archive.sink import ArchiveSink
 from cdc.config import ArchiveSettings
+from cdc.crash import crash_point
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
@@ -146,6 +147,7 @@ class Session:
         if not self._shed:
             self._queue.put(transactions)
             self._queue_bytes.set(self._queue.nbytes)
+            crash_point("transactions_queued")
         if self._feed is not None:
             await self._feed.offer(transactions)
         if self._queue.full:
@@ -209,6 +211,7 @@ class Session:
             return
         await self._look_again()
         await self._archive.write_coverage(lsn)
+        crash_point("coverage_written")
         self._archived(lsn, idle=True)
 
     async def _look_again(self) -> None:
@@ -221,6 +224,7 @@ class Session:
         self._queue.close()
         deadline = time.monotonic() + DRAIN_S
         while not archive.done() and time.monotonic() < deadline and not self._archive.struggling:
+            crash_point("draining")
             await asyncio.wait([archive], timeout=0.05)
         if not archive.done():
             log.warning("archive_drain_abandoned", bytes=self._queue.nbytes)
@@ -242,6 +246,7 @@ class Session:
         self._stream.send_status(
             self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
         )
+        crash_point("status_sent")
         metrics.received_lsn.set(self._progress.received_lsn)
         metrics.acknowledged_lsn.set(acknowledged)
 

@@ -12,16 +12,16 @@ import structlog
 
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
+from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavailable
 from cdc.lsn import format_lsn
-from cdc.pipeline.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, source_of
+from cdc.pipeline.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, lock_archive, source_of
 from cdc.pipeline.snapshot import backfill
-from cdc.postgres.lock import try_lock
 from cdc.postgres.publication import Publication, check_publication, read_publication
 from cdc.postgres.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
-from cdc.postgres.slot import Slot, SlotExists, check_slot, drop_slot, make_failover, read_slot
+from cdc.postgres.slot import Slot, check_slot, drop_slot, make_failover, read_slot
 from cdc.sink import Position
 from cdc.vitals import Phase, Vitals
 
@@ -100,18 +100,15 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
             "or rows that were there before would be missing from it",
             hint=f"correct archive.url; or, if no archive needs the slot: SELECT pg_drop_replication_slot('{name}');",
         )
-    if not await try_lock(upstream.connection, name):
-        raise Unavailable("another service is filling this archive; standing by")
+    await lock_archive(upstream.connection, name)
     await archive.fence(source_of(upstream.server, settings, upstream.publication.oids))
+    crash_point("archive_begun")
     if archive.covered_upto:  # our fence came behind more than we had seen: the slot is the other service's
         raise Unavailable("another service began this archive since we looked; standing by")
     if slot is not None:
         log.warning("backfill_restarted", slot=name)
         await drop_slot(upstream.connection, name)
-    try:
-        await backfill(settings, upstream.publication, archive)
-    except SlotExists as error:  # our session was lost, and with it the lock
-        raise Unavailable("another service made the slot since we looked; standing by", detail=error.detail) from None
+    await backfill(settings, upstream.publication, archive)
 
 
 def _end_of(position: Position | None) -> str:
@@ -169,6 +166,7 @@ async def acquire_stream(
                 log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
                 standing_by = True
                 vitals.enter(Phase.STANDING_BY)
+            crash_point("standing_by")
             try:
                 async with asyncio.timeout(STANDBY_S):
                     await stop.wait()

@@ -22,11 +22,11 @@ async def drop_publication(connection: Connection, name: str) -> bool:
 
 _HAS_DDL_SENTINEL: Final = "SELECT FROM pg_event_trigger WHERE evtname IN ('cdc_ddl_command_end', 'cdc_sql_drop')"
 
-# The triggers first: they need the functions, and would record that these go.
+# The triggers first: they need the function, and would record that it goes.
 _DROP_DDL_SENTINEL: Final = """
 DROP EVENT TRIGGER IF EXISTS cdc_ddl_command_end;
 DROP EVENT TRIGGER IF EXISTS cdc_sql_drop;
-DROP FUNCTION IF EXISTS public.cdc_ddl_command_end(), public.cdc_sql_drop()
+DROP FUNCTION IF EXISTS public.cdc_ddl_sentinel()
 """
 
 

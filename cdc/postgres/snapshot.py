@@ -70,6 +70,15 @@ class SnapshotReader:
                 await pump.readable()
         await self._finish_copy(pump, table)
 
+    async def time_us(self) -> int:
+        """When the snapshot's transaction began, by the server's clock, which the rows' own times are of."""
+        try:
+            cursor = await self._connection.execute("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
+            row = await cursor.fetchone()
+        except psycopg.Error as error:
+            raise in_session(refusal_of_exception(error)) from None
+        return 0 if row is None else int(row[0])
+
     async def estimate_rows(self, table: PublishedTable, *, where: Condition | None = None) -> int:
         """How many rows the planner expects: for progress, not for proof."""
         try:

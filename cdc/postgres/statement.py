@@ -56,6 +56,15 @@ class TargetTable:
     def only(self) -> str:
         return self.sql_name if self.partitioned else f"ONLY {self.sql_name}"
 
+    @property
+    def writable(self) -> set[str]:
+        """Names of the columns that rows have values for."""
+        return {column.name for column in self.columns.values() if not column.generated}
+
+    def copy(self, columns: Sequence[str]) -> bytes:
+        """The COPY that takes rows with these columns."""
+        return f"COPY {self.sql_name} ({', '.join(map(quote_identifier, columns))}) FROM STDIN".encode()
+
 
 @dataclass(frozen=True, slots=True)
 class Sql:
@@ -93,7 +102,7 @@ class TableWriter:
         self._indexes = [index for index, _ in self._columns]
         names = ", ".join(quote_identifier(column.name) for _, column in self._columns)
         self._insert = f"INSERT INTO {table.sql_name} ({names}) OVERRIDING SYSTEM VALUE VALUES ".encode()
-        self._copy = f"COPY {table.sql_name} ({names}) FROM STDIN".encode()
+        self._copy = table.copy([column.name for _, column in self._columns])
         key = set(relation.key_indexes)
         self._keys = [(index, column) for index, column in self._columns if index in key]
         self._whole_row = relation.replica_identity == "f" and len(key) == len(relation.columns)
@@ -108,7 +117,7 @@ class TableWriter:
 
     def copy(self, rows: Sequence[Row]) -> CopyRows:
         """The same by COPY."""
-        lines = [b"\t".join([_copy_field(row[index]) for index in self._indexes]) for row in rows]
+        lines = [b"\t".join([copy_field(row[index]) for index in self._indexes]) for row in rows]
         return CopyRows(self._copy, b"\n".join([*lines, b""]), len(rows), self.table.qualified_name)
 
     def update(self, change: RowChange) -> list[Statement]:
@@ -179,7 +188,7 @@ def _literal(value: Value) -> bytes:
     return b"'" + (value.replace(b"'", b"''") if b"'" in value else value) + b"'"
 
 
-def _copy_field(value: Value) -> bytes:
+def copy_field(value: Value) -> bytes:
     """A value in COPY's text format (manual, COPY, "Text Format")."""
     if value is None:
         return rb"\N"

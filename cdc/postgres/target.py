@@ -90,37 +90,37 @@ class TargetDatabase:
 
     async def find_table(self, schema: str, name: str) -> TargetTable | None:
         """The table as it is there, or None."""
-        rows = await self._rows(_TABLE, (schema, name))
+        rows = await self.rows(_TABLE, (schema, name))
         if not rows:
             return None
         columns = {row[2]: TargetColumn(*row[2:]) for row in rows if row[2] is not None}
         return TargetTable(schema, name, bool(rows[0][0]), bool(rows[0][1]), columns)
 
-    async def create_table(self, relation: Relation) -> None:
+    async def create_table(self, relation: Relation, *, unlogged: bool = False) -> None:
         """Make a table of an archived relation's shape: columns and key, nothing else is known of it."""
         columns = [
             f"{quote_identifier(column.name)} {await self._type_name(relation, column)}" for column in relation.columns
         ]
         table = f"{quote_identifier(relation.schema)}.{quote_identifier(relation.name)}"
         body = ", ".join([*columns, *_key_of(relation)])
-        await self._execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(relation.schema)}")
-        await self._execute(f"CREATE TABLE {table} ({body})")
+        await self.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(relation.schema)}")
+        await self.execute(f"CREATE {'UNLOGGED ' if unlogged else ''}TABLE {table} ({body})")
 
     async def has_rows(self, table: TargetTable) -> bool:
-        rows = await self._rows(f"SELECT EXISTS (SELECT FROM {table.only})", ())
+        rows = await self.rows(f"SELECT EXISTS (SELECT FROM {table.only})", ())
         return bool(rows[0][0])
 
     async def read_records(self) -> list[Record]:
         """What restores have written here; normally none or one."""
-        if not (await self._rows("SELECT to_regclass('cdc.restore') IS NOT NULL", ()))[0][0]:
+        if not (await self.rows("SELECT to_regclass('cdc.restore') IS NOT NULL", ()))[0][0]:
             return []
-        rows = await self._rows("SELECT archive, base_seq, tables, chunks, next_ordinal, finished FROM cdc.restore", ())
+        rows = await self.rows("SELECT archive, base_seq, tables, chunks, next_ordinal, finished FROM cdc.restore", ())
         return [Record(row[0], row[1], tuple(row[2]), row[3], row[4], row[5]) for row in rows]
 
     async def begin(self, record: Record) -> None:
         """Write down what is about to be restored."""
-        await self._execute(_RECORD)
-        await self._rows(
+        await self.execute(_RECORD)
+        await self.rows(
             "INSERT INTO cdc.restore VALUES (%s, %s, %s, %s, %s, %s) RETURNING 1",
             (
                 record.archive,
@@ -135,9 +135,7 @@ class TargetDatabase:
     async def write(self, statements: Sequence[Statement], then: Record | None) -> None:
         """Carry the statements out, and with `then` commit them together with how far that is."""
         try:
-            if not self._in_transaction:
-                await self._connection.execute(b"BEGIN; SET CONSTRAINTS ALL DEFERRED")
-                self._in_transaction = True
+            await self._begin()
             for message in _messages(statements):
                 if isinstance(message, CopyRows):
                     await self._copy(message)
@@ -150,12 +148,24 @@ class TargetDatabase:
         except psycopg.Error as error:
             raise _refused(refusal_of_exception(error)) from None
 
+    async def copy(self, text: bytes, lines: AsyncIterator[bytes]) -> int:
+        """A COPY whose lines come as they are made; how many rows it took. `write` commits it."""
+        try:
+            await self._begin()
+            async with self._connection.cursor() as cursor:
+                async with cursor.copy(text) as copy:
+                    async for some in lines:
+                        await copy.write(some)
+                return cursor.rowcount
+        except psycopg.Error as error:
+            raise _refused(refusal_of_exception(error)) from None
+
     async def set_sequences(self, table: TargetTable) -> list[str]:
         """Let the sequences of a table's columns go on after its rows; their names."""
-        found = await self._rows(_SEQUENCES, {"table": table.sql_name})
+        found = await self.rows(_SEQUENCES, {"table": table.sql_name})
         for column, sequence, descending in found:
             last = f"{'min' if descending else 'max'}({quote_identifier(column)})"
-            await self._execute(
+            await self.execute(
                 f"SELECT setval({quote_literal(sequence)}::regclass, last) "
                 f"FROM (SELECT {last} AS last FROM {table.sql_name}) AS rows WHERE last IS NOT NULL"
             )
@@ -163,8 +173,13 @@ class TargetDatabase:
 
     async def finish(self, record: Record) -> None:
         """Write down that the restore is complete, and wait until all of it is on the target's disk."""
-        await self._execute("SET synchronous_commit = on")
+        await self.execute("SET synchronous_commit = on")
         await self.write([], record)
+
+    async def _begin(self) -> None:
+        if not self._in_transaction:
+            await self._connection.execute(b"BEGIN; SET CONSTRAINTS ALL DEFERRED")
+            self._in_transaction = True
 
     async def _run(self, statements: Sequence[Sql]) -> None:
         """Several statements in one message; each must touch as many rows as it says."""
@@ -190,7 +205,7 @@ class TargetDatabase:
     async def _type_name(self, relation: Relation, column: Column) -> str:
         by_oid = column.type_oid < _FIRST_USER_OID
         found = "%(oid)s::oid" if by_oid else "to_regtype(%(name)s)::oid"
-        rows = await self._rows(
+        rows = await self.rows(
             f"SELECT format_type({found}, %(typmod)s)",
             {"oid": column.type_oid, "name": column.type_name, "typmod": column.typmod},
         )
@@ -202,13 +217,28 @@ class TargetDatabase:
             )
         return str(rows[0][0])
 
-    async def _rows(self, query: str, parameters: Any) -> list[tuple[Any, ...]]:
+    async def rows(self, query: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """What a query finds. In databases without an encoding, bytes may stand in it as `surrogateescape` has them."""
+        text = query.encode(errors="surrogateescape")
         try:
-            return await (await self._connection.execute(query.encode(), parameters or None)).fetchall()
+            return await (await self._connection.execute(text, parameters or None)).fetchall()
         except psycopg.Error as error:
             raise _refused(refusal_of_exception(error)) from None
 
-    async def _execute(self, query: str) -> None:
+    async def sqlstate_of(self, query: str) -> str:
+        """What the target says to a query: empty if it is one. Not within a transaction, which would end by it."""
+        try:
+            await self._connection.execute(query.encode(errors="surrogateescape"))
+        except psycopg.Error as error:
+            return refusal_of_exception(error).sqlstate or "08000"
+        return ""
+
+    async def commit(self) -> None:
+        """Commit what `write` has begun."""
+        await self.execute("COMMIT")
+        self._in_transaction = False
+
+    async def execute(self, query: str) -> None:
         try:
             await self._connection.execute(query.encode())
         except psycopg.Error as error:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ import pytest
 import redis
 import zstandard
 
-from tests.acceptance.conftest import as_replicator
-from tests.faults.checker import TABLES, Verdict, cache_sampler, check
+from tests.acceptance.conftest import MakeService, as_replicator
+from tests.faults.checker import TABLES, Verdict, acknowledgement_sampler, cache_sampler, check
 from tests.faults.history import Change, Json, Transaction
-from tests.faults.objects import log_objects, read_directory
+from tests.faults.objects import log_objects, read_archive, read_directory, tail_of
+from tests.faults.program import CheckerProcess
+from tests.faults.reads import FULL, STATE, Reads, check_reads
+from tests.faults.restore_points import Moment, Moments, check_restores
 from tests.faults.witness import Witness, parse_line
 from tests.faults.workload import Workload
+from tests.s3 import S3Server
 from tests.servers import PostgresAddress, RedisAddress, flushed_redis, fresh_database
-from tests.service import Service, install, wait_until
+from tests.service import Service, install, mark, query, wait_until
 
 # One run's evidence serves all tests of this module.
 pytestmark = pytest.mark.xdist_group("checker")
@@ -37,9 +43,16 @@ class Evidence:
     cache_url: str
     objects: dict[str, bytes]
     told: list[Transaction]
+    reads: Reads
+    moments: list[Moment]
+    config_file: Path
 
     def check(self, objects: dict[str, bytes] | None = None) -> Verdict:
         return check(self.dsn, self.objects if objects is None else objects, self.cache_url, self.told)
+
+    def check_restores(self, moments: list[Moment]) -> tuple[int, list[str]]:
+        archive = read_archive(self.objects)
+        return check_restores(self.dsn, self.config_file, moments, self.told, archive)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +63,21 @@ def evidence(
     with fresh_database(postgres_server) as dsn:
         install(dsn)
         witness = Witness(dsn, TABLES)
+        query(
+            dsn,
+            "INSERT INTO turns (domain, channel, session_hash, role, content) VALUES ('d', 'c', 's', 'user', 'base')",
+        )
         url = (directory / "archive").as_uri()
         cache_url = flushed_redis(make_module_valkey, 0)
         with Service(directory, dsn=as_replicator(dsn), archive_url=url, cache_url=cache_url) as service:
             service.wait_until_caught_up(dsn)
-            Workload(dsn, seed=5, rate=100, large_rows=300).run_for(3)
-            service.wait_until_caught_up(dsn)
+            with cache_sampler(cache_url, dsn=dsn) as cache, Moments(dsn, limit=3, mean_pause_s=0.5) as moments:
+                Workload(dsn, seed=5, rate=100, large_rows=300).run_for(3)
+                service.wait_until_caught_up(dsn)
             assert service.stop() == 0
-        yield Evidence(dsn, cache_url, read_directory(url), witness.transactions())
+        assert cache.findings + moments.findings == []
+        objects, told = read_directory(url), witness.transactions()
+        yield Evidence(dsn, cache_url, objects, told, cache.reads, moments.taken, service.config_file)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +89,20 @@ def make_module_valkey(server_dir: Path) -> Iterator[RedisAddress]:
         yield server
 
 
-def rewrite(objects: dict[str, bytes], edit: Callable[[Line, Lines], Lines]) -> dict[str, bytes]:
-    """Edit the segment with the most lines, and chain all that follow anew, so that only its content gives it away."""
+def rewrite(
+    objects: dict[str, bytes],
+    edit: Callable[[Line, Lines], Lines],
+    having: Callable[[Line], bool] = lambda _: True,
+) -> dict[str, bytes]:
+    """Edit the segment with most lines of a kind, and chain all that follow anew: only its content gives it away."""
+
+    def weight(body: bytes) -> int:
+        header, *lines = _unpack(body)
+        return sum(map(having, lines)) if header["kind"] == "data" else 0
+
     changed = dict(objects)
     log = {key: body for key, body in objects.items() if "log/" in key}
-    target = max(log, key=lambda key: len(_unpack(log[key])) if _unpack(log[key])[0]["kind"] == "data" else 0)
+    target = max(log, key=lambda key: weight(log[key]))
     previous: bytes | None = None
     for key in sorted(log):
         header, *lines = _unpack(log[key])
@@ -194,6 +223,20 @@ def test_a_value_altered_is_found(evidence: Evidence, column: str, value: object
     assert any("replayed" in finding for finding in verdict.findings) or column in str(verdict)
 
 
+def _has_toast(line: Line) -> bool:
+    return line["op"] in "cu" and len(line["after"].get("content", "")) > 8000
+
+
+def test_a_toast_value_nulled_is_found(evidence: Evidence) -> None:
+    def null(_: Line, lines: Lines) -> Lines:
+        next(filter(_has_toast, lines))["after"]["content"] = None
+        return lines
+
+    verdict = evidence.check(rewrite(evidence.objects, null, _has_toast))
+    assert verdict.figures["altered"] == 1
+    assert "new.content" in str(verdict)
+
+
 def test_a_number_written_as_a_string_is_found(evidence: Evidence) -> None:
     def quote(_: Line, lines: Lines) -> Lines:
         row = _inserted_turn(lines)["after"]
@@ -228,6 +271,25 @@ def test_the_last_data_segment_deleted_is_found(evidence: Evidence) -> None:
 
 def _seq(key: str) -> int:
     return int(key.rsplit("/", 1)[1].split(".")[0])
+
+
+def test_a_base_chunk_deleted_is_found(evidence: Evidence) -> None:
+    kept = {key: body for key, body in evidence.objects.items() if not key.startswith("base/")}
+    assert len(kept) < len(evidence.objects)
+    assert any("is missing" in finding for finding in evidence.check(kept).findings)
+
+
+def test_an_acknowledgement_ahead_of_the_archive_is_seen_by_the_sampler(evidence: Evidence) -> None:
+    tail = tail_of(evidence.objects)
+    mark(evidence.dsn)
+    query(evidence.dsn, "SELECT pg_create_logical_replication_slot('ahead', 'test_decoding')")
+    with (
+        acknowledgement_sampler(evidence.dsn, lambda: tail) as honest,
+        acknowledgement_sampler(evidence.dsn, lambda: tail, "ahead") as ahead,
+    ):
+        wait_until(lambda: min(honest.looks, ahead.looks) > 2, "both samplers looked")
+    assert honest.findings == []
+    assert "acknowledged" in ahead.findings[0]
 
 
 @pytest.fixture
@@ -303,6 +365,114 @@ def test_a_cache_key_that_goes_back_is_seen_by_the_sampler(redis_url: str) -> No
         wait_until(lambda: sampler.looks > seen + 10, "the sampler looked")
     assert sampler.findings[0] == "turn:x went back from version 2 to 1"
     assert sampler.findings[-1] == "turn:x came back after it was gone"
+
+
+def test_what_was_read_in_a_healthy_run_was_committed(evidence: Evidence) -> None:
+    assert check_reads(evidence.reads, evidence.told) == []
+    shapes = {shape for seen in evidence.reads.of_row.values() for _, (shape, _) in seen}
+    assert shapes == {FULL, STATE}
+
+
+def read_while(
+    evidence: Evidence, plant: Callable[[redis.Redis], object], mend: Callable[[redis.Redis], object]
+) -> Reads:
+    """What a sampler reads while something is planted in the cache."""
+    with redis.Redis.from_url(evidence.cache_url) as cache:
+        plant(cache)
+        with cache_sampler(evidence.cache_url, dsn=evidence.dsn) as sampler:
+            wait_until(lambda: sampler.looks > 40, "the sampler came to every session")
+        mend(cache)
+    return sampler.reads
+
+
+def test_a_state_that_was_never_committed_is_found(evidence: Evidence) -> None:
+    with redis.Redis.from_url(evidence.cache_url) as cache:
+        key = next(iter(cache.scan_iter(match="session:*:state")))
+        kept: Any = cache.get(key)
+    planted = json.dumps({**json.loads(kept), "role": "nobody"})
+    reads = read_while(
+        evidence, lambda it: it.set(key, planted, keepttl=True), lambda it: it.set(key, kept, keepttl=True)
+    )
+    [finding] = check_reads(reads, evidence.told)
+    assert finding.startswith(key.decode())
+    assert "never committed" in finding
+
+
+def test_a_history_member_that_was_never_committed_is_found(evidence: Evidence) -> None:
+    with redis.Redis.from_url(evidence.cache_url) as cache:
+        key = next(iter(cache.scan_iter(match="session:*:turns")))
+        [(member, score)] = cache.zrange(key, 0, 0, withscores=True)
+    planted = json.dumps({**json.loads(member), "content": "nobody wrote this"})
+    reads = read_while(evidence, lambda it: it.zadd(key, {planted: score}), lambda it: it.zrem(key, planted))
+    assert any("never committed" in finding for finding in check_reads(reads, evidence.told))
+
+
+def test_an_older_version_read_from_another_key_is_found(evidence: Evidence) -> None:
+    versions = [change.new for change in changes_of_one_turn(evidence.told) if change.new is not None]
+    reads = Reads()
+    for key, row in zip(("turn:x", "session:s:turns", "turn:x"), (versions[0], versions[1], versions[0]), strict=True):
+        reads.note(key, row, FULL)
+    [finding] = check_reads(reads, evidence.told)
+    assert finding == f"turn:x went back to an older version of row {versions[0]['id']}"
+
+
+def changes_of_one_turn(told: list[Transaction]) -> list[Change]:
+    """All changes of a turn that has at least two versions."""
+    of_turn: dict[str, list[Change]] = defaultdict(list)
+    for transaction in told:
+        for change in transaction.changes:
+            if change.table == "public.turns" and change.new is not None and not change.unchanged:
+                of_turn[str(change.new["id"])].append(change)
+    return next(changes for changes in of_turn.values() if len(changes) > 1)
+
+
+def test_every_moment_of_a_healthy_run_is_restored_as_it_was(evidence: Evidence) -> None:
+    compared, findings = evidence.check_restores(evidence.moments)
+    assert findings == []
+    assert compared > 0
+
+
+def test_a_moment_that_is_restored_otherwise_is_found(evidence: Evidence) -> None:
+    first, last = evidence.moments[0], evidence.moments[-1]
+    assert first.digests != last.digests
+    _, findings = evidence.check_restores([replace(last, digests=first.digests)])
+    assert "public.turns differs" in findings[0]
+
+
+def test_a_moment_that_cannot_be_restored_is_found(evidence: Evidence) -> None:
+    _, findings = evidence.check_restores([replace(evidence.moments[0], lsn=2**62, read_upto=2**62)])
+    assert "cannot be restored" in findings[0]
+
+
+def test_as_a_process_of_its_own_it_judges_a_run_and_finds_what_is_planted(
+    installed: str, redis_url: str, s3: S3Server, make_service: MakeService
+) -> None:
+    service = make_service(
+        installed,
+        "s3://archive/looked-at",
+        redis_url,
+        archive={"endpoint_url": s3.endpoint_url},
+        postgres={"slot": "looked_at"},
+        environment=s3.environment,
+    )
+    where = f"--dsn {installed} --slot looked_at --archive s3://archive/looked-at --endpoint {s3.endpoint_url}"
+    arguments = where.split()
+    full = f"{where} --cache {redis_url} --config {service.config_file} --moments 2 --pause-s 0.3".split()
+    environment = {**os.environ, **s3.environment}
+    with (
+        CheckerProcess(*full, environment=environment) as checker,
+        CheckerProcess(*arguments, environment=environment) as other,
+    ):
+        service.start().wait_until_caught_up(installed)
+        Workload(installed, seed=6, rate=100, large_rows=300).run_for(2.5)
+        service.wait_until_caught_up(installed)
+        assert service.stop() == 0
+        verdict = checker.verdict()
+        assert verdict.findings == [], str(verdict)
+        looked = ("transactions", "acknowledgement_samples", "cache_reads", "restores")
+        assert all(verdict.figures[name] > 0 for name in looked), verdict.figures
+        s3.delete_object(max(key for key in s3.objects() if "/log/" in key))
+        assert other.verdict().findings
 
 
 def test_what_test_decoding_prints_is_understood(database: str) -> None:

@@ -14,7 +14,7 @@ from cdc.embedded import PostgresServer
 from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.checker import Verdict, check_replay, read_table
-from tests.faults.objects import Archive, read_archive, read_directory
+from tests.faults.objects import Archive, read_archive, read_directory, read_lines
 from tests.service import Service, install, mark, query, run_cdc, wait_until
 
 PERSON = 78
@@ -61,6 +61,17 @@ def assert_replay_gives_the_tables(dsn: str, archive_url: str, breaks: int = 1) 
     return archive
 
 
+def assert_inside_the_gap(service: Service, archive_url: str, table: str, gone: list[int], **counts: int) -> None:
+    """The archive says how many rows changed inside its last gap, and which ones were deleted there."""
+    inside = facts(service, "archive", "verify")["gaps"][-1]["changed_inside"]
+    assert inside["unknown"] == {}
+    assert inside["tables"][table] == counts
+    objects = read_directory(archive_url)
+    lines = [line for key in inside["deleted_keys"] for line in read_lines(objects[key])[1:]]
+    assert {line["op"] for line in lines} <= {"d"}
+    assert [int(line["key"]["id"][1]) for line in lines if line["table"] == table] == gone
+
+
 def drop(dsn: str) -> None:
     query(dsn, "SELECT pg_drop_replication_slot('cdc')")
 
@@ -78,7 +89,7 @@ def test_what_is_lost_is_recorded_once_and_repaired_by_one_command(
     service.wait_until_archived(installed)
     assert service.stop() == 0
     write_event(installed, "lost")
-    query(installed, "DELETE FROM outbox WHERE idempotency_key = 'deleted'")
+    ((deleted,),) = query(installed, "DELETE FROM outbox WHERE idempotency_key = 'deleted' RETURNING id")
     lose(installed)
 
     assert service.run_to_end() == PERSON, service.log_tail()
@@ -109,6 +120,7 @@ def test_what_is_lost_is_recorded_once_and_repaired_by_one_command(
     report = facts(service, "archive", "verify")
     assert (report["exit"], report["findings"], len(report["gaps"])) == (0, [], 1)
     assert report["gaps"][0]["closed_by_snapshot_at"]
+    assert_inside_the_gap(service, archive_dir, "public.outbox", [deleted], deleted=1, inserted=1, changed=0)
     assert facts(service, "status")["archive"]["open_gap"] is None
 
 
@@ -116,10 +128,16 @@ def test_resnapshot_repairs_alone_and_the_cache_is_warmed_again(
     installed: str, archive_dir: str, redis_url: str, make_service: MakeService
 ) -> None:
     write_turn(installed, "s1", "before")
+    write_turn(installed, "s1", "to be deleted")
+    write_turn(installed, "s2", "the only one")
     service = make_service(installed, archive_dir, redis_url, archive={"on_gap": "resnapshot"}).start()
     service.wait_until_caught_up(installed)
+    assert turns_cached(redis_url, "s1") == ["before", "to be deleted"]
     assert service.stop() == 0
     write_turn(installed, "s1", "inside the gap")
+    deleted = query(
+        installed, "DELETE FROM turns WHERE content IN ('to be deleted', 'the only one') RETURNING id, turn_id"
+    )
     drop(installed)
     service.start()
     service.wait_for_event("gap_closed")
@@ -127,8 +145,14 @@ def test_resnapshot_repairs_alone_and_the_cache_is_warmed_again(
     service.wait_until_caught_up(installed)
     service.wait_for_event("warm_up_finished", more_than=1)
     wait_until(lambda: turns_cached(redis_url, "s1") == ["before", "inside the gap", "after"], "the cache is complete")
+    with redis.Redis.from_url(redis_url) as client:
+        served = {key.decode() for key in client.scan_iter(match="*")}
+    assert served & {f"turn:{turn_id}" for _, turn_id in deleted} == set()
+    assert served & {"session:s2:turns", "session:s2:state"} == set()
     assert service.stop() == 0
     assert_replay_gives_the_tables(installed, archive_dir)
+    gone = sorted(number for number, _ in deleted)
+    assert_inside_the_gap(service, archive_dir, "public.turns", gone, deleted=2, inserted=1, changed=0)
 
 
 def turns_cached(redis_url: str, session: str) -> list[str]:

@@ -1,11 +1,17 @@
 """P4: the archive restored is the database as it was, row for row, at its end and at any transaction before."""
 
 import contextlib
+import fcntl
 import json
+import os
+import pty
 import random
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -261,6 +267,35 @@ def others(dsn: str, condition: str = "") -> list[int]:
         f" AND application_name = 'waltier restore' {condition}",
     )
     return [pid for (pid,) in found]
+
+
+def test_on_a_terminal_a_bar_shows_rows_a_second_and_the_time_that_remains(source: Source) -> None:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    program = "import sys; from cdc.cli import main; sys.exit(main())"
+    with source.target() as into:
+        command = [sys.executable, "-c", program, *source.command(into)]
+        environment = {**os.environ, "TERM": "xterm"}
+        process = subprocess.Popen(command, stderr=terminal, stdout=subprocess.PIPE, env=environment)
+        os.close(terminal)
+        shown = b"".join(iter(lambda: _read_terminal(controller), b"")).decode()
+        os.close(controller)
+        printed = process.communicate()[0].decode()
+        assert process.returncode == 0, shown
+    frames = [re.sub(r"\x1b\[[\d;?]*\w", "", frame) for frame in shown.split("\r")]
+    assert any(re.search(r"restoring .* 100% [\d,]+ rows/s \d:\d\d:\d\d", frame) for frame in frames), frames
+    assert max(map(len, frames)) <= 61, "a line wraps"
+    assert shown.rstrip().endswith("\x1b[2K"), "the bar stays"
+    assert printed.startswith("began with the snapshot")
+    assert "\x1b" not in printed
+
+
+def _read_terminal(controller: int) -> bytes:
+    """Nothing when whoever wrote to the other end is gone: Linux says EIO then."""
+    try:
+        return os.read(controller, 65536)
+    except OSError:
+        return b""
 
 
 def test_a_dry_run_writes_nothing(source: Source) -> None:

@@ -3,7 +3,8 @@
 1. compile a copy of the package, if a C compiler is there;
 2. for each workload: the same WAL for every contender, repetitions interleaved;
 3. everyday life: an idle minute, steady traffic, one large transaction: PUTs, latency, memory;
-4. the verdicts, and the document.
+4. restore, of a snapshot's rows and of the log's, beside COPY of the same rows;
+5. the verdicts, and the document.
 """
 
 import datetime
@@ -21,6 +22,7 @@ import psycopg
 from redis import Redis
 
 from cdc import log
+from tests.bench import restore
 from tests.bench.compiled import compile_copy
 from tests.bench.contenders import Course, bare_loop, pg_recvlogical, pgoutput_decoder
 from tests.bench.everyday import Idle, Large, Traffic, measure_idle, measure_large_transaction, measure_traffic
@@ -65,6 +67,9 @@ def _measure(stack: Stack, sizes: Sizes) -> Findings:
         findings.workloads[_TITLES[workload.name]] = standings(readings)
         findings.figures += _race_figures(workload, findings.workloads[_TITLES[workload.name]])
     findings.figures += _everyday(stack, sizes)
+    _say("restoring ...")
+    findings.restores = restore.restore_tables(stack, sizes)
+    findings.figures += restore.figures(findings.restores)
     findings.notes += _notes(sizes)
     return findings
 

@@ -122,5 +122,6 @@ class Findings:
     machine: Machine
     sizes: dict[str, int]
     workloads: dict[str, list[Standing]] = field(default_factory=dict)
+    restores: dict[str, list[Standing]] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -11,7 +11,10 @@ _PREFIX = "CDC_BENCH_"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`changes` are rows of one workload, `decoder_changes` what the slow contender reads of the same WAL."""
+    """`changes` are rows of one workload, `decoder_changes` what the slow contender reads of the same WAL.
+
+    `restore_rows` come back from a snapshot, `restore_changes` from the log; 0 leaves them out.
+    """
 
     changes: int = 500_000
     decoder_changes: int = 15_000
@@ -20,6 +23,8 @@ class Sizes:
     latency_rate: int = 500
     transaction_rows: int = 1_000_000
     idle_s: int = 65
+    restore_rows: int = 1_000_000
+    restore_changes: int = 300_000
     compiled: int = 1
 
 

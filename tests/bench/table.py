@@ -23,6 +23,15 @@ cache has it, for the others until they have read it (they keep nothing). A cont
 WAL holds has failed.
 """
 
+_RESTORING = """\
+## Restoring
+
+The same rows of one table go into databases with the tables, indexes and keys of sql/: by one COPY from a file, and by
+`cdc restore` from the archive, from the command's start to its end (it checks the chain, copies a chunk a transaction
+with the record of how far it is, and sets sequences). Repetitions are interleaved, and each restored table is compared
+with the source's by checksum.
+"""
+
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -44,11 +53,11 @@ def _standing_row(standing: Standing, yardstick: Standing | None) -> list[str]:
     ]
 
 
-def workload_table(standings: list[Standing]) -> str:
+def workload_table(standings: list[Standing], unit: str = "changes") -> str:
     """Contenders of one workload; ratios are to the first of them."""
     yardstick = standings[0] if standings else None
     name = yardstick.contender if yardstick else ""
-    head = ["contender", "changes/s", f"ratio to {name}", "CPU s per million changes"]
+    head = ["contender", f"{unit}/s", f"ratio to {name}", f"CPU s per million {unit}"]
     return _grid(head, [_standing_row(standing, yardstick) for standing in standings])
 
 
@@ -74,6 +83,9 @@ def render(findings: Findings) -> str:
     parts.append(_READING_THE_SAME_WAL.format(repetitions=findings.sizes.get("repetitions", 1)))
     for workload, standings in findings.workloads.items():
         parts += [f"### {workload}\n", workload_table(standings)]
+    parts += [_RESTORING] if findings.restores else []
+    for title, standings in findings.restores.items():
+        parts += [f"### {title}\n", workload_table(standings, "rows")]
     if findings.notes:
         parts += ["## How it was measured\n", "\n".join(f"- {note}" for note in findings.notes) + "\n"]
     sizes = ", ".join(f"`CDC_BENCH_{name.upper()}={value}`" for name, value in findings.sizes.items())

@@ -2,11 +2,14 @@
 
 The truth is the witness (tests/faults/witness.py) and the tables. `check` gives findings, a sentence each; none means:
 nothing lost, doubled, reordered, torn, invented or altered in the archive; base and log replayed are the tables; the
-cache is the tables. The two samplers look on during the run for what no final state can show: an acknowledgement ahead
-of the archive, and a cache key that goes back to an older version.
+cache is the tables. The samplers look on during the run for what no final state can show: an acknowledgement ahead
+of the archive, a cache key that goes back to an older version or shows one that nobody committed (`reads`), a moment
+that cannot be restored as it was (`restore_points`). As a process of its own all of this is `program`.
 """
 
+import hashlib
 import json
+import random
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +21,15 @@ import psycopg
 import redis
 
 from tests.faults.history import Json, Row, Transaction, Value, compare, loads, shorten
-from tests.faults.objects import Archive, covered_upto, decode_value, read_archive
+from tests.faults.objects import Archive, decode_value, owed_upto, read_archive
+from tests.faults.reads import FULL, STATE, STATE_COLUMNS, Reads, Version, check_reads, digest
 from tests.service import confirmed_flush_lsn
 
 TABLES = ("public.turns", "public.outbox")
 HISTORY_LIMIT = 200
-STATE_COLUMNS = ("id", "turn_id", "role", "state", "confidence", "metadata", "created_at")
+_SESSIONS_AT_ONCE = 20
+_KEYS_AT_ONCE = 500
+_KNOWN_READS = 200_000
 
 _SESSION = """
 SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET timezone = 'UTC';
@@ -54,22 +60,46 @@ class Table:
     rows: list[Row]
 
 
-def check(dsn: str, objects: Mapping[str, bytes], cache_url: str | None, told: Sequence[Transaction]) -> Verdict:
-    """Everything that can be said at the end of a run, when nobody writes any more and both sinks have caught up."""
+def check(
+    dsn: str,
+    objects: Mapping[str, bytes],
+    cache_url: str | None,
+    told: Sequence[Transaction],
+    *,
+    breaks_are_told: bool = False,
+    reads: Reads | None = None,
+    before: Sequence[Row] = (),
+) -> Verdict:
+    """Everything that can be said at the end of a run, when nobody writes any more and both sinks have caught up.
+
+    `breaks_are_told`: the run lost slots or changed timelines on purpose. Then gaps and forks that the archive records
+    are no findings, and neither is what is missing inside of a recorded gap. `reads` are a cache sampler's, `before`
+    the turns that were there before the witness.
+    """
     archive = read_archive(objects)
     tables = {name: read_table(dsn, name) for name in TABLES}
-    verdict = Verdict(list(archive.faults))
+    verdict = Verdict([fault for fault in archive.faults if not (breaks_are_told and fault in archive.breaks)])
+    verdict.figures["breaks"] = len(archive.breaks)
     check_history(archive, told, verdict)
     check_replay(archive, tables, verdict)
     if cache_url is not None:
         with redis.Redis.from_url(cache_url) as client:
             check_cache(client, tables["public.turns"], unsettled_sessions(told), verdict)
+    if reads is not None:
+        verdict.findings += check_reads(reads, told, before)
+        verdict.figures |= {"cache_reads": reads.count, "rows_read": len(reads.of_row)}
     return verdict
 
 
 def check_history(archive: Archive, told: Sequence[Transaction], verdict: Verdict) -> None:
-    """The log is the witness's tale from the base on."""
-    expected = [transaction for transaction in told if transaction.end_lsn > archive.consistent_lsn]
+    """The log is the witness's tale from the first base on, but for what recorded gaps say is missing."""
+    there = {transaction.name for transaction in archive.transactions}
+    expected = [
+        transaction
+        for transaction in told
+        if transaction.end_lsn > archive.begins_lsn
+        and (transaction.name in there or not archive.in_gap(transaction.end_lsn))
+    ]
     differences = compare(expected, archive.transactions)
     verdict.figures |= {
         "transactions": len(archive.transactions),
@@ -136,10 +166,20 @@ def replay(archive: Archive) -> dict[str, dict[tuple[Value, ...], Row]]:
     return dict(state)
 
 
+def read_types(dsn: str, name: str) -> dict[str, str]:
+    """The type of each column of a table, in order."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return _types(connection, name)
+
+
+def _types(connection: psycopg.Connection[Any], name: str) -> dict[str, str]:
+    return dict(connection.execute(_COLUMNS, [name]).fetchall())
+
+
 def read_table(dsn: str, name: str) -> Table:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(_SESSION)
-        types: dict[str, str] = dict(connection.execute(_COLUMNS, [name]).fetchall())
+        types = _types(connection, name)
         cursor = connection.execute(f"SELECT * FROM {name}".encode())
         result = cursor.pgresult
         assert result is not None
@@ -258,7 +298,13 @@ class Sampler:
             try:
                 self.findings += self._look()
                 self.looks += 1
-            except (psycopg.OperationalError, redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
+            except (
+                psycopg.OperationalError,
+                redis.ConnectionError,
+                redis.TimeoutError,
+                redis.BusyLoadingError,
+                OSError,
+            ):
                 continue
             except Exception as error:  # a sampler that dies unseen would prove nothing
                 self.findings.append(f"the sampler failed: {type(error).__name__}: {error}")
@@ -279,44 +325,114 @@ def acknowledgement_sampler(dsn: str, tail: Callable[[], bytes | None], slot: st
     """P1: `confirmed_flush_lsn` is never above what the archive holds.
 
     `tail` gives the archive's last segment. The slot is read first and the archive after it; the archive only grows, so
-    a finding is never a false alarm.
+    a finding is never a false alarm. While a slot is new and its snapshot not archived, nothing is promised yet.
     """
 
     def look() -> list[str]:
         confirmed = confirmed_flush_lsn(dsn, slot)
         last = tail()
-        covered = 0 if last is None else covered_upto(last)
-        if not confirmed or confirmed <= covered:
+        owed = None if last is None else owed_upto(last)
+        if not confirmed or owed is None or confirmed <= owed:
             return []
-        return [f"acknowledged {confirmed:X} while the archive held {covered:X}"]
+        return [f"acknowledged {confirmed:X} while the archive held {owed:X}"]
 
     return Sampler(look, 0.05, "acknowledgements")
 
 
-def cache_sampler(cache_url: str, *, flushed: bool = False) -> Sampler:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A value of the cache: the number that the workload gave to this version of the row, and what `Reads` wants."""
+
+    number: int
+    row_id: str
+    version: Version
+
+
+class CacheSampler(Sampler):
+    """Looks at the cache. `reads` are for `check_reads`, which knows at the end what was committed."""
+
+    def __init__(self, cache_url: str, dsn: str | None, flushed: bool) -> None:
+        self.reads = Reads()
+        self._client = redis.Redis.from_url(cache_url)
+        self._flushed = flushed
+        self._turns = None if dsn is None else Table(read_types(dsn, TABLES[0]), [])
+        self._versions: dict[bytes, int] = {}
+        self._gone: set[bytes] = set()
+        self._known: dict[tuple[str, bytes], _Read] = {}
+        self._dice = random.Random(1)
+        super().__init__(self._look_at_both, 0.02, "cache")
+
+    def _look_at_both(self) -> list[str]:
+        findings = self._look_at_turns()
+        if self._turns is not None:
+            self._look_at_sessions(self._turns)
+        return findings
+
+    def _look_at_turns(self) -> list[str]:
+        findings = []
+        keys = list(self._client.scan_iter(match="turn:*", count=2000))
+        wanted = list({*keys, *self._versions} - self._gone)
+        for at in range(0, len(wanted), _KEYS_AT_ONCE):
+            some = wanted[at : at + _KEYS_AT_ONCE]
+            values: Any = self._client.mget(some)
+            for key, value in zip(some, values, strict=True):
+                if value is None:
+                    if key in self._versions and not self._flushed:
+                        self._gone.add(key)
+                    continue
+                read = self._note(key, value, FULL)
+                if read.number < self._versions.get(key, 0):
+                    findings.append(f"{key.decode()} went back from version {self._versions[key]} to {read.number}")
+                self._versions[key] = max(read.number, self._versions.get(key, 0))
+        back = [key for key in self._gone & set(keys) if self._client.get(key)]
+        return findings + [f"{key.decode()} came back after it was gone" for key in back]
+
+    def _look_at_sessions(self, turns: Table) -> None:
+        """A few sessions each time: their history, row by row, and their state."""
+        keys: list[bytes] = list(self._client.scan_iter(match="session:*", count=2000))
+        for key in self._dice.sample(keys, min(len(keys), _SESSIONS_AT_ONCE)):
+            if key.endswith(b":state"):
+                state: Any = self._client.get(key)
+                if state is not None:
+                    self._note(key, state, STATE)
+            else:
+                members: Any = self._client.zrange(key, 0, -1)
+                for member in members:
+                    self._note(key, member, FULL)
+
+    def _note(self, key: bytes, value: bytes, shape: str) -> _Read:
+        """Most of what is read was read before: it is parsed once."""
+        name = (shape, hashlib.blake2b(value, digest_size=8).digest())
+        read = self._known.get(name)
+        if read is None:
+            if len(self._known) > _KNOWN_READS:
+                self._known.clear()
+            read = self._known[name] = self._parse(value, shape)
+        if self._turns is not None:
+            self.reads.note_version(key.decode(), read.row_id, read.version)
+        return read
+
+    def _parse(self, value: bytes, shape: str) -> _Read:
+        number = int(json.loads(value).get("redaction_version", 0))
+        row = None if self._turns is None else _cached_row(value, self._turns)
+        return (
+            _Read(number, "", (shape, b""))
+            if row is None
+            else _Read(number, str(row.get("id")), (shape, digest(row, shape)))
+        )
+
+
+def cache_sampler(cache_url: str, *, dsn: str | None = None, flushed: bool = False) -> CacheSampler:
     """P5: no `turn:` key goes back to an older version, and none that was deleted comes back.
 
     The workload counts the versions of a row in `redaction_version` and never uses a turn_id twice. `flushed`: somebody
-    flushes the cache during the run, so that absent keys may come back.
+    flushes the cache during the run, so that absent keys may come back. With `dsn` every projection is read, and what
+    was read is kept for `check_reads`.
     """
-    versions: dict[bytes, int] = {}
-    gone: set[bytes] = set()
-    client = redis.Redis.from_url(cache_url)
+    return CacheSampler(cache_url, dsn, flushed)
 
-    def look() -> list[str]:
-        findings = []
-        keys = list(client.scan_iter(match="turn:*", count=2000))
-        for key in {*keys, *versions} - gone:
-            value: Any = client.get(key)
-            if value is None:
-                if key in versions and not flushed:
-                    gone.add(key)
-                continue
-            version = int(json.loads(value)["redaction_version"])
-            if version < versions.get(key, 0):
-                findings.append(f"{key.decode()} went back from version {versions[key]} to {version}")
-            versions[key] = max(version, versions.get(key, 0))
-        findings += [f"{key.decode()} came back after it was gone" for key in gone & set(keys) if client.get(key)]
-        return findings
 
-    return Sampler(look, 0.02, "cache")
+if __name__ == "__main__":
+    from tests.faults.program import main
+
+    raise SystemExit(main())

@@ -29,8 +29,9 @@ _FLOATS = {"real", "double precision", "float4", "float8"}
 class Archive:
     """What the archive holds. `base` is by table; `consistent_lsn` is where the base stands (0 without one).
 
-    A later snapshot takes the place of an earlier one: `before_base` counts the transactions before it. A gap or a fork
-    is a fault, and `breaks` tells it apart from others.
+    A later snapshot takes the place of an earlier one: `before_base` counts the transactions before it, `begins_lsn` is
+    where the first one stands. A gap or a fork is a fault, and `breaks` tells it apart from others; `gaps` are from
+    where to where, None while no snapshot has closed one.
     """
 
     transactions: list[Transaction] = field(default_factory=list)
@@ -43,6 +44,12 @@ class Archive:
     faults: list[str] = field(default_factory=list)
     breaks: list[str] = field(default_factory=list)
     before_base: int = 0
+    begins_lsn: int = 0
+    gaps: list[tuple[int, int | None]] = field(default_factory=list)
+
+    def in_gap(self, lsn: int) -> bool:
+        """Whether the archive says itself that it lacks what ends here."""
+        return any(first < lsn and (last is None or lsn <= last) for first, last in self.gaps)
 
 
 def read_directory(url: str) -> dict[str, bytes]:
@@ -77,9 +84,11 @@ def read_lines(body: bytes) -> list[Any]:
     return [loads(line) for line in text.splitlines()]
 
 
-def covered_upto(body: bytes) -> int:
-    """How far one segment says that the archive is covered, once it is there."""
-    return parse_lsn(str(read_lines(body)[0]["covered_upto"]))
+def owed_upto(body: bytes) -> int | None:
+    """How far the slot may be acknowledged; None before the first snapshot and while a gap is open."""
+    header = read_lines(body)[0]
+    covered = parse_lsn(str(header["covered_upto"]))
+    return None if not covered or header.get("open_gap") is not None else covered
 
 
 def read_archive(objects: Mapping[str, bytes]) -> Archive:
@@ -129,6 +138,8 @@ class _Reader:
         text = f"{header['kind']}: {header[header['kind']]['reason']}"
         self._fault(text)
         self._archive.breaks.append(text)
+        if header["kind"] == "gap":
+            self._archive.gaps.append((parse_lsn(header["gap"]["from"]), None))
         if header["kind"] == "fork":
             self._end_lsn = min(self._end_lsn, parse_lsn(header["fork"]["switch_lsn"]))
 
@@ -235,7 +246,9 @@ class _Reader:
         return {name: decode_value(types[name], value) for name, value in values.items()}
 
     def _read_base(self, base: dict[str, Any]) -> None:
-        self._archive.consistent_lsn = parse_lsn(base["consistent_lsn"])
+        self._archive.consistent_lsn = at = parse_lsn(base["consistent_lsn"])
+        self._archive.begins_lsn = self._archive.begins_lsn or at
+        self._archive.gaps = [(first, at if last is None else last) for first, last in self._archive.gaps]
         self._archive.base, self._archive.before_base = {}, len(self._archive.transactions)
         for chunk in base["chunks"]:
             body = next((body for key, body in self._objects.items() if key.endswith(chunk["key"])), None)

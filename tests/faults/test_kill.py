@@ -1,7 +1,7 @@
-"""`make faults`: SIGKILL a hundred times under load; nothing lost, doubled, reordered, and the cache equal to Postgres.
+"""`make faults`, first: SIGKILL under load; nothing lost, doubled, reordered, and the cache equal to Postgres.
 
-CDC_FAULTS_KILLS    how often (default 100)
-CDC_FAULTS_SECONDS  at most so long (default 1200); the kills done by then are the run
+CDC_FAULTS_KILLS    how often (default 20); 0 leaves the whole budget to the nemesis
+CDC_FAULTS_SECONDS  at most a fifth of it (default 600); the kills done by then are the run
 CDC_FAULTS_SEED     of the dice; printed, so that a run can be repeated as far as threads and processes allow
 """
 
@@ -21,8 +21,10 @@ from tests.service import Service, install
 def test_killed_again_and_again_nothing_is_lost_doubled_or_reordered(
     database: str, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kills = int(os.environ.get("CDC_FAULTS_KILLS", "100"))
-    seconds = float(os.environ.get("CDC_FAULTS_SECONDS", "1200"))
+    kills = int(os.environ.get("CDC_FAULTS_KILLS", "20"))
+    seconds = float(os.environ.get("CDC_FAULTS_SECONDS", "600")) * 0.2
+    if not kills:
+        pytest.skip("CDC_FAULTS_KILLS=0")
     seed = int(os.environ.get("CDC_FAULTS_SEED", str(random.randrange(1_000_000))))
     with capsys.disabled():
         print(f"\nCDC_FAULTS_SEED={seed} CDC_FAULTS_KILLS={kills} CDC_FAULTS_SECONDS={seconds:.0f}")

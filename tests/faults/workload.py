@@ -2,8 +2,9 @@
 
 Inserts with an event in the same transaction, small updates, updates that leave a long text alone, turns that move to
 another session or get another turn_id, deletes, savepoints rolled back, transactions rolled back, empty ones, some of
-several thousand rows, a TRUNCATE of the outbox now and then. `redaction_version` counts the versions of each row, so
-that a reader can tell whether a cache went back. Bounded in rate; it survives a restart of Postgres.
+several thousand rows, a TRUNCATE of the outbox now and then; when asked for, also some of fifty thousand rows of both
+tables, which a later one deletes again, and a TRUNCATE of the turns. `redaction_version` counts the versions of each
+row, so that a reader can tell whether a cache went back. Bounded in rate; it survives a restart of Postgres.
 """
 
 import json
@@ -41,6 +42,9 @@ class Workload:
         large_rows: int = 3000,
         truncate_every_s: float = 20.0,
         big_texts: bool = True,
+        bulk_every_s: float | None = None,
+        bulk_rows: int = 50_000,
+        truncate_turns_every_s: float | None = None,
     ) -> None:
         self.committed: Counter[str] = Counter()
         self.failures: list[BaseException] = []
@@ -51,6 +55,9 @@ class Workload:
         self._large_rows = large_rows
         self._truncate_every_s = truncate_every_s
         self._big_texts = big_texts
+        self._bulk_every_s = bulk_every_s
+        self._bulk_rows = bulk_rows
+        self._truncate_turns_every_s = truncate_turns_every_s
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(
@@ -88,15 +95,18 @@ class Workload:
 
     def _write(self, number: int, dice: random.Random) -> None:
         writer = _Writer(number, dice, self._big_texts)
-        due = _Due(
-            {
-                writer.insert_many(self._large_rows): self._large_every_s * (1 + number),
-                writer.truncate_outbox: self._truncate_every_s * (1 + number),
-            }
-        )
+        due = {
+            writer.insert_many(self._large_rows): self._large_every_s * (1 + number),
+            writer.truncate_outbox: self._truncate_every_s * (1 + number),
+        }
+        if number == 0 and self._bulk_every_s is not None:
+            due[writer.bulk(self._bulk_rows)] = self._bulk_every_s
+        if number == 0 and self._truncate_turns_every_s is not None:
+            due[writer.truncate_turns] = self._truncate_turns_every_s
+        clock = _Due(due)
         try:
             while not self._stopping.is_set():
-                self._connected(writer, due)
+                self._connected(writer, clock)
         except BaseException as error:  # shown by stop(), in the test's own thread
             self.failures.append(error)
 
@@ -148,6 +158,7 @@ class _Writer:
         self._number = number
         self._big_texts = big_texts
         self._turns: list[int] = []
+        self._bulk = ""
         self._session = 0
         self._in_session = 0
         self._acts: dict[Callable[[Connection], str], int] = {
@@ -181,17 +192,37 @@ class _Writer:
 
     def insert_many(self, rows: int) -> Callable[[Connection], str]:
         def act(connection: Connection) -> str:
-            sessions = max(1, rows // _TURNS_PER_SESSION)
-            connection.execute(
-                "INSERT INTO turns (domain, channel, session_hash, role, content, metadata)"
-                " SELECT 'support', 'bulk', %s || (n %% %s), 'user', 'row ' || n || repeat('é\"\\', n %% 7),"
-                "        jsonb_build_object('n', n, 'half', n / 2.0)"
-                "   FROM generate_series(1, %s) AS n",
-                [f"bulk-{uuid.UUID(int=self.dice.getrandbits(128))}-", sessions, rows],
-            )
+            self._insert_many_turns(connection, rows)
             return "insert_many"
 
         return act
+
+    def bulk(self, rows: int) -> Callable[[Connection], str]:
+        """Rows of both tables in one transaction, most of them events; the next time they are deleted."""
+
+        def act(connection: Connection) -> str:
+            if self._bulk:
+                connection.execute(
+                    "DELETE FROM turns WHERE channel = 'bulk' AND session_hash LIKE %s", [f"{self._bulk}%"]
+                )
+                connection.execute("DELETE FROM outbox WHERE aggregate_id = %s", [self._bulk])
+                self._bulk = ""
+                return "bulk_delete"
+            self._bulk = self._insert_many_turns(connection, rows // 10)
+            connection.execute(
+                "INSERT INTO outbox (event_type, idempotency_key, aggregate_id, payload)"
+                " SELECT 'bulk', gen_random_uuid()::text, %s, jsonb_build_object('n', n)"
+                "   FROM generate_series(1, %s) AS n",
+                [self._bulk, rows - rows // 10],
+            )
+            return "bulk_insert"
+
+        return act
+
+    def truncate_turns(self, connection: Connection) -> str:
+        connection.execute("SET LOCAL lock_timeout = '2s'")
+        connection.execute("TRUNCATE turns")
+        return "truncate_turns"
 
     def update(self, connection: Connection) -> str:
         metadata = json.dumps(
@@ -266,6 +297,18 @@ class _Writer:
             return "truncate_refused"
         self._insert_event(connection, "outbox.emptied")
         return "truncate_outbox"
+
+    def _insert_many_turns(self, connection: Connection, rows: int) -> str:
+        """Whole sessions of them; what their names begin with."""
+        name = f"bulk-{uuid.UUID(int=self.dice.getrandbits(128))}-"
+        connection.execute(
+            "INSERT INTO turns (domain, channel, session_hash, role, content, metadata)"
+            " SELECT 'support', 'bulk', %s || (n %% %s), 'user', 'row ' || n || repeat('é\"\\', n %% 7),"
+            "        jsonb_build_object('n', n, 'half', n / 2.0)"
+            "   FROM generate_series(1, %s) AS n",
+            [name, max(1, rows // _TURNS_PER_SESSION), rows],
+        )
+        return name
 
     def _insert_turn(self, connection: Connection, *, known: bool = True) -> None:
         self._in_session += 1

@@ -249,6 +249,17 @@ class TestFencing:
         assert (fork.previous, fork.switch_lsn) == (EPOCH, 300)
         await assert_intact(bucket)
 
+    async def test_of_two_that_record_a_fork_one_does(self, bucket: FaultyBucket) -> None:
+        await opened(bucket)
+        source = Source(epoch=Epoch(EPOCH.system_identifier, 2), database="chat")
+        first, second = ArchiveSink(bucket, settings()), ArchiveSink(bucket, settings())
+        await first.open()
+        await second.open()
+        await first.write_fork(source, 300, "promoted")
+        with pytest.raises(Unavailable, match="another service has recorded the fork"):
+            await second.write_fork(source, 300, "promoted")
+        assert kinds(bucket) == ["fence", "fork"]
+
 
 class TestWriting:
     async def test_what_is_written_comes_back(self, bucket: FaultyBucket) -> None:

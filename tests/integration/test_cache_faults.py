@@ -437,3 +437,41 @@ async def test_debians_redis_takes_every_operation(debian_redis: ValkeyServer) -
             await sink.write(batch(transaction(52, NOW_US, created(turn(80)))))
         await command(sink, "CONFIG", "SET", "maxmemory", "0")
         assert await sink.open() == Position(EPOCH, end_lsn(51))
+
+
+async def test_an_interrupted_truncate_never_returns_to_a_checkpoint_that_it_left(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a failover of Redis, back to the first of two states of one name, would bring truncated rows back."""
+    async with opened(settings_of(redis_url)) as sink:
+        whole = transaction(2, NOW_US, truncated(), created(turn(9)))
+        await sink.write(batch(transaction(1, NOW_US, created(turn(1)), created(turn(2, session="b")))))
+        left, unlink, send = [sink._checkpoint], sink._unlink_matching, sink._send
+
+        async def unlink_and_fail(pattern: bytes, table: str | None) -> None:
+            await unlink(pattern, table)
+            raise Unavailable("cut off")
+
+        async def send_and_note(call: object) -> None:
+            await send(call)  # type: ignore[arg-type]
+            left.append(sink._checkpoint)
+
+        monkeypatch.setattr(sink, "_send", send_and_note)
+        monkeypatch.setattr(sink, "_unlink_matching", unlink_and_fail)
+        with pytest.raises(Unavailable):
+            await sink.write(batch(whole))
+        monkeypatch.setattr(sink, "_unlink_matching", unlink)
+        await sink.open()
+        await sink.write(batch(whole))
+        assert len(left) == len(set(left)) > 4
+        assert await read_cache(settings_of(redis_url)) == model_of(transaction(2, NOW_US, created(turn(9)))).entries
+
+
+async def test_two_writers_that_take_the_same_step_do_not_take_it_for_one(redis_url: str) -> None:
+    settings = settings_of(redis_url)
+    async with opened(settings) as first, opened(settings, warm=False) as second:
+        await second.open()
+        assert first._checkpoint == second._checkpoint
+        await first._call(Plan(), first._checkpoint.stepped(first._writer))
+        with pytest.raises(Moved):
+            await second._call(Plan(), second._checkpoint.stepped(second._writer))

@@ -86,6 +86,12 @@ def test_from_the_first_run_to_the_teardown(cdc: Command, database: str, redis_u
 
     report = cdc.facts("archive", "verify")
     assert (report["intact"], report["transactions"], report["base_rows"]) == (True, 3, 1)
+    again = cdc.facts("archive", "verify")
+    assert (again["segments_read"], again["after"]["seq"], again["last_seq"]) == (0, *[report["last_seq"]] * 2)
+    assert cdc.facts("archive", "verify", "--full")["segments_read"] == report["segments"]
+    assert "read nothing new; up to segment" in cdc("archive", "verify").stdout
+    assert cdc.facts("status")["archive"]["proofs"]["verify"]["lsn"] == report["covered_upto"]
+    assert "verified up to" in cdc("status").stdout
 
     with redis.Redis.from_url(redis_url) as client:
         assert client.zcard("session:s:turns") == 4
@@ -111,6 +117,7 @@ def test_a_damaged_archive_is_exit_code_1_and_named(cdc: Command, database: str,
     assert done.returncode == 1
     assert "NOT INTACT" in done.stdout
     assert segment.name in done.stdout
+    assert "the archive was found damaged" in cdc("status").stdout
 
 
 def test_the_archive_of_another_database_is_for_a_person(cdc: Command, database: str, slot: str) -> None:

@@ -12,8 +12,10 @@ from psycopg import conninfo
 
 from cdc.change import Change, LogicalMessage, RowChange
 from cdc.config import PostgresSettings
+from cdc.doctor import judge_ddl_sentinel
 from cdc.embedded import PostgresServer
 from cdc.errors import Invalid
+from cdc.postgres.ddl_sentinel import read_ddl_sentinel
 from cdc.postgres.install import apply, read_sql
 from cdc.postgres.removal import drop_ddl_sentinel
 from cdc.postgres.session import connect
@@ -188,7 +190,9 @@ async def test_a_role_without_any_rights_changes_its_own_schema_and_that_is_reco
             [("sql_drop", "DROP TABLE", ("table", f"{role}.mine"))],
         ]
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            execute(theirs, "CREATE OR REPLACE FUNCTION public.cdc_sql_drop() RETURNS event_trigger AS '' LANGUAGE sql")
+            execute(
+                theirs, "CREATE OR REPLACE FUNCTION public.cdc_ddl_sentinel() RETURNS event_trigger AS '' LANGUAGE sql"
+            )
     finally:
         execute(watched, f"DROP SCHEMA {role} CASCADE", f"DROP ROLE {role}")
 
@@ -251,14 +255,31 @@ async def test_applied_again_a_disabled_trigger_stays_disabled(watched: str) -> 
     assert fetch(watched, enabled) == ("AD",)
 
 
+async def test_the_doctor_says_whether_it_is_there_and_never_more_than_that(database: str) -> None:
+    await apply(database)
+    async with await connect(settings_for(database)) as connection:
+        absent = judge_ddl_sentinel(await read_ddl_sentinel(connection))
+        await apply(database, ddl_sentinel=True)
+        there = judge_ddl_sentinel(await read_ddl_sentinel(connection))
+        execute(database, "ALTER EVENT TRIGGER cdc_sql_drop DISABLE")
+        disabled = judge_ddl_sentinel(await read_ddl_sentinel(connection))
+        execute(database, "DROP EVENT TRIGGER cdc_ddl_command_end")
+        half = judge_ddl_sentinel(await read_ddl_sentinel(connection))
+    assert [finding.level for finding in (absent, there, disabled, half)] == ["ok"] * 4
+    assert ("no DDL sentinel" in absent.message, absent.hint) == (True, "cdc init --ddl-sentinel")
+    assert ("records schema changes" in there.message, there.hint) == (True, "")
+    assert disabled.hint == "ALTER EVENT TRIGGER cdc_sql_drop ENABLE ALWAYS;"
+    assert ("half" in half.message, half.hint) == (True, "cdc init --ddl-sentinel")
+
+
 async def test_somebody_elses_function_of_that_name_does_not_stay_theirs(database: str) -> None:
     role = f"squatter_{uuid4().hex[:8]}"
     execute(database, f"CREATE ROLE {role} LOGIN", f"GRANT CREATE ON SCHEMA public TO {role}")
     try:
-        squatted = "CREATE FUNCTION public.cdc_sql_drop() RETURNS event_trigger AS 'BEGIN END' LANGUAGE plpgsql"
+        squatted = "CREATE FUNCTION public.cdc_ddl_sentinel() RETURNS event_trigger AS 'BEGIN END' LANGUAGE plpgsql"
         execute(conninfo.make_conninfo(database, user=role), squatted)
         await apply(database, ddl_sentinel=True)
-        owner = "SELECT proowner::regrole::text FROM pg_proc WHERE proname = 'cdc_sql_drop'"
+        owner = "SELECT proowner::regrole::text FROM pg_proc WHERE proname = 'cdc_ddl_sentinel'"
         assert fetch(database, owner) == ("postgres",)
     finally:
         execute(database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")

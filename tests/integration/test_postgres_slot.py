@@ -9,8 +9,12 @@ import time
 import psycopg
 import pytest
 
-from cdc.config import PostgresSettings
+from cdc.archive.memory import MemoryBucket
+from cdc.archive.sink import ArchiveSink
+from cdc.config import PostgresSettings, Settings
 from cdc.errors import Invalid, SlotLost, Unavailable
+from cdc.pipeline.snapshot import backfill
+from cdc.postgres.publication import read_publication
 from cdc.postgres.refusal import SlotActive
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.server import current_wal_lsn
@@ -226,3 +230,14 @@ async def test_a_lost_slot_is_infinitely_behind_and_says_so_when_started(make_po
     async with await ReplicationStream.open(settings) as stream:
         with pytest.raises(SlotLost):
             await stream.start(settings.slot, "cdc")
+
+
+async def test_a_backfill_that_meets_a_slot_stands_by_for_whoever_made_it(database: str) -> None:
+    settings = settings_for(database)
+    make_slot(settings)
+    execute(database, "CREATE PUBLICATION cdc")
+    async with await connect(settings) as connection:
+        publication = await read_publication(connection, "cdc")
+    everything = Settings.model_validate({"postgres": settings, "archive": {"url": "file:///not-used"}})
+    with pytest.raises(Unavailable, match="another service made the slot"):
+        await backfill(everything, publication, ArchiveSink(MemoryBucket(), everything.archive))

@@ -1,19 +1,24 @@
 """The bucket: objects that are created once, over a network that loses answers and delays what it carries."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from cdc.archive.bucket import PROBE_KEY, AlreadyExists
 from cdc.archive.tail import seq_of
+from cdc.errors import Unavailable
 from tests.simulation.clock import LIFE, Life
 from tests.simulation.world import Weather, World
 
 PUT_TIMEOUT_S = 5.0
+LATE_S = 8.0
 
 
 class ModelBucket:
     """Strongly consistent, as R2 and S3 are.
 
-    `created` is told of every object at the moment it is there, `sending` of every PUT just before it leaves.
+    `created` is told of every object at the moment it is there. `sending` is asked before every PUT what befalls it:
+    nothing, "held" (its process is stopped before it leaves), "lost" on its way there, or "late" by some seconds.
     """
 
     def __init__(
@@ -21,7 +26,7 @@ class ModelBucket:
         world: World,
         weather: Weather,
         created: Callable[[str, bytes], None],
-        sending: Callable[[Life | None], None],
+        sending: Callable[[Life | None], str],
     ) -> None:
         self.objects: dict[str, bytes] = {}
         self.authors: dict[int, str] = {}
@@ -52,10 +57,26 @@ class ModelBucket:
             self._world.tell(f"PUT {key} of {author}: created")
             self._created(key, body)
 
-        self._sending(life)
-        if key == PROBE_KEY and PROBE_KEY in self.objects:
-            raise AlreadyExists(key)
-        await self._world.request(self._weather, f"PUT {key}", apply, PUT_TIMEOUT_S)
+        if key == PROBE_KEY:
+            if key in self.objects:
+                raise AlreadyExists(key)
+            await self._world.request(self._weather, f"PUT {key}", apply, PUT_TIMEOUT_S)
+            return
+        fate = self._sending(life)
+        if fate == "held":
+            await asyncio.sleep(0)
+        if fate not in ("lost", "late"):
+            await self._world.request(self._weather, f"PUT {key}", apply, PUT_TIMEOUT_S)
+            return
+        if fate == "late":
+            self._world.later(self._world.moment(LATE_S), self._land, apply)
+        await self._world.travel(1.0)
+        raise Unavailable(f"PUT {key}: no answer")
+
+    @staticmethod
+    def _land(apply: Callable[[], None]) -> None:
+        with contextlib.suppress(AlreadyExists):
+            apply()
 
     async def get(self, key: str) -> bytes | None:
         return await self._world.request(self._weather, f"GET {key}", lambda: self.objects.get(key), PUT_TIMEOUT_S)

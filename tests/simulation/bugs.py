@@ -1,17 +1,25 @@
 """Bugs to plant in the production code, for the self-test: a simulation that finds nothing must be able to."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import cdc.archive.sink
+import cdc.service
 from cdc.archive.segment import compress_frame
 from cdc.archive.sink import ArchiveSink
+from cdc.archive.tail import read_tail
 from cdc.cache.plan import Plan
 from cdc.cache.sink import CacheSink, Checkpoint
-from cdc.change import Batch
+from cdc.change import Batch, Transaction
+from cdc.errors import Fenced
+from cdc.pipeline import start
+from cdc.pipeline.cache_feed import CacheFeed
 from cdc.progress import Progress
 
 Patch = tuple[Any, str, Any]
@@ -65,7 +73,11 @@ def two_puts_in_flight() -> list[Patch]:
 
 def no_epoch() -> list[Patch]:
     """Positions of two timelines are compared as if they were of one."""
-    return [(cdc.archive.sink, "_check_identity", lambda *_: None)]
+
+    async def follow(*_: object) -> bool:
+        return False
+
+    return [(cdc.archive.sink, "_check_identity", lambda *_: None), (cdc.service, "follow_timeline", follow)]
 
 
 def keepalive_acknowledged_early() -> list[Patch]:
@@ -88,6 +100,84 @@ def checkpoint_outside_the_script() -> list[Patch]:
     return [(CacheSink, "_call", call_twice)]
 
 
+def fork_keeps_positions() -> list[Patch]:
+    """A fork is recorded, but what is at or before the old timeline's last LSN is still taken for a duplicate."""
+    first_header = ArchiveSink._first_header
+
+    def header(self: ArchiveSink, kind: Any, source: Any, switch_lsn: int, reason: str) -> Any:
+        made, tail = first_header(self, kind, source, switch_lsn, reason), self._tail
+        if kind != "fork" or tail is None:
+            return made
+        return replace(made, last_lsn=tail.last_commit_lsn, covered_upto=tail.covered_upto)
+
+    return [(ArchiveSink, "_first_header", header)]
+
+
+def confirmed_flush_unchecked() -> list[Patch]:
+    """Nobody looks where the slot stands: Postgres silently goes on behind what somebody else has confirmed."""
+    return [(start, "check_covered", lambda *_: None)]
+
+
+def two_writers_without_a_fence() -> list[Patch]:
+    """Nobody fences, and who meets a taken key writes the same lines under the next one."""
+    fence, append = ArchiveSink.fence, ArchiveSink._append
+
+    async def no_fence(self: Any, source: Any) -> None:
+        if self._tail is None or not self._tail.covered_upto or self._tail.source.epoch != source.epoch:
+            await fence(self, source)
+        self._ours, self._series = True, None
+
+    async def append_anyway(self: Any, kind: Any, body: Any = None, **facts: Any) -> None:
+        try:
+            await append(self, kind, body, **facts)
+        except Fenced:
+            self._tail, self._ours = await read_tail(self._bucket), True
+            await append(self, kind, body, **facts)
+
+    return [(ArchiveSink, "fence", no_fence), (ArchiveSink, "_append", append_anyway)]
+
+
+def abandoned_parts_counted() -> list[Patch]:
+    """The first part of a transaction counts as the whole: if the writer dies then, nobody sends the rest."""
+    append = ArchiveSink._append
+
+    async def append_counting(self: ArchiveSink, kind: Any, body: Any = None, **facts: Any) -> None:
+        if kind == "part":
+            facts["last_lsn"] = facts["first_lsn"]
+        await append(self, kind, body, **facts)
+
+    return [(ArchiveSink, "_append", append_counting)]
+
+
+def replay_prolongs_life() -> list[Patch]:
+    """A key's expiry counts from when its row is applied, not from its commit."""
+    gather, take = CacheSink._gather, CacheSink._take
+
+    def of_now(transaction: Transaction) -> Transaction:
+        now = copy.copy(transaction)
+        now.commit_time_us = time.time_ns() // 1000
+        return now
+
+    def gather_now(self: CacheSink, transaction: Transaction, gathering: Any) -> bool:
+        return gather(self, of_now(transaction), gathering)
+
+    async def take_now(self: CacheSink, transaction: Transaction, gathering: Any) -> None:
+        await take(self, of_now(transaction), gathering)
+
+    return [(CacheSink, "_gather", gather_now), (CacheSink, "_take", take_now)]
+
+
+def dropped_queue_is_forgotten() -> list[Patch]:
+    """The cache's queue overflows and is emptied, and the cache goes on with what comes next."""
+
+    async def offer(self: CacheFeed, transactions: Iterable[Transaction]) -> None:
+        self.queue.put(transactions)
+        if self.queue.full:
+            self.queue._clear()
+
+    return [(CacheFeed, "offer", offer)]
+
+
 BUGS: dict[str, Callable[[], list[Patch]]] = {
     bug.__name__: bug
     for bug in (
@@ -97,6 +187,12 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
         no_epoch,
         keepalive_acknowledged_early,
         checkpoint_outside_the_script,
+        fork_keeps_positions,
+        confirmed_flush_unchecked,
+        two_writers_without_a_fence,
+        abandoned_parts_counted,
+        replay_prolongs_life,
+        dropped_queue_is_forgotten,
     )
 }
 

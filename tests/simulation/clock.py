@@ -18,7 +18,10 @@ class Stuck(Exception):
 
 
 class Life:
-    """One process of the service. `die_at` is the step (one callback of its loop) at which it is killed."""
+    """One process of the service. `die_at` is the step (one callback of its loop) at which it is killed.
+
+    `repairs` says that it is `cdc repair`.
+    """
 
     def __init__(self, name: str, die_at: int | None = None) -> None:
         self.name = name
@@ -26,6 +29,7 @@ class Life:
         self.die_at = die_at
         self.stopped = False
         self.dead = False
+        self.repairs = False
         self.task: asyncio.Task[None] | None = None
         self.at_death: Callable[[], None] = lambda: None
         self._parked: list[asyncio.Handle] = []

@@ -24,6 +24,7 @@ from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline import fork, gap, snapshot, start
 from cdc.postgres.publication import Publication
 from cdc.postgres.slot import ExportedSnapshot
+from tests.cache_model import TURNS
 from tests.simulation import postgres, redis
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life
@@ -51,6 +52,10 @@ class Doors:
 
     async def open_stream(self, *_: object) -> postgres.ModelStream:
         return postgres.ModelStream(await self.connect())
+
+    async def read_switch_points(self, _settings: object, timeline: int) -> dict[int, int]:
+        async with await self.connect() as connection:
+            return await connection.read_switch_points(timeline)
 
     def open_bucket(self, _settings: ArchiveSettings) -> ModelBucket:
         life = LIFE.get()
@@ -85,16 +90,15 @@ async def _read_publication(connection: postgres.ModelConnection, _name: str) ->
 
 async def _type_names(connection: postgres.ModelConnection) -> dict[int, str]:
     await connection.ask()
-    return {20: "bigint", 25: "text"}
+    return {column.type_oid: column.type_name for column in TURNS.columns}
 
 
 async def _check_server(*_: object, **__: object) -> None:
     pass
 
 
-async def _read_switch_points(*_: object) -> dict[int, int]:
-    """No history file names the archived timeline, so a failover stays a person's matter in these worlds."""
-    return {}
+async def _watch_nothing(*_: object) -> None:
+    """Only gauges come of it."""
 
 
 @contextmanager
@@ -109,6 +113,7 @@ def opened(doors: Doors) -> Iterator[None]:
         (service, "Sentinel", doors.open_sentinel),
         (service, "Assembler", functools.partial(Assembler, piece_bytes=PIECE_BYTES)),
         (service, "check_dsn", lambda _: None),
+        (service, "watch", _watch_nothing),
         (service, "read_slot", lambda connection, _: connection.read_slot()),
         (service, "read_publication", _read_publication),
         (service, "type_names", _type_names),
@@ -116,9 +121,8 @@ def opened(doors: Doors) -> Iterator[None]:
         (start, "check_server", _check_server),
         (start, "read_publication", _read_publication),
         (start, "read_slot", lambda connection, _: connection.read_slot()),
-        (start, "try_lock", lambda connection, _: connection.try_lock()),
         (start, "drop_slot", lambda connection, _: connection.drop_slot()),
-        (fork, "read_switch_points", _read_switch_points),
+        (fork, "read_switch_points", doors.read_switch_points),
         (gap, "connect", doors.connect),
         (gap, "read_server", lambda connection: connection.read_server()),
         (gap, "read_slot", lambda connection, _: connection.read_slot()),

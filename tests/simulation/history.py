@@ -2,82 +2,128 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import Any
 
 from cdc.sink import Epoch
-from tests.unit.pgoutput_encoder import WireColumn, begin, commit, delete, insert, relation, update, xlog_data
+from tests.cache_model import TURNS, Turn
+from tests.unit.pgoutput_encoder import (
+    UNCHANGED,
+    WireColumn,
+    WireValue,
+    begin,
+    commit,
+    delete,
+    insert,
+    message,
+    relation,
+    truncate,
+    update,
+    xlog_data,
+)
 
-TABLE = "public.turns"
-OID = 16390
+TABLE = TURNS.qualified_name
+OID = TURNS.oid
 TIME_US = 1_795_000_000_000_000
 _WIRE_EPOCH_US = 946_684_800_000_000
 
 RELATION = xlog_data(
-    relation(OID, b"public", b"turns", b"f", [WireColumn(b"id", 20, -1, True), WireColumn(b"content", 25, -1, True)])
+    relation(
+        OID, b"public", b"turns", b"f", [WireColumn(one.name.encode(), one.type_oid, -1, True) for one in TURNS.columns]
+    )
 )
 
-State = dict[int, str]
+State = dict[int, Turn]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`old` and `new` are a row's content, None where there is none. Every content is written once in a world."""
+    """`op` is as in the archive: c, u, d, t, m. A row's content is written once in a world."""
 
-    id: int
-    old: str | None
-    new: str | None
+    op: str
+    old: Turn | None = None
+    new: Turn | None = None
+    text: str = ""
+    transactional: bool = True
+    toasted: bool = False
 
-    @property
-    def op(self) -> str:
-        return "c" if self.old is None else "d" if self.new is None else "u"
+    def frame(self, lsn: int) -> bytes:
+        old, new = wire_row(self.old), wire_row(self.new)
+        if self.op == "c":
+            return insert(OID, new)
+        if self.op == "u":
+            return update(OID, [UNCHANGED if self.toasted and n == 4 else one for n, one in enumerate(new)], old=old)
+        if self.op == "d":
+            return delete(OID, old=old)
+        if self.op == "t":
+            return truncate([OID])
+        return message(lsn, b"story", self.text.encode(), transactional=self.transactional)
 
-    @property
-    def frame(self) -> bytes:
-        key = b"%d" % self.id
-        if self.old is None:
-            return insert(OID, [key, (self.new or "").encode()])
-        old = [key, self.old.encode()]
-        return delete(OID, old=old) if self.new is None else update(OID, [key, self.new.encode()], old=old)
+    def is_line(self, line: Any) -> bool:
+        """Whether this line of the archive says the same."""
+        if line["op"] != self.op:
+            return False
+        if self.op == "m":
+            said = line["prefix"], line["content"], line["transactional"]
+            return bool(said == ("story", self.text, self.transactional))
+        if line["table"] != TABLE or line.get("unchanged"):
+            return False
+        row = self.new or self.old
+        key = None if row is None else {"id": row["id"]}
+        return (line.get("before"), line.get("after"), line.get("key")) == (self.old, self.new, key)
+
+
+def wire_row(turn: Turn | None) -> list[WireValue]:
+    return [] if turn is None else [None if value is None else str(value).encode() for value in turn.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
+    """A transaction; or, with xid 0, a message that was emitted outside of any."""
+
     xid: int
     commit_lsn: int
     end_lsn: int
+    time_us: int
     changes: tuple[Change, ...]
 
-    @property
-    def time_us(self) -> int:
-        return TIME_US + self.xid * 1000
-
-    def frames(self) -> tuple[bytes, list[bytes], bytes]:
-        """Begin, rows, Commit, as the server sends them."""
+    def frames(self) -> list[bytes]:
+        """Begin, changes, Commit, as the server sends them."""
         time = self.time_us - _WIRE_EPOCH_US
-        rows = [
-            xlog_data(change.frame, self.commit_lsn - len(self.changes) + n) for n, change in enumerate(self.changes)
-        ]
-        return (
-            xlog_data(begin(self.commit_lsn, time, self.xid), self.commit_lsn - len(self.changes)),
-            rows,
+        if not self.xid:
+            return [xlog_data(self.changes[0].frame(self.end_lsn), self.end_lsn, time)]
+        first = self.commit_lsn - len(self.changes)
+        return [
+            xlog_data(begin(self.commit_lsn, time, self.xid), first),
+            *(xlog_data(change.frame(first + n), first + n) for n, change in enumerate(self.changes)),
             xlog_data(commit(self.commit_lsn, self.end_lsn, time), self.end_lsn),
-        )
+        ]
+
+    @property
+    def touches_rows(self) -> bool:
+        return any(change.op != "m" for change in self.changes)
 
 
 def applied(state: State, changes: tuple[Change, ...]) -> State:
     after = dict(state)
     for change in changes:
-        if change.new is None:
-            after.pop(change.id, None)
-        else:
-            after[change.id] = change.new
+        if change.op == "t":
+            after.clear()
+        if change.old is not None:
+            after.pop(change.old["id"], None)
+        if change.new is not None:
+            after[change.new["id"]] = change.new
     return after
 
 
 @dataclass
 class History:
-    """One epoch's. The rows that were there first are `states[0]`; `states[n]` is after n transactions."""
+    """One epoch's. The rows that were there first are `states[0]`; `states[n]` is after n transactions.
+
+    `ancestors` says where each earlier timeline was left, as the timeline's history file does.
+    """
 
     epoch: Epoch
+    ancestors: dict[int, int] = field(default_factory=dict)
     transactions: list[Committed] = field(default_factory=list)
     states: list[State] = field(default_factory=lambda: [{}])
     ends: list[int] = field(default_factory=list)
@@ -91,15 +137,13 @@ class History:
         """How many transactions end at or before this position."""
         return bisect_right(self.ends, lsn)
 
-    def state_at(self, lsn: int, part_commit_lsn: int = 0, part_seq: int = 0) -> State:
-        count = self.count_upto(lsn)
-        if not part_commit_lsn:
-            return self.states[count]
-        open_ = next(t for t in self.transactions[count:] if t.commit_lsn == part_commit_lsn)
-        between = self.transactions[count : self.transactions.index(open_)]
-        assert not any(t.changes for t in between)
-        return applied(self.states[count], open_.changes[:part_seq])
+    def state_at(self, lsn: int) -> State:
+        return self.states[self.count_upto(lsn)]
 
-    def fork(self, epoch: Epoch, count: int) -> "History":
-        """The history of another timeline, which left this one after so many transactions."""
-        return History(epoch, self.transactions[:count], self.states[: count + 1], self.ends[:count])
+    def fork(self, timeline: int, switch_lsn: int) -> "History":
+        """The history of a timeline that left this one there; or an earlier one, if that was before this one began."""
+        epoch, count = Epoch(self.epoch.system_identifier, timeline), self.count_upto(switch_lsn)
+        ancestors = {**self.ancestors, self.epoch.timeline: switch_lsn}
+        left = min(one for one, lsn in ancestors.items() if lsn >= switch_lsn)
+        ancestors = {one: lsn for one, lsn in ancestors.items() if one < left} | {left: switch_lsn}
+        return History(epoch, ancestors, self.transactions[:count], self.states[: count + 1], self.ends[:count])

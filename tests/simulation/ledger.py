@@ -1,19 +1,21 @@
 """The archive's checker: reads every object at the moment it is created, by the documented format alone.
 
 It shares no code with the program: zstd and JSON, as docs/archive-format.md tells anybody. What it asserts, object by
-object, is P2 and P3: dense numbers, an intact chain, dense ordinals, the committed history in order, whole. `lacks`
-is asked whenever a position is acknowledged: P1.
+object, is P2 and P3: dense numbers, an intact chain, dense ordinals, the committed history in order, whole; and P8:
+what it leaves out stands between a gap and the snapshot after it, and a fork says which timeline was left where.
+`lacks` is asked whenever a position is acknowledged: P1.
 """
 
 import io
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
 import zstandard
 
 from cdc.archive.tail import seq_of
-from tests.simulation.history import TABLE, Change, Committed, History, State
+from tests.simulation.history import Committed, History, State
 from tests.simulation.world import World
 
 
@@ -28,15 +30,24 @@ def _lines(body: bytes) -> list[Any]:
 
 
 class Ledger:
-    """One archive. Its first segment says which epoch's history it tells."""
+    """One archive. Its first segment says which epoch's history it tells, each fork in which one it goes on.
 
-    def __init__(self, world: World, histories: list[History]) -> None:
+    `losses` says how often something was lost so far: as many gaps may there be, and not one more.
+    """
+
+    def __init__(self, world: World, histories: list[History], losses: Callable[[], int]) -> None:
         self.begun = False
         self.history = histories[-1]
         self.first = self.next = -1
         self.covered_upto = 0
         self.writers: list[int] = []
         self.ordinal = 0
+        self.kind = ""
+        self.gap_open = False
+        self.gaps = self.forks = 0
+        self.log: list[int] = []
+        self._losses = losses
+        self._losses_before = losses()
         self._world = world
         self._histories = histories
         self._bases: dict[str, bytes] = {}
@@ -64,13 +75,17 @@ class Ledger:
         timeline = header["source"]["timeline"]
         if not self.begun:
             self.begun, self.history = True, self._histories[timeline - 1]
+        elif header["kind"] == "fork":
+            self._fork(header["fork"], timeline)
         self._expect(
             timeline == self.history.epoch.timeline,
             f"P8: segment {seq} is of timeline {timeline}, the archive of {self.history.epoch.timeline}",
         )
-        kind = header["kind"]
+        self.kind = kind = header["kind"]
         if kind == "snapshot":
             self._begin(header["base"])
+        elif kind == "gap":
+            self._gap(header["gap"])
         elif kind == "data":
             self._drop_parts()
             self._transactions(lines)
@@ -86,10 +101,37 @@ class Ledger:
         consistent_lsn = _lsn(base["consistent_lsn"])
         rows: State = {}
         for chunk in base["chunks"]:
-            rows |= {line["after"]["id"]: line["after"]["content"] for line in _lines(self._bases[chunk["key"]])[1:]}
+            rows |= {line["after"]["id"]: line["after"] for line in _lines(self._bases[chunk["key"]])[1:]}
         self._expect(rows == self.history.state_at(consistent_lsn), "P4: the base is not the tables at its position")
-        self._expect(self.next < 0, "P8: a second snapshot, and no gap that says why")
+        self._expect(self.next < 0 or self.gap_open, "P8: a second snapshot, and no gap that says why")
+        self._expect(consistent_lsn >= self.covered_upto, "P8: a snapshot of before what is covered")
         self.first = self.next = self.history.count_upto(consistent_lsn)
+        self.gap_open = False
+
+    def _gap(self, gap: Any) -> None:
+        """Somebody did lose something, and it is said once."""
+        self._drop_parts()
+        self._expect(not self.gap_open, "P8: a gap inside a gap")
+        self._expect(_lsn(gap["from"]) <= self.covered_upto, "P8: a gap that begins beyond what is covered")
+        self.gap_open = True
+        self.gaps += 1
+        lost = self._losses() - self._losses_before
+        self._expect(self.gaps <= lost, f"P8: {self.gaps} gaps are recorded, and {lost} times something was lost")
+
+    def _fork(self, fork: Any, timeline: int) -> None:
+        """The timeline that was left, and where; what is archived beyond is a lost tail, and its LSNs come again."""
+        self._drop_parts()
+        left, entered = self.history, self._histories[timeline - 1]
+        self._expect(fork["timeline"] == left.epoch.timeline, f"P8: a fork from {fork['timeline']}")
+        switch_lsn = _lsn(fork["switch_lsn"])
+        self._expect(
+            entered.ancestors.get(left.epoch.timeline) == switch_lsn,
+            f"P8: a fork at {switch_lsn:X}, but timeline {timeline} left others at {entered.ancestors}",
+        )
+        self.history = entered
+        self.next = min(self.next, entered.count_upto(switch_lsn))
+        self.covered_upto = min(self.covered_upto, switch_lsn)
+        self.forks += 1
 
     def _transactions(self, lines: list[Any]) -> None:
         at = 0
@@ -117,6 +159,7 @@ class Ledger:
 
     def _transaction(self, lines: list[Any]) -> None:
         """The next one of the history, whole and with its ordinal."""
+        self._expect(not self.gap_open, "P8: a transaction inside a gap")
         expected = self._awaited()
         what = f"ordinal {lines[0]['ord']}, lsn {lines[0]['lsn']}"
         self._expect(expected is not None, f"phantom: {what} was never committed")
@@ -127,9 +170,11 @@ class Ledger:
         )
         self._expect({line["ord"] for line in lines} == {self.ordinal}, f"P2: {what} where {self.ordinal} is next")
         self._expect([line["seq"] for line in lines] == list(range(len(expected.changes))), f"P3: {what} is torn")
-        self._expect([_change(line) for line in lines] == list(expected.changes), f"P3: {what} is altered")
+        same = all(change.is_line(line) for change, line in zip(expected.changes, lines, strict=True))
+        self._expect(same and {line["xid"] for line in lines} == {expected.xid}, f"P3: {what} is altered")
         self.ordinal += 1
         self.next += 1
+        self.log.append(expected.commit_lsn)
 
     def _awaited(self) -> Committed | None:
         """The next transaction with changes; those without take no ordinal."""
@@ -148,11 +193,4 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        return self.next >= 0 and self._awaited() is None
-
-
-def _change(line: Any) -> Change:
-    assert line["table"] == TABLE
-    before, after = line.get("before") or {}, line.get("after") or {}
-    id_ = line["key"]["id"]
-    return Change(id_, before.get("content"), after.get("content"))
+        return self.next >= 0 and not self.gap_open and self._awaited() is None

@@ -3,17 +3,18 @@
 Modelled as measured (PITFALLS): a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
 crash takes `confirmed_flush` back to what was saved last; a WAL sender whose client is silent is ended after a while;
 keepalives name positions up to which everything was sent, also in the middle of a transaction; a failover to a standby
-that lagged loses the tail, uses its LSNs again, and is a new timeline.
+that lagged loses the tail, uses its LSNs again, and is a new timeline, whose history file says where others were left.
+A slot can be lost, dropped or advanced by somebody: `losses` counts how often, for as often may a gap be recorded.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from cdc.change import Column
 from cdc.errors import SlotLost, Unavailable
 from cdc.postgres.publication import Publication, PublishedTable
 from cdc.postgres.refusal import SlotActive
@@ -22,8 +23,9 @@ from cdc.postgres.server import Server
 from cdc.postgres.slot import ExportedSnapshot, Slot, SlotExists
 from cdc.row import Row
 from cdc.sink import Epoch
+from tests.cache_model import TURNS, row_of
 from tests.simulation.clock import LIFE, Life
-from tests.simulation.history import OID, RELATION, Change, Committed, History
+from tests.simulation.history import OID, RELATION, TIME_US, Change, Committed, History
 from tests.simulation.world import World
 from tests.unit.pgoutput_encoder import keepalive
 
@@ -31,10 +33,22 @@ SYSTEM = "7300000000000000001"
 SENDER_TIMEOUT_S = 15.0
 _DELAY_S = 0.01
 
-COLUMNS = (Column("id", "bigint", 20, -1, True), Column("content", "text", 25, -1, False))
 PUBLICATION = Publication(
     "cdc",
-    (PublishedTable("public", "turns", OID, COLUMNS, "f", ("id", "content"), ("id",), None, False, ()),),
+    (
+        PublishedTable(
+            "public",
+            "turns",
+            OID,
+            tuple(TURNS.columns),
+            "f",
+            tuple(one.name for one in TURNS.columns),
+            ("id",),
+            None,
+            False,
+            (),
+        ),
+    ),
     ("insert", "update", "delete", "truncate"),
     False,
 )
@@ -45,6 +59,7 @@ class ModelSlot:
         self.consistent_lsn = consistent_lsn
         self.confirmed = consistent_lsn
         self.saved = consistent_lsn
+        self.lost = False
         self.holder: ModelStream | None = None
 
 
@@ -62,6 +77,8 @@ class ModelPostgres:
         self.locked_by: ModelConnection | None = None
         self.connections: list[ModelConnection] = []
         self.streams: list[ModelStream] = []
+        self.losses = 0
+        self.commits = 0
         self.acknowledged = acknowledged
         self.ended = asyncio.Event()
         self._xid = 700
@@ -71,12 +88,26 @@ class ModelPostgres:
 
     def commit(self, changes: Sequence[Change]) -> None:
         dice = self.world.dice
+        self.commits += 1
         self._xid += 1
         commit_lsn = self.wal_lsn + len(changes) + dice.choice((8, 24, 100))
-        end_lsn = commit_lsn + dice.choice((16, 48))
-        self.history.append(Committed(self._xid, commit_lsn, end_lsn, tuple(changes)))
-        self.wal_lsn = end_lsn
-        self.world.tell(f"commit xid={self._xid} lsn={commit_lsn:X} end={end_lsn:X} changes={len(changes)}")
+        self._append(Committed(self._xid, commit_lsn, commit_lsn + dice.choice((16, 48)), self._now_us, tuple(changes)))
+
+    def emit(self, text: str) -> None:
+        """A logical message outside of any transaction: delivered whatever becomes of its session's transaction."""
+        self.commits += 1
+        end_lsn = self.wal_lsn + self.world.dice.choice((24, 100))
+        self._append(Committed(0, end_lsn - 1, end_lsn, self._now_us, (Change("m", text=text, transactional=False),)))
+
+    @property
+    def _now_us(self) -> int:
+        return TIME_US + int(self.world.loop.time() * 1e6)
+
+    def _append(self, one: Committed) -> None:
+        self.history.append(one)
+        self.wal_lsn = one.end_lsn
+        ops = "".join(change.op for change in one.changes)
+        self.world.tell(f"commit xid={one.xid} lsn={one.commit_lsn:X} end={one.end_lsn:X} changes={ops}")
         self.wake()
 
     def write_noise(self, nbytes: int) -> None:
@@ -117,18 +148,54 @@ class ModelPostgres:
         self.up = True
         self.world.tell("server up")
 
-    def fail_over(self, lost: int, down_s: float) -> None:
-        """Promote a standby that lacks the last `lost` transactions. The slot was synchronized to it."""
+    def fail_over(self, lost: int, down_s: float, *, slot_goes: bool = False) -> None:
+        """Promote a standby that lacks the last `lost` transactions. As a rule the slot was synchronized to it."""
         self.crash(down_s)
-        kept = max(0, len(self.history.transactions) - lost)
-        self.world.fault("failover", f"lost={len(self.history.transactions) - kept}")
-        old, epoch = self.history, Epoch(SYSTEM, self.history.epoch.timeline + 1)
-        self.history = old.fork(epoch, kept)
+        old, dice = self.history, self.world.dice
+        kept = max(0, len(old.transactions) - lost)
+        switch_lsn = old.ends[kept - 1] if kept else 0x1000
+        if kept == len(old.transactions):
+            switch_lsn = self.wal_lsn
+        elif dice.random() < 0.5:  # the standby had some of what came before the next commit record
+            switch_lsn = dice.randint(switch_lsn, old.transactions[kept].commit_lsn)
+        self.history = old.fork(len(self.histories) + 1, switch_lsn)
         self.histories.append(self.history)
-        lost_from = old.ends[kept - 1] if kept else 0x1000
-        self.wal_lsn = lost_from if kept < len(old.transactions) else self.wal_lsn
-        if self.slot is not None:
-            self.slot.confirmed = self.slot.saved = min(self.slot.saved, self.wal_lsn)
+        self.wal_lsn = switch_lsn
+        self.world.fault("failover", f"lost={len(old.transactions) - kept} ancestors={self.history.ancestors}")
+        if self.slot is None:
+            return
+        if slot_goes or self.slot.consistent_lsn > switch_lsn:
+            self.losses += 1
+            self.world.fault("failover_without_slot")
+            self.slot = None
+        else:
+            self.slot.confirmed = self.slot.saved = min(self.slot.saved, switch_lsn)
+
+    # what somebody does to the slot
+
+    def _take_slot(self, kind: str) -> ModelSlot | None:
+        """The slot, its reader thrown out; None if nothing can be done to it."""
+        slot = self.slot
+        if slot is None or slot.lost or not self.up:
+            return None
+        self.losses += 1
+        self.world.fault(kind)
+        if slot.holder is not None:
+            self.drop(slot.holder, "terminating connection due to administrator command")
+        return slot
+
+    def drop_slot_by_hand(self) -> None:
+        if self._take_slot("slot_dropped") is not None:
+            self.slot = None
+
+    def invalidate_slot(self) -> None:
+        """`max_slot_wal_keep_size` is exceeded."""
+        if (slot := self._take_slot("slot_lost")) is not None:
+            slot.lost = True
+
+    def advance_slot(self) -> None:
+        if (slot := self._take_slot("slot_advanced")) is not None:
+            slot.confirmed = slot.saved = self.wal_lsn
 
     def reap(self, stream: "ModelStream") -> None:
         """End a WAL sender that has heard nothing from its client for too long."""
@@ -142,6 +209,14 @@ class ModelPostgres:
 
     def drop(self, stream: "ModelStream", reason: str) -> None:
         stream.break_(reason)
+        if stream in self.streams:
+            self.streams.remove(stream)
+        if self.slot is not None and self.slot.holder is stream:
+            self.slot.holder = None
+
+    def give_up(self, stream: "ModelStream") -> None:
+        """The server takes the client for dead, and the slot is free; the client learns nothing of it."""
+        stream.muted = True
         if stream in self.streams:
             self.streams.remove(stream)
         if self.slot is not None and self.slot.holder is stream:
@@ -202,10 +277,14 @@ class ModelConnection:
         if server.slot is None:
             return None
         holder = None if server.slot.holder is None else server.slot.holder.backend_pid
-        lsn = server.slot.confirmed
+        lsn, status = server.slot.confirmed, "lost" if server.slot.lost else "reserved"
         return Slot(
-            "cdc", "pgoutput", "chat", False, holder, lsn, lsn, "reserved", None, False, False, None, None, False, False
+            "cdc", "pgoutput", "chat", False, holder, lsn, lsn, status, None, False, False, None, None, False, False
         )
+
+    async def read_switch_points(self, timeline: int) -> dict[int, int]:
+        server = await self.ask()
+        return dict(server.histories[timeline - 1].ancestors)
 
     async def try_lock(self) -> bool:
         server = await self.ask()
@@ -237,11 +316,17 @@ class ModelSnapshot:
         self._connection = connection
         self._state = connection.server.history.states[int(exported.snapshot_name)]
 
-    async def rows(self, _table: PublishedTable, **_: object) -> AsyncIterator[list[Row]]:
-        items = sorted(self._state.items())
-        for first in range(0, len(items), 4):
+    async def time_us(self) -> int:
+        return time.time_ns() // 1000
+
+    async def rows(
+        self, _table: PublishedTable, *, order_by: Sequence[str] = (), **_: object
+    ) -> AsyncIterator[list[Row]]:
+        names = (*order_by, "id")
+        turns = sorted(self._state.values(), key=lambda turn: [(turn[name] is None, turn[name] or 0) for name in names])
+        for first in range(0, len(turns), 4):
             await self._connection.ask()
-            yield [[b"%d" % id_, content.encode()] for id_, content in items[first : first + 4]]
+            yield [row_of(turn) for turn in turns[first : first + 4]]
 
 
 class ModelStream:
@@ -282,6 +367,8 @@ class ModelStream:
         server = await self._connection.ask()
         if server.slot is None:
             raise SlotLost("the slot does not exist")
+        if server.slot.lost:
+            raise SlotLost("can no longer get changes from the slot")
         if server.slot.holder is not None:
             raise SlotActive("the slot is active", detail=f"for PID {server.slot.holder.backend_pid}")
         server.slot.holder = self
@@ -330,15 +417,13 @@ class ModelStream:
         while len(self._pending) < 50 and self._next < len(transactions):
             transaction = transactions[self._next]
             self._next += 1
-            begin, rows, commit = transaction.frames()
-            self._pending.append(begin)
-            if not self._described and rows:
-                self._pending.append(RELATION)
+            frames = transaction.frames()
+            if transaction.xid and dice.random() < 0.2:
+                frames.insert(-1, keepalive(transaction.commit_lsn))
+            if not self._described and transaction.touches_rows:
+                frames.insert(1, RELATION)
                 self._described = True
-            self._pending.extend(rows)
-            if dice.random() < 0.2:
-                self._pending.append(keepalive(transaction.commit_lsn))
-            self._pending.append(commit)
+            self._pending.extend(frames)
             if dice.random() < 0.2:
                 self._pending.append(keepalive(transaction.end_lsn, reply=dice.random() < 0.3))
         if self._next == len(transactions) and self._keepalive_due:

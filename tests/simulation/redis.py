@@ -1,8 +1,7 @@
-"""Redis as the cache's sink sees it: the script's compare-and-set with string keys, over a network that loses answers.
+"""Redis as the cache's sink sees it: what the script does, in Python, over a network that loses answers.
 
-Its face is that of `cdc.cache.connection.Connection`. It is checked while it changes: whenever `cdc:meta` names a
-position, the keys are what the database held there (P5's stronger form); and no key goes back to an older version,
-but for a failover of Redis itself or of the database.
+Its face is that of `cdc.cache.connection.Connection`. It is checked after every call (P5, and more): while `cdc:meta`
+names a position, each key is what the rules make of the truth up to there, its expiry included (`oracle.py`).
 """
 
 import fnmatch
@@ -11,12 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cdc.cache.sink import Checkpoint
+from cdc.errors import Unavailable
 from cdc.lsn import parse_lsn
-from tests.simulation.history import History, State
+from tests.simulation.history import TIME_US, History
+from tests.simulation.oracle import Oracle, Stored, ordered
 from tests.simulation.world import Weather, World
 
-_SET, _UNLINK = 1, 2
-_FIELDS = (b"lsn", b"epoch", b"generation", b"part")
+_SET, _UNLINK, _ADD, _REPLACE, _NEWEST, _REVISE = range(1, 7)
+_WIDTH = {_SET: 4, _UNLINK: 2, _ADD: 6, _REPLACE: 11, _NEWEST: 6, _REVISE: 7}
 TIMEOUT_S = 5.0
 _NOTHING = Checkpoint()
 
@@ -24,38 +25,47 @@ _NOTHING = Checkpoint()
 class ModelRedis:
     def __init__(self, world: World, weather: Weather, histories: Callable[[], list[History]]) -> None:
         self.meta = _NOTHING
-        self.keys: dict[bytes, bytes] = {}
+        self.keys: dict[bytes, Stored] = {}
+        self.oracle = Oracle()
         self.weather = weather
         self.calls = 0
         self.world = world
         self._histories = histories
-        self._evicted: set[int] = set()
-        self._served: dict[int, int] = {}
-        self._epoch = b""
-        self._kept: tuple[Checkpoint, dict[bytes, bytes], set[int]] = (_NOTHING, {}, set())
+        self._full = False
+        self._kept = (self.meta, dict(self.keys), self.oracle.copy())
 
     # what befalls it
 
     def flush(self) -> None:
         self.world.fault("redis_flush")
         self.meta, self.keys = _NOTHING, {}
+        self.oracle.forget()
 
     def keep(self) -> None:
         """A replica, or the append-only file, has caught up to here."""
-        self._kept = (self.meta, dict(self.keys), set(self._evicted))
+        self._kept = (self.meta, _copied(self.keys), self.oracle.copy())
 
     def fail_over(self) -> None:
         """What was not kept is lost, data and checkpoint together."""
         self.world.fault("redis_failover")
-        self.meta, self.keys, self._evicted = self._kept[0], dict(self._kept[1]), set(self._kept[2])
-        self._served.clear()
+        self.meta, self.keys, self.oracle = self._kept[0], _copied(self._kept[1]), self._kept[2].copy()
+
+    def refuse(self, seconds: float) -> None:
+        """No memory, or a replica: it answers, and writes nothing."""
+        self.world.fault("redis_oom", f"{seconds} s")
+        self._full = True
+        self.world.later(seconds, setattr, self, "_full", False)
 
     def evict(self) -> None:
-        if self.keys:
+        if self.world.chance(0.1):
+            self.world.fault("eviction", "cdc:meta")  # allkeys-*, which the sink warns of
+            self.meta = _NOTHING
+            self.oracle.forget()
+        elif self.keys and self.oracle.history is not None:
             key = self.world.dice.choice(sorted(self.keys))
             self.world.fault("eviction", key.decode())
             del self.keys[key]
-            self._evicted.add(_id(key))
+            self.oracle.model.entries.pop(key.decode(), None)
 
     # commands
 
@@ -78,80 +88,105 @@ class ModelRedis:
         if expected != self.meta:
             self.world.tell(f"script refused: expected {expected.describe()}, there is {self.meta.describe()}")
             return list(self.meta)
+        if self._full:
+            raise Unavailable("Redis refuses commands for now", detail="OOM command not allowed")
         self.calls += 1
         plan, at = json.loads(argv[9]), 0
         while at < len(plan):
-            key = keys[plan[at + 1] - 1]
-            if plan[at] == _SET:
-                self._set(key, argv[plan[at + 3] - 1])
-                at += 4
-            elif plan[at] == _UNLINK:
-                self.keys.pop(key, None)
-                at += 2
-            else:
-                raise AssertionError(f"operation {plan[at]} is not modelled")
+            width = _WIDTH[plan[at]]
+            self._operate(plan[at], keys[plan[at + 1] - 1], plan[at + 2 : at + width], argv)
+            at += width
         old, self.meta = self.meta, target
         self.world.tell(f"script applied: {target.describe()} operations={len(plan)}")
-        self._check(old)
+        if wrong := self._check(old):
+            raise self.world.fail(f"P5: at {self.meta.describe()} {wrong}")
         return b"OK"
 
-    def _set(self, key: bytes, value: bytes) -> None:
-        self.keys[key] = value
-        version, id_ = _version(_content(value)), _id(key)
-        self._evicted.discard(id_)
-        if version < self._served.get(id_, 0):
-            raise self.world.fail(f"P5: {key.decode()} went back to v{version}, v{self._served[id_]} was served")
-        self._served[id_] = version
+    def _operate(self, operation: int, key: bytes, places: Sequence[int], argv: Sequence[bytes]) -> None:
+        if operation == _SET:
+            self.keys[key] = (argv[places[1] - 1], int(argv[places[0] - 1]))
+        elif operation == _UNLINK:
+            self.keys.pop(key, None)
+        elif operation == _ADD:
+            self._add(key, places[0], int(argv[places[1] - 1]), argv[places[2] - 1 : places[3]])
+        elif operation == _REPLACE:
+            self._replace(key, places, argv)
+        elif operation == _NEWEST:
+            value = argv[places[3] - 1]
+            stored = self.keys.get(key)
+            if stored is None or _order(stored[0]) <= _order(value):
+                self.keys[key] = (value, int(argv[places[2] - 1]))
+        elif operation == _REVISE:
+            value = argv[places[3] - 1] if places[3] else b""
+            self._revise(key, value, argv[places[4] - 1], int(argv[places[2] - 1]))
 
-    def _check(self, old: Checkpoint) -> None:
-        if self.meta.epoch != self._epoch:
-            # Another timeline: the database itself went back.
-            self._epoch, self._served = self.meta.epoch, {}
-        if old.generation != self.meta.generation:
-            self._evicted.clear()
-        if not self.meta.lsn:
+    def _add(self, key: bytes, limit: int, expiry_ms: int, pairs: Sequence[bytes]) -> None:
+        members = self._members(key)
+        for score, member in zip(pairs[::2], pairs[1::2], strict=True):
+            members[member] = float(score)
+        for member, _ in ordered(members)[:-limit]:
+            del members[member]
+        self.keys[key] = (members, expiry_ms)
+
+    def _replace(self, key: bytes, places: Sequence[int], argv: Sequence[bytes]) -> None:
+        limit, expiry, old, _score, _from, _to, first, last, reordered = places
+        members = self._members(key)
+        # Under REPLICA IDENTITY FULL the old member is known byte for byte.
+        removed = old > 0 and members.pop(argv[old - 1], None) is not None
+        if not members:
+            self.keys.pop(key, None)
+        if first and (removed or (reordered and key in self.keys)):
+            self._add(key, limit, int(argv[expiry - 1]), argv[first - 1 : last])
+
+    def _members(self, key: bytes) -> dict[bytes, float]:
+        members = self.keys.get(key, ({}, 0))[0]
+        assert isinstance(members, dict)
+        return members
+
+    def _revise(self, key: bytes, value: bytes, old: bytes, expiry_ms: int) -> None:
+        stored = self.keys.get(key)
+        if stored is None:
             return
-        if old.generation == self.meta.generation and old.lsn and parse_lsn(old.lsn.decode()) > self.lsn:
-            raise self.world.fail(f"P5: the checkpoint went back: {old.describe()}, then {self.meta.describe()}")
-        wrong = self.difference()
-        if wrong:
-            raise self.world.fail(f"P5: at {self.meta.describe()} the cache is not what the database was: {wrong}")
+        order = _order(stored[0])
+        is_stored = old != b"" and order == int(old)
+        if value and order <= _order(value) and (is_stored or old == b"" or _order(value) != int(old)):
+            self.keys[key] = (value, expiry_ms)
+        elif is_stored:
+            del self.keys[key]
+
+    # what must be true
+
+    def _check(self, old: Checkpoint) -> str:
+        """After a call; '' if all is right."""
+        if not self.meta.lsn:
+            self.oracle.forget()
+            return ""
+        if not old.lsn or old.generation != self.meta.generation:
+            now_ms = TIME_US // 1000 + int(self.world.loop.time() * 1000)
+            return self.oracle.warmed(self._history, self.lsn, self.keys, now_ms)
+        wrong = self.oracle.advance(self.meta)
+        # Between two steps at one position, as of a TRUNCATE, some of the keys are gone.
+        return wrong or ("" if self.meta.part.count(b":") > 1 else self.oracle.difference(self.keys))
+
+    @property
+    def _history(self) -> History:
+        return next(one for one in self._histories() if str(one.epoch).encode() == self.meta.epoch)
 
     @property
     def lsn(self) -> int:
         return parse_lsn(self.meta.lsn.decode()) if self.meta.lsn else 0
 
-    @property
-    def timeline(self) -> int:
-        return int(self.meta.epoch.decode().rpartition("/")[2] or 0)
 
-    def difference(self) -> str:
-        """Where the keys are not the rows at the checkpoint's position; '' if they are."""
-        history = next(one for one in self._histories() if str(one.epoch).encode() == self.meta.epoch)
-        commit_lsn, seq, *_ = (*self.meta.part.decode().split(":"), "")
-        expected: State = history.state_at(self.lsn, *((parse_lsn(commit_lsn), int(seq)) if seq else ()))
-        found = {_id(key): _content(value) for key, value in self.keys.items()}
-        wrong = {id_ for id_ in {*expected, *found} if expected.get(id_) != found.get(id_)}
-        wrong -= {id_ for id_ in self._evicted if id_ not in found}
-        return ", ".join(
-            f"turn:{id_} is {_short(found.get(id_))} instead of {_short(expected.get(id_))}" for id_ in sorted(wrong)
-        )
+def _copied(keys: dict[bytes, Stored]) -> dict[bytes, Stored]:
+    return {key: (dict(value) if isinstance(value, dict) else value, expiry) for key, (value, expiry) in keys.items()}
 
 
-def _id(key: bytes) -> int:
-    return int(key.removeprefix(b"turn:"))
-
-
-def _content(value: bytes) -> str:
-    return str(json.loads(value)["content"])
-
-
-def _version(content: str) -> int:
-    return int(content[1:].partition(" ")[0])
-
-
-def _short(content: str | None) -> str:
-    return "absent" if content is None else content.partition(" ")[0]
+def _order(value: bytes | dict[bytes, float]) -> int:
+    """The order column of a `latest`, which its JSON begins with."""
+    assert isinstance(value, bytes)
+    order = next(iter(json.loads(value).values()))
+    assert isinstance(order, int)
+    return order
 
 
 class ModelConnection:

@@ -7,21 +7,23 @@ and within a bound of virtual time archive, slot and cache must all be where the
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from pydantic import SecretStr
 
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.verify import verify
-from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, RowProjection, Settings
-from cdc.errors import CdcError, Diverged, Fenced
+from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
+from cdc.errors import CdcError, ChangesLost, Diverged, Fenced, Invalid, Unavailable
 from cdc.service import Service
+from tests.cache_model import PROJECTIONS, turn
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life, Stuck, VirtualLoop
 from tests.simulation.doors import Doors, opened
-from tests.simulation.history import Change, History
+from tests.simulation.history import Change, History, State, applied
 from tests.simulation.ledger import Ledger
-from tests.simulation.postgres import ModelPostgres
+from tests.simulation.postgres import ModelPostgres, ModelStream
 from tests.simulation.redis import ModelRedis
 from tests.simulation.world import Violation, Weather, World
 
@@ -30,10 +32,17 @@ STORM_S = 20.0
 HEALING_S = 240.0
 
 FAULTS = (
-    "bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "bucket_away", "kill", "stop", "rival",
-    "server_crash", "walsender_end", "half_open", "failover", "redis_unanswered", "redis_late", "redis_away",
-    "redis_flush", "redis_failover", "eviction",
+    "bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "bucket_away", "kill", "stop", "duel",
+    "server_crash", "walsender_end", "half_open", "failover", "failover_without_slot", "slot_dropped", "slot_lost",
+    "slot_advanced", "redis_unanswered", "redis_late", "redis_away",
+    "redis_flush", "redis_failover", "redis_oom", "eviction",
 )  # fmt: skip
+
+_TO_THE_SLOT = {
+    "slot_dropped": ModelPostgres.drop_slot_by_hand,
+    "slot_lost": ModelPostgres.invalidate_slot,
+    "slot_advanced": ModelPostgres.advance_slot,
+}
 
 
 @dataclass
@@ -44,8 +53,16 @@ class Outcome:
     violation: str
     trace: list[str]
     faults: dict[str, int]
-    transactions: int
     virtual_s: float
+    commits: int = 0
+    puts: int = 0
+    forks: int = 0
+    gaps: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Two lives of one seed have the same, in whatever process."""
+        return sha256("\n".join(self.trace).encode()).hexdigest()
 
 
 def simulate(seed: int) -> Outcome:
@@ -66,8 +83,7 @@ def simulate(seed: int) -> Outcome:
                 story.bury(loop)
     finally:
         loop.close()
-    transactions = len({t.xid for history in story.server.histories for t in history.transactions})
-    return Outcome(seed, world.violation, world.trace, world.faults, transactions, loop.time() - 1000)
+    return story.outcome()
 
 
 class _Story:
@@ -75,7 +91,11 @@ class _Story:
         self.world = world
         self.dice = world.dice
         self.storming = True
-        self.kinds = {kind for kind in FAULTS if self.dice.random() < 0.25}
+        self.duellist: Life | None = None
+        self.repairs_due = False
+        self.ledgers: list[Ledger] = []
+        self.puts = 0
+        self.kinds = {kind for kind in FAULTS if self.dice.random() < (0.4 if kind == "duel" else 0.25)}
         self.bucket_weather, self.cache_weather = self._weather("bucket"), self._weather("redis")
         self.server = ModelPostgres(world, self.acknowledged)
         self.cache = ModelRedis(world, self.cache_weather, lambda: self.server.histories)
@@ -85,6 +105,20 @@ class _Story:
         self.settings = self._settings()
         self.version = 0
         world.tell(f"seed {world.seed}: " + " ".join(sorted(self.kinds)))
+
+    def outcome(self) -> Outcome:
+        world, ledgers = self.world, self.ledgers
+        return Outcome(
+            world.seed,
+            world.violation,
+            world.trace,
+            world.faults,
+            world.loop.time() - 1000,
+            commits=self.server.commits,
+            puts=self.puts,
+            forks=sum(ledger.forks for ledger in ledgers),
+            gaps=sum(ledger.gaps for ledger in ledgers),
+        )
 
     def _weather(self, server: str) -> Weather:
         dice = self.dice
@@ -97,13 +131,23 @@ class _Story:
         )
 
     def _new_archive(self) -> Ledger:
-        ledger = Ledger(self.world, self.server.histories)
-        self.doors.bucket = ModelBucket(self.world, self.bucket_weather, ledger.created, self._sending)
+        ledger = Ledger(self.world, self.server.histories, lambda: self.server.losses)
+        self.ledgers.append(ledger)
+        self.doors.bucket = ModelBucket(
+            self.world, self.bucket_weather, lambda key, body: self._created(ledger, key, body), self._sending
+        )
         return ledger
+
+    def _created(self, ledger: Ledger, key: str, body: bytes) -> None:
+        ledger.created(key, body)
+        if ledger is self.ledger:
+            self._hold_up_the_new_writer()
 
     def _settings(self) -> Settings:
         dice = self.dice
-        archive = ArchiveSettings(url="file:///model", linger_s=dice.choice((0.0, 0.2, 1.0))).model_copy(
+        archive = ArchiveSettings(
+            url="file:///model", linger_s=dice.choice((0.0, 0.2, 1.0)), on_gap=dice.choice(("stop", "resnapshot"))
+        ).model_copy(
             update={
                 "segment_bytes": dice.choice((3_000, 20_000, 200_000)),
                 "queue_bytes": dice.choice((20_000, 500_000)),
@@ -114,11 +158,16 @@ class _Story:
         )
         cache = CacheSettings(
             url=SecretStr("redis://model"),
-            projections=(RowProjection(table="public.turns", key="turn:{id}", time_column=None),),
+            projections=tuple(one.model_copy(update={"time_column": None}) for one in PROJECTIONS),
             batch_rows=dice.choice((3, 500)),
         ).model_copy(update={"queue_bytes": dice.choice((5_000, 200_000))})
         postgres = PostgresSettings(dsn=SecretStr("postgresql:///model"), silence_s=8.0, status_interval_s=1.0)
         return Settings(postgres=postgres, archive=archive, cache=cache)
+
+    @property
+    def bucket(self) -> ModelBucket:
+        assert self.doors.bucket is not None
+        return self.doors.bucket
 
     # what is asserted all the time
 
@@ -135,20 +184,43 @@ class _Story:
     # the application
 
     def _commit(self) -> None:
-        dice, changes = self.dice, []
-        state = dict(self.server.history.states[-1])
+        dice = self.dice
+        if dice.random() < 0.05:
+            self.version += 1
+            self.server.emit(f"v{self.version}")
+            return
+        state, changes = dict(self.server.history.states[-1]), list[Change]()
         count = dice.choice((0, 1, 1, 1, 2, 3, 3, 40)) if dice.random() < 0.5 else 1
         for _ in range(count):
-            id_ = dice.randint(1, 8)
-            self.version += 1
-            old, content = state.get(id_), f"v{self.version} " + "x" * (90 if count > 10 else 5)
-            new = None if old is not None and dice.random() < 0.25 else content
-            changes.append(Change(id_, old, new))
-            if new is None:
-                del state[id_]
-            else:
-                state[id_] = new
+            change = self._change(state, "x" * (90 if count > 10 else 5))
+            state = applied(state, (change,))
+            changes.append(change)
         self.server.commit(changes)
+
+    def _change(self, state: State, filling: str) -> Change:
+        """One of everything that a session can do to the table, or say beside it."""
+        dice, id_, die = self.dice, self.dice.randint(1, 8), self.dice.random()
+        self.version += 1
+        content = f"v{self.version} {filling}"
+        old = state.get(id_)
+        if die < 0.03:
+            return Change("t") if die < 0.02 else Change("m", text=content)
+        if old is None:
+            session, pos = dice.choice("aaabb"), dice.randint(1, 12)
+            return Change("c", None, turn(id_, None if die < 0.08 else session, pos, content))
+        if die < 0.25:
+            return Change("d", old)
+        new = {**old, "content": content}
+        if die < 0.35:
+            return Change("u", old, {**old, "pos": dice.randint(1, 12)}, toasted=True)
+        if die < 0.45:
+            new["pos"] = dice.choice((None, dice.randint(1, 12)))
+        elif die < 0.55:
+            new["session_hash"] = dice.choice(("a", "b", None))
+        elif die < 0.65 and (free := sorted(set(range(1, 9)) - set(state))):
+            new["id"] = dice.choice(free)
+            new["turn_id"] = f"t{new['id']}"
+        return Change("u", old, new)
 
     async def _work(self) -> None:
         """The application: bursts and pauses."""
@@ -185,9 +257,13 @@ class _Story:
         context = self.world.outside.copy()
         context.run(LIFE.set, life)
         ledger, history = self.ledger, self.server.history
-        assert self.doors.bucket is not None
-        self.doors.buckets[life] = self.doors.bucket
-        service = Service(self.settings, asyncio.Event())
+        self.doors.buckets[life] = self.bucket
+        life.repairs, self.repairs_due = self.repairs_due, False
+        if life.repairs:
+            self.world.tell("the operator repairs the gap: cdc repair")
+        service = Service(
+            self._repairing() if life.repairs else self.settings, asyncio.Event(), only_repair=life.repairs
+        )
         life.task = self.world.loop.create_task(service.run(), context=context)
         try:
             await asyncio.wait([life.task])
@@ -197,6 +273,10 @@ class _Story:
         if life.dead or self.world.over.is_set():
             return
         self._judge(life, ledger, history, None if life.task.cancelled() else life.task.exception())
+
+    def _repairing(self) -> Settings:
+        archive = self.settings.archive.model_copy(update={"on_gap": "resnapshot"})
+        return self.settings.model_copy(update={"archive": archive})
 
     def _judge(self, life: Life, ledger: Ledger, history: History, error: BaseException | None) -> None:
         """Whether a service may end like this."""
@@ -208,17 +288,27 @@ class _Story:
                 raise self.world.fail("a service was fenced though nobody else had written")
         elif isinstance(error, Diverged) and ledger is not self.ledger:
             pass  # it was started before the operator named another archive
-        elif isinstance(error, Diverged) and self.ledger.history is not self.server.history:
+        elif isinstance(error, ChangesLost):
+            if not self.ledger.gaps:
+                raise self.world.fail(f"P8: {error} ends the service, and no gap is recorded")
+            self.repairs_due = self.ledger.gap_open
+        elif isinstance(error, Diverged) and self._unrelated():
             self._begin_another_archive()
         elif isinstance(error, Diverged) and history is not self.server.history:
             pass  # it slept through a failover, and what it knew of the server is of the timeline before
+        elif life.repairs and (error is None or isinstance(error, Unavailable | Invalid)):
+            pass  # done, or not possible for now: the operator tries again
         else:
             detail = error.detail if isinstance(error, CdcError) else ""
             raise self.world.fail(f"the service ended with {type(error).__name__}: {error} ({detail})")
 
+    def _unrelated(self) -> bool:
+        """Whether the archive's timeline is none that the server's has left behind: no fork leads across."""
+        server, archived = self.server.history, self.ledger.history.epoch.timeline
+        return archived != server.epoch.timeline and archived not in server.ancestors
+
     def _fenced_by_another(self, life: Life) -> bool:
-        bucket = self.doors.bucket
-        assert bucket is not None
+        bucket = self.doors.buckets[life]
         own = [seq for seq, author in bucket.authors.items() if author == life.name]
         return any(author != life.name for seq, author in bucket.authors.items() if seq > min(own, default=-1))
 
@@ -233,8 +323,9 @@ class _Story:
     async def _storm(self) -> None:
         dice, world = self.dice, self.world
         happenings = sorted(self.kinds & {
-            "bucket_away", "kill", "stop", "server_crash", "walsender_end", "half_open", "failover", "redis_away",
-            "redis_flush", "redis_failover", "eviction",
+            "bucket_away", "kill", "stop", "server_crash", "walsender_end", "half_open", "failover",
+            "failover_without_slot", "slot_dropped", "slot_lost", "slot_advanced", "redis_away", "redis_flush",
+            "redis_failover", "redis_oom", "eviction",
         })  # fmt: skip
         until = world.loop.time() + STORM_S
         failovers = 0
@@ -255,11 +346,16 @@ class _Story:
                 self._stop(dice.choice(lives))
             elif kind == "server_crash" and self.server.up:
                 self.server.crash(dice.random() * 3)
-            elif kind == "failover" and self.server.up and failovers < 2 and dice.random() < 0.5:
+            elif kind.startswith("failover") and self.server.up and failovers < 3 and dice.random() < 0.5:
                 failovers += 1
-                self.server.fail_over(dice.choice((0, 1, 2, 5)), dice.random() * 3)
+                goes = kind == "failover_without_slot"
+                self.server.fail_over(dice.choice((0, 1, 2, 5)), dice.random() * 3, slot_goes=goes)
+            elif kind in _TO_THE_SLOT and self.server.losses < 4:
+                _TO_THE_SLOT[kind](self.server)
             elif kind in ("walsender_end", "half_open") and self.server.streams:
                 self._disturb(kind)
+            elif kind == "redis_oom":
+                self.cache.refuse(dice.choice((0.5, 5.0)))
             elif kind == "redis_flush":
                 self.cache.flush()
             elif kind == "redis_failover":
@@ -280,10 +376,53 @@ class _Story:
             self.world.later(self.dice.random(), self.server.forget, life)  # so that another one can take its place
         self.world.later(seconds, life.go_on, self.world.loop)
 
-    def _sending(self, life: Life | None) -> None:
-        """The most delicate moment to be stopped."""
-        if self.storming and life is not None and "stop" in self.kinds and self.dice.random() < 0.05:
+    def _sending(self, life: Life | None) -> str:
+        """The most delicate moment to be stopped, or to lose the slot to another service."""
+        dice = self.dice
+        self.puts += 1
+        if not self.storming or life is None or life.stopped:
+            return ""
+        if "stop" in self.kinds and dice.random() < 0.05:
             self._stop(life)
+            return dice.choice(("", "held"))
+        if life is self.duellist:  # the network is as bad, until the other one has written
+            return "lost"
+        streams = [stream for stream in self.server.streams if stream.life is life]
+        if "duel" in self.kinds and streams and self.server.up and self._rivals_of(life) and dice.random() < 0.3:
+            return self._begin_duel(life, streams[0])
+        return ""
+
+    def _begin_duel(self, life: Life, stream: ModelStream) -> str:
+        """A writer loses the slot with a PUT in flight, and does not know it; the next one takes its place."""
+        self.world.fault("duel", life.name)
+        self.duellist = life
+        for _ in range(self.dice.randint(1, 3)):
+            self._commit()  # so that there is more to write for one who takes this for written
+        self.world.later(self.dice.random() * 0.2, self.server.give_up, stream)
+        self.world.later(6.0, self._end_duel, life)
+        return self.dice.choice(("lost", "lost", "late"))
+
+    def _end_duel(self, life: Life) -> None:
+        if self.duellist is life:
+            self.duellist = None
+
+    def _rivals_of(self, life: Life) -> bool:
+        others = [one for one in self.lives if one is not life and one.task is not None and not one.task.done()]
+        return any(not (one.dead or one.stopped) for one in others)
+
+    def _hold_up_the_new_writer(self) -> None:
+        """Whoever has just fenced another one waits, so that the other one tries what it may no longer do."""
+        if self.duellist is None or self.ledger.kind != "fence":
+            return
+        self.duellist = None
+        if not self.storming or self.dice.random() < 0.2:
+            return
+        author = self.bucket.authors.get(len(self.ledger.writers) - 1)
+        life = next((life for life in self.lives if life.name == author), None)
+        if life is not None and not life.dead and not life.stopped:
+            self.world.fault("held_up", life.name)
+            life.stop()
+            self.world.later(1 + self.dice.random() * 5, life.go_on, self.world.loop)
 
     def _disturb(self, kind: str) -> None:
         stream = self.dice.choice(self.server.streams)
@@ -299,7 +438,7 @@ class _Story:
         """1. storm; 2. calm; 3. everything is where the database is; 4. the whole archive, read back."""
         for _ in range(self.dice.randint(0, 3)):
             self._commit()
-        places = "ab" if self.kinds & {"rival", "stop"} else "a"
+        places = self.dice.choice(("ab", "abc")) if self.kinds & {"duel", "stop"} else "a"
         tasks = [self._start(self._supervise(place)) for place in places]
         try:
             await self._unless_over(asyncio.gather(self._start(self._work()), self._start(self._storm())))  # 1
@@ -360,18 +499,16 @@ class _Story:
             return "the slot is held (P6)"
         if not self.cache.meta.lsn or self.cache.lsn < end_lsn or self.cache.meta.part:
             return f"the cache is not live: {self.cache.meta.describe()}"
-        return self.cache.difference()
+        return self.cache.oracle.difference(self.cache.keys)
 
     async def _check_archive(self) -> None:
-        bucket = self.doors.bucket
-        assert bucket is not None
+        bucket = self.bucket
         report = await verify(bucket)
         if not report.intact:
             raise self.world.fail(f"verify: {report.findings}")
         read = [t.commit_lsn async for t in ArchiveReader(bucket).transactions(None) if t.last]
-        history = self.ledger.history.transactions
-        if read != [t.commit_lsn for t in history if t.changes][(len(history) and -len(read)) or len(history) :]:
-            raise self.world.fail(f"the reader does not give the committed history: {read}")
+        if read != self.ledger.log:
+            raise self.world.fail(f"the reader does not give what was archived: {read}, not {self.ledger.log}")
 
     def unhandled(self, _loop: object, context: dict[str, Any]) -> None:
         """A callback that failed is a bug; an error that nobody asked for, in a world that ended, is not."""

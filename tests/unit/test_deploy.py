@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from cdc.cli import main
 from cdc.config import load
 from tests.servers import COMPOSE_S3_CREDENTIALS
 
@@ -69,3 +70,17 @@ def test_the_image_does_not_run_as_root() -> None:
     users = re.findall(r"^USER (\d+):(\d+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert users
     assert all(int(uid) > 0 and int(gid) > 0 for uid, gid in users)
+
+
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UNITS])
+def test_a_timer_starts_a_command_that_there_is(unit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = re.findall(r"^ExecStart=/\S+/cdc (.+)$", unit.read_text(), re.MULTILINE)
+    assert main([*command.split(), "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(option in printed for option in re.findall(r"--[a-z]+", command.partition("cdc.toml")[2]))
+    timer = unit.with_suffix(".timer").read_text()
+    assert re.search(r"^OnCalendar=\w+$", timer, re.MULTILINE)
+    assert "WantedBy=timers.target" in timer

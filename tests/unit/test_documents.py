@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from cdc.crash import CrashPoint
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -42,6 +45,31 @@ def test_every_promise_has_tests_that_are_there() -> None:
         guards = re.findall(r"`(test_\w+)` \(\[[\w.]+\]\((tests/[\w/.]+)\)\)", cell)
         assert guards, promise
         assert [name for name, file in guards if f"def {name}(" not in (ROOT / file).read_text()] == []
+
+
+def rows_of_the_crash_tables() -> list[list[str]]:
+    """The cells of both tables, what is killed and what fails; an empty first cell continues the row above."""
+    section = re.split(r"^## ", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.MULTILINE)[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    return [row for row in rows if set(row[0]) != {"-"} and row[-1] != "proved by"]
+
+
+CRASH_ROWS = rows_of_the_crash_tables()
+
+
+@pytest.mark.parametrize("row", CRASH_ROWS, ids=[row[0] or row[1] for row in CRASH_ROWS])
+def test_every_row_of_the_crash_tables_names_a_proof_that_is_there(row: list[str]) -> None:
+    tests = re.findall(r"`(test_\w+)` \(\[[\w.]+\]\((tests/[\w/.]+)\)\)", row[-1])
+    points = set(re.findall(r"`([a-z_]+)`", row[-1])) - {name for name, _ in tests}
+    assert tests or points
+    assert [name for name, file in tests if f"def {name}(" not in (ROOT / file).read_text()] == []
+    assert points <= set(get_args(CrashPoint))
+
+
+def test_every_crash_point_is_in_the_crash_tables() -> None:
+    named = {point for row in CRASH_ROWS for point in re.findall(r"`(\w+)`", row[-1])}
+    assert set(get_args(CrashPoint)) <= named
+    assert len(CRASH_ROWS) > 30
 
 
 def test_every_command_is_in_the_readme() -> None:

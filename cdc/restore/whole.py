@@ -9,36 +9,37 @@
 The target remembers with each commit how far it is. Killed anywhere, the same command goes on there.
 """
 
-import contextlib
-import sys
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import relation_of
 from cdc.archive.history import History, Until, read_history
 from cdc.change import Relation, RowChange, Transaction, parse_time
 from cdc.config import ArchiveSettings
-from cdc.errors import Invalid
+from cdc.crash import crash_point
+from cdc.errors import DataError, Invalid
 from cdc.lsn import format_lsn, parse_lsn
-from cdc.postgres.statement import Script, TargetTable, Writers
+from cdc.postgres.statement import Script, Statement, TargetTable, Writers
 from cdc.postgres.target import Record, TargetDatabase, open_target
+from cdc.restore.ahead import ahead
+from cdc.restore.chunk import CopyPiece, copy_pieces
+from cdc.restore.meter import Meter
 
 # A commit each so many bytes or rows: rare enough to cost nothing, often enough to lose little when killed.
 _COMMIT_BYTES = 2 * 1024 * 1024
 
+# About a millisecond of decoding, after which the target's socket is looked at.
+_PAUSE_CHANGES = 128
 
-class Meter(Protocol):
-    """Is told how many rows there will be at most, and then of each run of them."""
+# Pieces of chunks that wait for the target: some megabytes.
+_PIECES_AHEAD = 8
 
-    def expect(self, rows: int) -> None: ...
-
-    def advance(self, rows: int) -> None: ...
+_Script = tuple[list[Statement], Record | None, int]
 
 
 @dataclass(slots=True)
@@ -113,12 +114,12 @@ class _Restore:
         self._wanted = wanted
         self._outcome = outcome
         self._advance: Callable[[int], None] = meter.advance if meter else lambda rows: None
-        if meter is not None:
-            meter.expect(history.base_rows + history.changes)
+        self._meter = meter
 
     async def run(self) -> None:
         _refuse_source(self._history, self._target)
         record = await self._find_record()
+        self._expect(record)
         missing = await self._find_missing()
         if self._outcome.dry_run:
             self._outcome.created = missing
@@ -127,11 +128,18 @@ class _Restore:
         tables = await self._prepare(record, missing)
         self._outcome.triggers_fired = not await self._target.put_off_triggers()
         writers = Writers(tables)
-        record = await self._copy_base(record, writers)
+        record = await self._copy_base(record, tables)
         record = await self._replay(record, writers)
         for table in tables.values():
             self._outcome.sequences += await self._target.set_sequences(table)
         await self._target.finish(replace(record, finished=True))
+
+    def _expect(self, record: Record) -> None:
+        """Tell the meter what is left."""
+        if self._meter is not None:
+            chunks = self._history.base.chunks[record.chunks :]
+            base_rows = sum(chunk.rows for chunk in chunks if chunk.table in self._outcome.tables)
+            self._meter.expect(base_rows + self._history.changes_from(record.next_ordinal))
 
     async def _find_record(self) -> Record:
         """Where an earlier run of the same restore stopped, or the beginning."""
@@ -187,30 +195,67 @@ class _Restore:
             await self._target.begin(record)
         return tables
 
-    async def _copy_base(self, record: Record, writers: Writers) -> Record:
-        async for number, rows in self._history.chunks(self._bucket, record.chunks):
-            writer = writers.of(rows[0].relation) if rows else None
-            record = replace(record, chunks=number + 1)
-            if writer is not None:
-                copied = writer.copy([row.new for row in rows if row.new is not None])
-                await self._target.write([copied], record)
-                self._outcome.rows += len(rows)
-            self._advance(len(rows))
+    async def _copy_base(self, record: Record, tables: dict[str, TargetTable]) -> Record:
+        """A chunk a transaction. The next one is decoded meanwhile, so that Postgres never waits for us."""
+        chunks = self._history.base.chunks
+        async with aclosing(ahead(self._base_pieces(record.chunks, tables), _PIECES_AHEAD)) as pieces:
+            async for number, piece in pieces:
+                table = tables[chunks[number].table]
+                lines = self._lines_of_chunk(piece, pieces)
+                copied = await self._target.copy(table.copy(piece.columns), lines)
+                if copied != chunks[number].rows:
+                    raise DataError(f"COPY took {copied} of {chunks[number].rows} rows into {table.qualified_name}")
+                record = replace(record, chunks=number + 1)
+                await self._target.write([], record)
+                crash_point("restore_chunk_committed")
+                self._outcome.rows += copied
         return record
 
+    async def _base_pieces(self, first: int, tables: dict[str, TargetTable]) -> AsyncGenerator[tuple[int, CopyPiece]]:
+        chunks = self._history.base.chunks
+        async with aclosing(self._history.chunk_bodies(self._bucket, first, tables.keys())) as bodies:
+            async for number, body in bodies:
+                for piece in copy_pieces(body, tables[chunks[number].table].writable):
+                    yield number, piece
+
+    async def _lines_of_chunk(
+        self, piece: CopyPiece, following: AsyncGenerator[tuple[int, CopyPiece]]
+    ) -> AsyncIterator[bytes]:
+        yield piece.lines
+        self._advance(piece.rows)
+        while not piece.last:
+            _, piece = await anext(following)
+            yield piece.lines
+            self._advance(piece.rows)
+
     async def _replay(self, record: Record, writers: Writers) -> Record:
+        """While the target carries out a script, the next is written."""
+        async with aclosing(ahead(self._scripts(record, writers), 1)) as scripts:
+            async for statements, then, changes in scripts:
+                await self._target.write(statements, then)
+                if then is not None:
+                    crash_point("restore_transactions_committed")
+                    record = then
+                self._advance(changes)
+        self._outcome.next_ordinal = record.next_ordinal
+        return record
+
+    async def _scripts(self, record: Record, writers: Writers) -> AsyncGenerator[_Script]:
         """A commit falls between transactions; what is gathered of a larger one goes out before."""
-        script = Script(writers)
+        script, changes, since_pause = Script(writers), 0, 0
         async for ordinal, transaction in self._history.transactions(self._bucket, record.next_ordinal):
             self._add(script, transaction)
+            changes += len(transaction.changes)
+            since_pause += len(transaction.changes)
             if transaction.last:
                 record = replace(record, next_ordinal=ordinal + 1)
             if script.weight >= _COMMIT_BYTES:
-                await self._target.write(script.finish(), record if transaction.last else None)
-            self._advance(len(transaction.changes))
-        await self._target.write(script.finish(), record)
-        self._outcome.next_ordinal = record.next_ordinal
-        return record
+                yield script.finish(), record if transaction.last else None, changes
+                changes = 0
+            if since_pause >= _PAUSE_CHANGES:
+                since_pause = 0
+                await asyncio.sleep(0)
+        yield script.finish(), record, changes
 
     def _add(self, script: Script, transaction: Transaction) -> None:
         for change in transaction.changes:
@@ -253,33 +298,6 @@ def read_until(lsn: str | None, moment: str | None, ordinal: int | None) -> Unti
             detail=str(error),
             hint="--to-lsn 16/B374D848, or --to-time 2026-11-22T18:07:13Z (with its zone)",
         ) from None
-
-
-class _Bar:
-    """A progress bar with rows a second and the time that remains."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("restoring", total=None)
-
-    def expect(self, rows: int) -> None:
-        self._progress.update(self._task, total=rows)
-
-    def advance(self, rows: int) -> None:
-        self._progress.advance(self._task, rows)
-        speed = self._progress.tasks[0].speed
-        self._progress.update(self._task, description=f"{speed or 0:,.0f} rows/s")
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[Meter | None]:
-    """A progress bar on stderr, where somebody watches a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress)
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""What comes next is made while what came before is still being taken: decoding here, and the target's own work.
+
+One thread is enough for both: a socket's buffers hold what the target takes while some milliseconds of decoding go on.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+async def ahead(items: AsyncGenerator[Item], count: int) -> AsyncGenerator[Item]:
+    """The items, up to `count` of them made before they are asked for. Raises what making them raises."""
+    ready: asyncio.Queue[Item | BaseException | None] = asyncio.Queue(count)
+
+    async def make() -> None:
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    await ready.put(item)
+                    await asyncio.sleep(0)  # a put into a queue that has room does not let others run
+            await ready.put(None)
+        except Exception as error:
+            await ready.put(error)
+
+    task = asyncio.create_task(make(), name="make ahead")
+    try:
+        while (item := await ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,320 @@
+"""`cdc restore --where`: one conversation as it was, in a schema beside the live tables, and what differs live.
+
+1. walk the log to the moment, its chain checked;
+2. look at the target: the schema must be free. It may be the live source, for nothing else there is touched;
+3. read snapshot and transactions, and hold the rows of which the WHERE is true, or may be; where an update brought a
+   row in without all its values, read again with that row followed from the start (`cdc/restore/selection.py`);
+4. the schema, with all rows, in one transaction;
+5. each table against the live one of its name.
+
+Memory grows with the rows that match, not with the archive. Nothing is written before step 4, and that is one
+transaction: killed anywhere, the target is as it was, and the command is given again.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdc.archive.bucket import Bucket, open_bucket
+from cdc.archive.header import RelationShape, relation_of
+from cdc.archive.history import History, Until, read_history
+from cdc.archive.segment import decode_segment
+from cdc.change import LogicalMessage, Relation, Truncate
+from cdc.config import ArchiveSettings
+from cdc.errors import Invalid
+from cdc.postgres.side import LiveDifference, SideSchema, check_free
+from cdc.postgres.target import TargetDatabase, open_target
+from cdc.restore.meter import Meter
+from cdc.restore.selection import Identity, Selection, Where
+from cdc.row import Row
+
+DEFAULT_SCHEMA = "cdc_restored"
+
+_IS_NULL = re.compile(r"(.+?)\s+is\s+null", re.IGNORECASE)
+
+# A person reads so many; --json has them all.
+_SHOWN = 20
+
+
+@dataclass(slots=True)
+class TableExcerpt:
+    """One table's rows then, and how the live table differs. `unknown_values`: of columns that were added later."""
+
+    name: str
+    side_name: str
+    rows: int
+    unknown_values: int
+    live: bool = False
+    put_back: str = ""
+    differences: list[LiveDifference] = field(default_factory=list)
+
+    def count(self, kind: str) -> int:
+        return sum(difference.kind == kind for difference in self.differences)
+
+
+@dataclass(slots=True)
+class Excerpt:
+    """What was restored, with `dry_run` what would be. `left_out` are tables without a column of the WHERE."""
+
+    history: History
+    where: Where
+    schema: str
+    dry_run: bool
+    left_out: list[str]
+    tables: list[TableExcerpt] = field(default_factory=list)
+    passes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+
+def read_where(conditions: Sequence[str]) -> dict[str, bytes | None]:
+    """`COLUMN=VALUE` and `COLUMN IS NULL` as a command line gives them. Raises Invalid."""
+    if not conditions:
+        raise Invalid(
+            "--schema belongs to --where", hint="--where COLUMN=VALUE; whole tables go into an empty database"
+        )
+    where: dict[str, bytes | None] = {}
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        is_null = None if equals else _IS_NULL.fullmatch(condition.strip())
+        if is_null is not None:
+            column = is_null[1]
+        if not column or not (equals or is_null):
+            raise Invalid(
+                "a condition of --where cannot be read",
+                detail="The value is compared with what Postgres prints: t and f, 2026-11-22 18:07:13+00.",
+                hint="--where session_hash=4f2a91, or --where 'parent_id IS NULL'",
+            )
+        if column in where:
+            raise Invalid(f"--where names column {column} twice", detail="All conditions must be true of a row.")
+        where[column] = None if is_null else value.encode(errors="surrogateescape")
+    return where
+
+
+async def restore_rows(
+    settings: ArchiveSettings,
+    into: str,
+    until: Until,
+    where: Where,
+    *,
+    schema: str = DEFAULT_SCHEMA,
+    tables: Sequence[str] = (),
+    dry_run: bool = False,
+    meter: Meter | None = None,
+) -> Excerpt:
+    """Restore the rows of which `where` is true into `schema`. Raises Invalid before anything is written."""
+    started = time.monotonic()
+    bucket = open_bucket(settings)
+    try:
+        history = await read_history(bucket, until)  # 1
+        chosen, left_out = _choose(history, where, tables)
+        async with open_target(into) as target:
+            await check_free(target, schema)  # 2
+            excerpt = Excerpt(history, where, schema, dry_run, left_out)
+            found = await _Search(bucket, history, where, chosen, meter).run(excerpt)  # 3
+            if not dry_run:
+                await _write(target, excerpt, found)  # 4, 5
+    finally:
+        await bucket.close()
+    excerpt.seconds = time.monotonic() - started
+    return excerpt
+
+
+def _choose(history: History, where: Where, tables: Sequence[str]) -> tuple[list[Relation], list[str]]:
+    """The tables that have all columns of the WHERE, and those that do not and were not asked for by name."""
+    shapes = history.shapes
+    able = sorted(name for name, shape in shapes.items() if where.keys() <= {column.name for column in shape.columns})
+    unable = sorted(shapes.keys() - set(able))
+    wrong = [name for name in tables if name not in able]
+    if wrong or not able:
+        _refuse_tables(shapes, where, wrong, able)
+    chosen = sorted(tables) if tables else able
+    names = Counter(shapes[name].name for name in chosen)
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        raise Invalid(
+            f"several schemas have a table {', '.join(twice)}, and one schema has room for one of them",
+            hint="--table SCHEMA.NAME, and the others into another --schema",
+        )
+    return [relation_of(shapes[name]) for name in chosen], [] if tables else unable
+
+
+def _refuse_tables(shapes: dict[str, RelationShape], where: Where, wrong: list[str], able: list[str]) -> None:
+    absent = [name for name in wrong if name not in shapes]
+    if absent:
+        raise Invalid(
+            f"the archive has no table {', '.join(absent)} at that moment",
+            detail=f"It has {', '.join(sorted(shapes))}.",
+            hint="--table SCHEMA.NAME",
+        )
+    lacking = ", ".join(wrong) if wrong else "no table"
+    columns = ", ".join(where)
+    raise Invalid(
+        f"{lacking} has no column {columns}" if wrong else f"no table has a column {columns}",
+        detail="; ".join(
+            f"{name}: {', '.join(column.name for column in shape.columns)}" for name, shape in sorted(shapes.items())
+        ),
+        hint=" ".join(f"--table {name}" for name in able) or "--where COLUMN=VALUE",
+    )
+
+
+class _Search:
+    """The rows that match at the moment, found by replaying the archive's states."""
+
+    def __init__(
+        self, bucket: Bucket, history: History, where: Where, chosen: list[Relation], meter: Meter | None
+    ) -> None:
+        self._bucket = bucket
+        self._history = history
+        self._where = where
+        self._chosen = chosen
+        self._meter = meter
+        self._followed: dict[str, set[Identity]] = {relation.qualified_name: set() for relation in chosen}
+
+    async def run(self, excerpt: Excerpt) -> dict[Relation, list[Row]]:
+        """As many passes as are needed until every value is known."""
+        while True:
+            selections = {name: Selection(self._where, followed) for name, followed in self._followed.items()}
+            await self._read(selections)
+            excerpt.passes += 1
+            if not self._follow_more(selections):
+                return self._collect(selections, excerpt)
+
+    async def _read(self, selections: dict[str, Selection]) -> None:
+        history, tables = self._history, selections.keys()
+        if self._meter is not None:
+            base_rows = sum(chunk.rows for chunk in history.base.chunks if chunk.table in tables)
+            self._meter.expect(base_rows + history.changes)
+        async with aclosing(history.chunk_bodies(self._bucket, tables=tables)) as bodies:
+            async for _, body in bodies:
+                rows = decode_segment(body).rows()
+                for row in rows:
+                    selections[row.relation.qualified_name].apply(row)
+                self._advance(len(rows))
+        async for _, transaction in history.transactions(self._bucket, history.first_ordinal):
+            for change in transaction.changes:
+                if isinstance(change, LogicalMessage):
+                    continue
+                selection = selections.get(change.relation.qualified_name)
+                if selection is None:
+                    continue
+                if isinstance(change, Truncate):
+                    selection.clear()
+                else:
+                    selection.apply(change)
+            self._advance(len(transaction.changes))
+
+    def _advance(self, rows: int) -> None:
+        if self._meter is not None:
+            self._meter.advance(rows)
+
+    def _follow_more(self, selections: dict[str, Selection]) -> bool:
+        """Whether rows are still to be followed that were not."""
+        more = False
+        for name, selection in selections.items():
+            sources = selection.sources() - self._followed[name]
+            self._followed[name] |= sources
+            more = more or bool(sources)
+        return more
+
+    def _collect(self, selections: dict[str, Selection], excerpt: Excerpt) -> dict[Relation, list[Row]]:
+        found: dict[Relation, list[Row]] = {}
+        for relation in self._chosen:
+            rows = list(selections[relation.qualified_name].rows(relation))
+            found[relation] = [row for row, _ in rows]
+            unknown = sum(count for _, count in rows)
+            side_name = f"{excerpt.schema}.{relation.name}"
+            excerpt.tables.append(TableExcerpt(relation.qualified_name, side_name, len(rows), unknown))
+        return found
+
+
+async def _write(target: TargetDatabase, excerpt: Excerpt, found: dict[Relation, list[Row]]) -> None:
+    history, server = excerpt.history, target.server
+    source = history.source
+    is_source = (source.epoch.system_identifier, source.database) == (server.epoch.system_identifier, server.database)
+    side = SideSchema(target, excerpt.schema, unlogged=is_source)
+    comment = f"waltier: rows restored from archive {history.archive}, as of {history.until}"
+    await side.create(found, comment)
+    for relation, table in zip(found, excerpt.tables, strict=True):
+        live = await target.find_table(relation.schema, relation.name)
+        if live is not None:
+            table.live = True
+            table.differences = await side.compare(relation, live, excerpt.where)
+            table.put_back = side.put_back(relation, live) if table.count("missing live") else ""
+
+
+def facts(excerpt: Excerpt) -> dict[str, Any]:
+    """The excerpt as plain values, for `--json`."""
+    history = excerpt.history
+    return {
+        "dry_run": excerpt.dry_run,
+        "archive": history.archive,
+        "until": str(history.until),
+        "where": {name: None if value is None else value.decode(errors="replace")
+                  for name, value in excerpt.where.items()},
+        "schema": excerpt.schema,
+        "rows": excerpt.rows,
+        "tables": [_table_facts(table) for table in excerpt.tables],
+        "left_out": excerpt.left_out,
+        "interruptions": [str(interruption) for interruption in history.skipped],
+        "passes": excerpt.passes,
+        "seconds": round(excerpt.seconds, 3),
+    }  # fmt: skip
+
+
+def _table_facts(table: TableExcerpt) -> dict[str, Any]:
+    return {
+        "table": table.name,
+        "restored_as": table.side_name,
+        "rows": table.rows,
+        "unknown_values": table.unknown_values,
+        "live": table.live,
+        "missing_live": table.count("missing live"),
+        "only_live": table.count("only live"),
+        "unequal": table.count("unequal"),
+        "differences": [
+            {"kind": one.kind, "key": one.key, "columns": list(one.columns)} for one in table.differences
+        ],
+        "put_back": table.put_back,
+    }  # fmt: skip
+
+
+def grid(excerpt: Excerpt) -> list[list[str]]:
+    """A line for each table, with headings."""
+    kinds = ("missing live", "only live", "unequal")
+    counts = [["" if excerpt.dry_run or not t.live else str(t.count(kind)) for kind in kinds] for t in excerpt.tables]
+    rows = [
+        [t.name, t.side_name, str(t.rows), *count] for t, count in zip(excerpt.tables, counts, strict=True)
+    ]  # fmt: skip
+    return [["table", "restored as", "rows then", *kinds], *rows]
+
+
+def lines(excerpt: Excerpt) -> Iterator[str]:
+    """What the table does not say, for people: each difference, and how rows are put back."""
+    for interruption in excerpt.history.skipped:
+        yield f"an interruption lies before the snapshot that was begun with: {interruption}"
+    if excerpt.left_out:
+        yield f"without a column of the WHERE, so left out: {', '.join(excerpt.left_out)}"
+    for table in excerpt.tables:
+        if table.unknown_values:
+            yield f"{table.name}: {table.unknown_values} values were never archived (columns added later); NULL here"
+        if not table.live and not excerpt.dry_run:
+            yield f"{table.name}: the target has no such table to compare with"
+    found = [(table.name, difference) for table in excerpt.tables for difference in table.differences]
+    for name, difference in found[:_SHOWN]:
+        key = " ".join(f"{column}={value}" for column, value in difference.key.items()) or "a row without a key"
+        yield f"  {name} {key}: {difference.kind}" + (f" in {', '.join(difference.columns)}" * bool(difference.columns))
+    if len(found) > _SHOWN:
+        yield f"  and {len(found) - _SHOWN} more; --json has all"
+    for table in excerpt.tables:
+        if table.put_back:
+            yield f"hint: {table.put_back}"
+    if not excerpt.dry_run:
+        yield f"hint: DROP SCHEMA {excerpt.schema} CASCADE;   -- when it has served"

@@ -1,0 +1,158 @@
+"""Which rows of a table a WHERE is true of, at the end of a run of changes. Pure.
+
+A change says little by itself: a row may come to match by an update, and leave by another. So the state of each row is
+followed, and only rows of which the WHERE is true, or may be, are held. Values are compared as Postgres printed them.
+
+An update that brings a row in may lack values (TOASTed and unchanged) that an earlier line of the archive has. Such a
+row remembers the identity under which that line knew it; `sources` names those that matter in the end, and the run is
+made again with these rows followed from the start, whatever the WHERE says of them. A row that was known under another
+key before needs one run more for each; then everything is known.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from cdc.change import DELETE, UPDATE, Relation, RowChange
+from cdc.errors import DataError
+from cdc.row import ABSENT, Row, Value
+
+Where = Mapping[str, bytes | None]
+"""Columns and what they must be, all of them; None is NULL."""
+
+Identity = tuple[tuple[str, ...], tuple[Value, ...]]
+"""The key's columns and their values."""
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A row that matches, or may. `sources`: who knows the values that are ABSENT."""
+
+    values: dict[str, Value]
+    sources: frozenset[Identity] = frozenset()
+
+
+class Selection:
+    """The rows of one table. A column that a row's line does not have was added later: nothing is equal to it."""
+
+    def __init__(self, where: Where, followed: Collection[Identity] = ()) -> None:
+        self._where = where
+        self._followed = frozenset(followed)
+        self._follow: list[tuple[list[int], set[tuple[Value, ...]]]] = []
+        self._relation: Relation | None = None
+        self._names: tuple[str, ...] = ()
+        self._vague = False
+        self._indexes: list[int] = []
+        self._tests: list[tuple[int, bytes | None]] = []
+        self._rows: dict[tuple[Value, ...], list[_Held]] = {}
+
+    def clear(self) -> None:
+        self._rows.clear()
+
+    def apply(self, change: RowChange) -> None:
+        """The next change of this table."""
+        if change.relation is not self._relation:
+            self._meet(change.relation)
+        before = None
+        identity = change.new if change.old is None else change.old
+        if change.op in (UPDATE, DELETE) and identity is not None:
+            before = self._remove(identity)
+        if change.new is not None and identity is not None:
+            self._put(change.new, identity, before)
+
+    def rows(self, relation: Relation) -> Iterator[tuple[Row, int]]:
+        """The rows that match, in the order of a relation's columns, and how many values of each nobody archived."""
+        for held in self._matching():
+            if ABSENT in held.values.values():
+                raise DataError(f"a row of {relation.qualified_name} lacks a value", hint="cdc archive verify")
+            values = [held.values.get(column.name) for column in relation.columns]
+            yield values, sum(column.name not in held.values for column in relation.columns)
+
+    def sources(self) -> set[Identity]:
+        """Rows that must be followed in order to know all values of those that match."""
+        return {source for held in self._matching() if ABSENT in held.values.values() for source in held.sources}
+
+    def _matching(self) -> Iterator[_Held]:
+        for alike in self._rows.values():
+            yield from (held for held in alike if self._may_match(held.values))
+
+    def _may_match(self, values: Mapping[str, Value]) -> bool:
+        return all(name in values and values[name] in (wanted, ABSENT) for name, wanted in self._where.items())
+
+    def _meet(self, relation: Relation) -> None:
+        """The table as it is described from here on."""
+        names = tuple(column.name for column in relation.columns if column.key)
+        if not names or (relation.replica_identity == "f" and len(names) == len(relation.columns)):
+            names = tuple(column.name for column in relation.columns)
+        held = [row for alike in self._rows.values() for row in alike] if names != self._names else []
+        if held:
+            self._rows = {}
+        self._relation, self._names = relation, names
+        self._indexes = [relation.column_index[name] for name in names]
+        index = relation.column_index
+        self._tests = [(index[name], wanted) for name, wanted in self._where.items() if name in index]
+        self._follow = []
+        for key_names in {key_names for key_names, _ in self._followed if index.keys() >= set(key_names)}:
+            keys = {values for other, values in self._followed if other == key_names}
+            self._follow.append(([index[name] for name in key_names], keys))
+        for row in held:
+            key = tuple([row.values.get(name, ABSENT) for name in names])
+            self._vague = self._vague or ABSENT in key
+            self._hold(key, row)
+
+    def _hold(self, key: tuple[Value, ...], row: _Held) -> None:
+        self._rows.setdefault(key, []).append(row)
+
+    def _key(self, row: Row) -> tuple[Value, ...]:
+        return tuple([row[index] for index in self._indexes])
+
+    def _remove(self, identity: Row) -> _Held | None:
+        """The row as it was before, if it is held."""
+        if not self._rows:
+            return None
+        key = self._key(identity)
+        if self._vague and key not in self._rows:
+            key = next((other for other in self._rows if _are_alike(other, key)), key)
+        alike = self._rows.get(key)
+        if not alike:
+            return None
+        held = alike.pop()
+        if not alike:
+            del self._rows[key]
+        return held
+
+    def _put(self, new: Row, identity: Row, before: _Held | None) -> None:
+        followed = any(tuple([new[index] for index in indexes]) in keys for indexes, keys in self._follow)
+        if not followed and not self._is_of_interest(new, before):
+            return
+        values: dict[str, Value] = {}
+        relation = self._relation
+        assert relation is not None  # noqa: S101 - apply() has met it
+        for column, value in zip(relation.columns, new, strict=True):
+            if value is not ABSENT or before is None:
+                values[column.name] = value
+            elif column.name in before.values:
+                values[column.name] = before.values[column.name]
+        sources = before.sources if before is not None else frozenset[Identity]()
+        if before is None and ABSENT in new:
+            sources = frozenset({(self._names, self._key(identity))})
+        if followed or self._may_match(values):
+            self._hold(self._key(new), _Held(values, sources))
+
+    def _is_of_interest(self, new: Row, before: _Held | None) -> bool:
+        """Whether a row may match. One that did not match before, and of which nothing is new, does not match now."""
+        if len(self._tests) < len(self._where):
+            return False
+        known = False
+        for index, wanted in self._tests:
+            value = new[index]
+            if value is ABSENT:
+                continue
+            if value != wanted:
+                return False
+            known = True
+        return known or before is not None
+
+
+def _are_alike(held: tuple[Value, ...], sought: tuple[Value, ...]) -> bool:
+    """Equal, as far as both are known: a row of before a column was added lacks that column's value."""
+    return all(a == b or a is ABSENT or b is ABSENT for a, b in zip(held, sought, strict=True))

@@ -1,0 +1,153 @@
+"""`make simulate`: as many worlds as the budget allows, on every core, and what they add up to.
+
+CDC_SIMULATE_SEEDS    how many seeds (default 3000)
+CDC_SIMULATE_FIRST    the first one (default 0)
+CDC_SIMULATE_SECONDS  at most so long (default 600); the seeds done by then are the run
+CDC_SIMULATE_JOBS     processes (default: one for each core)
+CDC_SIMULATE_REPORT   a file for the figures, as JSON
+CDC_SIMULATE_SEED     only this seed, with its trace
+
+The exit code is 1 if any world broke a promise; each is told with the one command that lives through it again.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.story import Outcome, simulate
+
+CHUNK = 25
+_SHOWN_LINES = 150
+_SHOWN_FINDINGS = 5
+
+
+def replay_command(outcome: Outcome) -> str:
+    return f"CDC_SIMULATE_SEED={outcome.seed} make simulate"
+
+
+def told(outcome: Outcome) -> str:
+    """What a person needs of a seed that failed: how it ended, what led to it, and how to see it again."""
+    lines = outcome.trace[-_SHOWN_LINES:]
+    return "\n".join([f"seed {outcome.seed}: {outcome.violation}", *lines, f"again: {replay_command(outcome)}"])
+
+
+@dataclass
+class Figures:
+    """What many worlds add up to. `findings` are the seeds that broke a promise, each with how."""
+
+    seeds: int = 0
+    virtual_s: float = 0.0
+    commits: int = 0
+    puts: int = 0
+    forks: int = 0
+    gaps: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    findings: dict[int, str] = field(default_factory=dict)
+    stories: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.virtual_s += outcome.virtual_s
+        self.commits += outcome.commits
+        self.puts += outcome.puts
+        self.forks += outcome.forks
+        self.gaps += outcome.gaps
+        self.faults.update(outcome.faults)
+        if outcome.violation:
+            self.findings[outcome.seed] = outcome.violation
+            self.stories.append(told(outcome))
+
+    def merge(self, other: "Figures") -> None:
+        for name in ("seeds", "virtual_s", "commits", "puts", "forks", "gaps"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.faults.update(other.faults)
+        self.findings.update(other.findings)
+        self.stories += other.stories
+
+    def facts(self, elapsed_s: float) -> dict[str, Any]:
+        """As the report has them."""
+        return {
+            "seeds": self.seeds,
+            "findings": len(self.findings),
+            "found": {str(seed): violation for seed, violation in sorted(self.findings.items())},
+            "virtual_hours": round(self.virtual_s / 3600, 1),
+            "commits": self.commits,
+            "puts": self.puts,
+            "failovers": self.faults["failover"],
+            "forks": self.forks,
+            "gaps": self.gaps,
+            "kills": self.faults["kill"],
+            "faults": self.faults.total(),
+            "faults_by_kind": dict(sorted(self.faults.items())),
+            "seconds": round(elapsed_s, 1),
+            "ms_per_seed": round(elapsed_s * 1000 / max(1, self.seeds), 1),
+        }
+
+
+def live_through(chunk: range) -> Figures:
+    """One process's share."""
+    figures = Figures()
+    for seed in chunk:
+        figures.add(simulate(seed))
+    return figures
+
+
+def shares(first: int, seeds: int, until: float) -> Iterator[range]:
+    """The seeds in small portions, until the time is up."""
+    for begin in range(first, first + seeds, CHUNK):
+        if time.monotonic() > until:
+            return
+        yield range(begin, min(begin + CHUNK, first + seeds))
+
+
+def run(first: int, seeds: int, seconds: float, jobs: int) -> Figures:
+    """Every seed in one of so many processes; a portion is handed out when a process is free for it."""
+    figures, until = Figures(), time.monotonic() + seconds
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        portions, waiting = shares(first, seeds, until), []
+        for portion in portions:
+            waiting.append(pool.apply_async(live_through, (portion,)))
+            if len(waiting) > jobs:
+                figures.merge(waiting.pop(0).get())
+        for share in waiting:
+            figures.merge(share.get())
+    return figures
+
+
+def _replay(seed: int) -> int:
+    outcome = simulate(seed)
+    print("\n".join(outcome.trace))
+    print(f"seed={seed} digest={outcome.digest} {outcome.violation or 'every promise was kept'}")
+    return int(bool(outcome.violation))
+
+
+def _line(facts: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in facts.items() if not isinstance(value, dict))
+
+
+def main() -> int:
+    if "CDC_SIMULATE_SEED" in os.environ:
+        return _replay(int(os.environ["CDC_SIMULATE_SEED"]))
+    started = time.monotonic()
+    figures = run(
+        int(os.environ.get("CDC_SIMULATE_FIRST", "0")),
+        int(os.environ.get("CDC_SIMULATE_SEEDS", "3000")),
+        float(os.environ.get("CDC_SIMULATE_SECONDS", "600")),
+        int(os.environ.get("CDC_SIMULATE_JOBS", "0")) or os.cpu_count() or 1,
+    )
+    for story in figures.stories[:_SHOWN_FINDINGS]:
+        print(story, end="\n\n")
+    facts = figures.facts(time.monotonic() - started)
+    print(" ".join(f"{kind}={count}" for kind, count in facts["faults_by_kind"].items()))
+    print(_line(facts))
+    for seed, violation in facts["found"].items():
+        print(f"seed {seed}: {violation}   # CDC_SIMULATE_SEED={seed} make simulate")
+    if report := os.environ.get("CDC_SIMULATE_REPORT"):
+        Path(report).write_text(json.dumps(facts, indent=2) + "\n")
+    return int(bool(figures.findings))
