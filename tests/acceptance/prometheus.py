@@ -22,7 +22,7 @@ from tests.service import wait_until
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
 
 # What a minute, an hour and a day of an expression last in a test.
-_UNITS_S = {"60": 0.25, "3600": 8.0, "86400": 10.0}
+_UNITS_S = {"60": 0.25, "3600": 8.0, "86400": 5.0}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

@@ -19,7 +19,7 @@ from cdc.embedded import PostgresServer, ValkeyServer
 from tests.acceptance.prometheus import RULES, Prometheus, free_port, shorten
 from tests.s3 import S3Server
 from tests.servers import TEST_SETTINGS
-from tests.service import Service, install, query, wait_until
+from tests.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = [pytest.mark.wide, pytest.mark.xdist_group("alerts")]
 
@@ -168,6 +168,30 @@ def restart(scene: Scene) -> None:
     scene.service.start()
     started = f"process_start_time_seconds > {started_at - 1}"
     wait_until(lambda: bool(scene.prometheus.query(started)), "the start is seen")
+
+
+def test_a_damaged_archive_and_a_proof_that_nobody_renews(scene: Scene) -> None:
+    """The last of them: what was proved once is stale some time later, in whichever test that is."""
+    key = next(key for key in sorted(scene.s3.objects()) if "/log/" in key)
+    sound = scene.s3.objects()[key]
+    scene.s3.put_object(key, sound[:-1] + bytes([sound[-1] ^ 1]))
+    assert verify(scene) == 1
+    scene.prometheus.wait_firing("WaltierProofFailed", proof="verify")
+    scene.s3.put_object(key, sound)
+    assert verify(scene) == 0
+    scene.prometheus.wait_clear("WaltierProofFailed")
+    scene.prometheus.wait_firing("WaltierProofStale", proof="verify")
+    assert verify(scene) == 0
+    scene.prometheus.wait_clear("WaltierProofStale")
+
+
+def verify(scene: Scene) -> int:
+    """The exit code; then the service is started again, which reads proofs at its start, or else every five minutes."""
+    arguments = ("archive", "verify", "--full", "--config", str(scene.service.config_file))
+    done = run_cdc(*arguments, environment=scene.s3.environment)
+    scene.service.kill()
+    restart(scene)
+    return done.returncode
 
 
 def test_every_alert_was_made_to_fire() -> None:
