@@ -20,6 +20,7 @@ from tests.acceptance.prometheus import RULES, Prometheus, free_port, shorten
 from tests.s3 import S3Server
 from tests.servers import TEST_SETTINGS
 from tests.service import Service, install, query, run_cdc, wait_until
+from tests.unit.test_grafana import targets
 
 pytestmark = [pytest.mark.wide, pytest.mark.xdist_group("alerts")]
 
@@ -192,6 +193,21 @@ def verify(scene: Scene) -> int:
     scene.service.kill()
     restart(scene)
     return done.returncode
+
+
+# Of a service that is well this finds nothing.
+_EMPTY_WHEN_WELL = ('cdc_proof_ok{instance=~"$instance"} == 0',)
+
+
+def test_every_query_of_the_grafana_dashboard_finds_something(running: Scene) -> None:
+    assert verify(running) == 0
+    running.say()
+    for title, expression, _ in targets():
+        asked = expression.replace("$instance", ".*").replace("$__rate_interval", "1m")
+        if expression in _EMPTY_WHEN_WELL:
+            assert running.prometheus.query(asked) == [], title
+        else:
+            wait_until(lambda asked=asked: bool(running.prometheus.query(asked)), f"{title}: {asked}")  # type: ignore[misc]
 
 
 def test_every_alert_was_made_to_fire() -> None:
