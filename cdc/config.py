@@ -329,6 +329,12 @@ class MonitorSettings(_Section):
     warn_s: float = Field(
         21_600.0, ge=0, description="a forecast nearer than this is a warning: a slot at its limit, or a full disk"
     )
+    barrier_interval_s: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="time between barriers, messages in the WAL by which the recovery point is measured; 0: none",
+    )
     disk_path: str | None = Field(
         None,
         description="directory on the disk of the server's WAL; absent: the data directory, if it is on this machine",

@@ -195,6 +195,7 @@ class Service:
                 self._vitals.interrupted(error)
                 log.warning("interrupted", **_fields(error), retry_s=backoff_s)
                 metrics.reconnects.inc()
+                metrics.errors.labels("service", type(error).__name__).inc()
                 await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
         if self._only_repair:

@@ -95,7 +95,8 @@ def quantile(cumulative: Mapping[float, float], q: float) -> float | None:
     for bound in bounds:
         count = cumulative[bound]
         if count >= rank and count > below:
-            return low if bound == float("inf") else low + (bound - low) * (rank - below) / (count - below)
+            # Rounding may go past the bound by the last bit.
+            return low if bound == float("inf") else min(bound, low + (bound - low) * (rank - below) / (count - below))
         low, below = (low if bound == float("inf") else bound), count
     return low
 
