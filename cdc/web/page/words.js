@@ -1,0 +1,66 @@
+// Numbers as people read them: sizes, durations, times, rates. Unknown is a dash.
+
+export const UNKNOWN = "–";
+
+const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
+
+function scaled(value, units, base) {
+  let step = 0;
+  while (value >= base && step < units.length - 1) {
+    value /= base;
+    step += 1;
+  }
+  const digits = step === 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
+  return `${Number(value.toFixed(digits))} ${units[step]}`;
+}
+
+// Powers of 1024 under Postgres's own names, so that a figure here is what one writes in postgresql.conf.
+export const bytes = (value) => (known(value) ? scaled(value, ["B", "kB", "MB", "GB", "TB", "PB"], 1024) : UNKNOWN);
+
+export function count(value) {
+  return known(value) ? Math.round(value).toLocaleString("en") : UNKNOWN;
+}
+
+export function rate(value) {
+  if (!known(value)) return UNKNOWN;
+  return `${value >= 100 ? count(value) : Number(value.toFixed(1))}/s`;
+}
+
+export function ms(value) {
+  if (!known(value)) return UNKNOWN;
+  if (value >= 1000) return `${Number((value / 1000).toPrecision(3))} s`;
+  return `${Number(value.toPrecision(2))} ms`;
+}
+
+export function duration(seconds) {
+  if (!known(seconds)) return UNKNOWN;
+  const units = [[31557600, "y"], [86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const whole = Math.round(seconds);
+  const first = units.findIndex(([size]) => whole >= size);
+  if (first < 0) return seconds > 0.05 ? `${seconds.toFixed(1)} s` : "0 s";
+  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
+  const [size, name] = units[first];
+  const head = `${Math.floor(whole / size)} ${name}`;
+  if (first === units.length - 1) return head;
+  const [nextSize, nextName] = units[first + 1];
+  const rest = Math.floor((whole % size) / nextSize);
+  return rest ? `${head} ${rest} ${nextName}` : head;
+}
+
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+
+export const clock = (millis) => new Date(millis).toLocaleTimeString("en", CLOCK);
+export const minute = (millis) => clock(millis).slice(0, 5);
+
+// Today the time says it all; before, or far ahead, the date is needed too.
+export function moment(iso, nowMillis) {
+  if (!iso) return UNKNOWN;
+  const at = Date.parse(iso);
+  if (Math.abs(nowMillis - at) < 12 * 3600e3) return clock(at);
+  return `${new Date(at).toLocaleDateString("en-CA")} ${minute(at)}`;
+}
+
+export const ago = (iso, nowMillis) =>
+  iso ? `${duration(Math.max(0, (nowMillis - Date.parse(iso)) / 1000))} ago` : UNKNOWN;
+
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
