@@ -7,7 +7,8 @@ import { UNKNOWN, clock, minute } from "./words.js";
 
 const HEIGHT = 190;
 const EDGE = { left: 62, right: 34, top: 14, bottom: 24 };
-export const SPAN_S = 1800;
+const SPAN_S = 1800;
+const YOUNG_S = 300;
 
 let made = 0;
 
@@ -50,7 +51,7 @@ export class Chart {
     say(this.now, view.current);
     say(this.note, view.note ?? "");
     this.note.hidden = !view.note;
-    set(this.picture, { "aria-label": `${this.title}, last half hour: ${view.current}. ${view.note ?? ""}`.trim(), "aria-valuemax": Math.max(0, view.at.length - 1) });
+    set(this.picture, { "aria-label": `${this.title}: ${view.current}. ${view.note ?? ""}`.trim(), "aria-valuemax": Math.max(0, view.at.length - 1) });
     this.draw();
     this.tabulate();
   }
@@ -69,9 +70,9 @@ export class Chart {
   }
 
   scale() {
-    const { now, values, limit, forecast } = this.view;
-    const ahead = forecast ? Math.min(Math.max(forecast.seconds * 1.15, 300), SPAN_S * 0.6) : 0;
-    this.from = now - SPAN_S;
+    const { at, now, values, limit, forecast } = this.view;
+    this.from = Math.max(now - SPAN_S, Math.min(at[0] ?? now, now - YOUNG_S));
+    const ahead = forecast ? Math.min(Math.max(forecast.seconds * 1.15, YOUNG_S / 2), (now - this.from) * 0.6) : 0;
     this.to = now + ahead;
     this.x = linear(this.from, this.to, EDGE.left, this.width - EDGE.right);
     const known = values.flat().filter((value) => value !== null);

@@ -6,30 +6,30 @@ import { UNKNOWN, ago, bytes, duration, rate } from "./words.js";
 
 // Each box: x, y, width, height. Each line: a path. The word of the acknowledgement: x, y, anchor.
 const WIDE = {
-  size: [1120, 286],
+  size: [1120, 264],
   boxes: {
-    app: [0, 78, 100, 84], postgres: [142, 70, 178, 100], receive: [366, 78, 150, 84], assemble: [552, 78, 150, 84],
-    cacheQueue: [752, 12, 156, 84], cache: [944, 12, 176, 84], archiveQueue: [752, 144, 156, 84], archive: [944, 144, 176, 84],
+    app: [0, 66, 118, 84], postgres: [158, 58, 164, 100], receive: [366, 66, 150, 84], assemble: [552, 66, 150, 84],
+    cacheQueue: [752, 2, 156, 84], cache: [944, 2, 176, 84], archiveQueue: [752, 130, 156, 84], archive: [944, 130, 176, 84],
   },
   lines: {
-    write: "M100 120H137", wal: "M320 120H361", received: "M516 120H547",
-    toCache: "M702 110C730 106 722 54 747 54", cache: "M908 54H939",
-    toArchive: "M702 130C730 134 722 186 747 186", archive: "M908 186H939", ack: "M1032 228V262H231V175",
+    write: "M118 108H153", wal: "M322 108H361", received: "M516 108H547",
+    toCache: "M702 98C730 94 722 44 747 44", cache: "M908 44H939",
+    toArchive: "M702 118C730 122 722 172 747 172", archive: "M908 172H939", ack: "M1032 214V250H240V163",
   },
-  word: [640, 254, "middle"],
+  word: [636, 242, "middle"],
 };
 const NARROW = {
   size: [328, 640],
   boxes: {
-    app: [64, 0, 230, 62], postgres: [40, 92, 278, 84], receive: [40, 206, 278, 62], assemble: [40, 298, 278, 62],
-    archiveQueue: [26, 402, 144, 76], cacheQueue: [182, 402, 144, 76], archive: [26, 508, 144, 84], cache: [182, 508, 144, 84],
+    app: [64, 0, 230, 70], postgres: [40, 96, 278, 82], receive: [40, 204, 278, 70], assemble: [40, 300, 278, 70],
+    archiveQueue: [26, 406, 144, 76], cacheQueue: [182, 406, 144, 76], archive: [26, 512, 144, 82], cache: [182, 512, 144, 82],
   },
   lines: {
-    write: "M179 62V87", wal: "M179 176V201", received: "M179 268V293",
-    toArchive: "M140 360C140 380 98 376 98 397", archive: "M98 478V503",
-    toCache: "M218 360C218 380 254 376 254 397", cache: "M254 478V503", ack: "M98 592V612H10V134H35",
+    write: "M179 70V91", wal: "M179 178V199", received: "M179 274V295",
+    toArchive: "M140 370C140 388 98 382 98 401", archive: "M98 482V507",
+    toCache: "M218 370C218 388 254 382 254 401", cache: "M254 482V507", ack: "M98 594V614H10V137H35",
   },
-  word: [108, 617, "start"],
+  word: [108, 619, "start"],
 };
 const TITLES = {
   app: "Application", postgres: "Postgres", receive: "Receive", assemble: "Assemble",
@@ -91,9 +91,9 @@ function read(status, nowMillis) {
 }
 
 function archiveFact(status, nowMillis) {
-  const where = status.archive.url.startsWith("file:") ? "directory" : "R2, S3";
-  const last = status.archive.last_put_at ? `last PUT ${ago(status.archive.last_put_at, nowMillis)}` : where;
-  return { ...mostSevere(status, "archive"), title: `Archive (${where})`, value: status.positions.archived, note: last };
+  const title = status.archive.url.startsWith("file:") ? "Archive" : "R2, S3";
+  const last = status.archive.last_put_at ? `last PUT ${ago(status.archive.last_put_at, nowMillis)}` : "nothing written yet";
+  return { ...mostSevere(status, "archive"), title, value: status.positions.archived, note: last };
 }
 
 function cacheFact(status) {
@@ -122,7 +122,7 @@ function build() {
   const boxes = Object.fromEntries(Object.entries(plan.boxes).map(([name, place]) => [name, box(TITLES[name], place)]));
   const [x, y, anchor] = plan.word;
   const word = svg("text", { class: "word", x, y, "text-anchor": anchor });
-  const picture = svg("svg", { role: "img", viewBox: `0 0 ${width} ${height}`, class: ROOMY.matches ? "roomy" : "narrow" },
+  const picture = svg("svg", { role: "img", viewBox: `-2 -2 ${width + 4} ${height + 4}`, class: ROOMY.matches ? "roomy" : "narrow" },
     svg("defs", {}, tip("tip", "tip-shape")), ...Object.values(lines), ...Object.values(boxes).map((one) => one.group), word);
   byId("pipeline").replaceChildren(picture);
   drawn = { picture, lines, boxes, word };
