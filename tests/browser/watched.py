@@ -5,9 +5,11 @@ browser, the width that it really takes.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from playwright.sync_api import ConsoleMessage, Page, Request, Route, expect
 
 PATIENCE_MS = 20_000
@@ -17,7 +19,10 @@ _CONTRASTS = """() => {
   const channels = (color) => color.match(/[\\d.]+/g).map(Number);
   const linear = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
   const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-  const ratio = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((m, n) => n - m); return (x + 0.05) / (y + 0.05); };
+  const ratio = (a, b) => {
+    const [x, y] = [luminance(a), luminance(b)].sort((m, n) => n - m);
+    return (x + 0.05) / (y + 0.05);
+  };
   const opaque = (color) => { const c = channels(color); return c.length < 4 || c[3] > 0.99 ? c : null; };
   const ground = (element) => {
     if (element.ownerSVGElement) {
@@ -31,17 +36,22 @@ _CONTRASTS = """() => {
     }
     return [255, 255, 255];
   };
-  const seen = (element) => { const r = element.getBoundingClientRect(); return r.width > 1 && r.height > 1 && !element.closest(".unseen"); };
+  const seen = (element) => {
+    const box = element.getBoundingClientRect();
+    return box.width > 1 && box.height > 1 && !element.closest(".unseen");
+  };
   const found = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
     if (!node.textContent.trim() || !seen(element) || element.closest("script, style, noscript")) continue;
     const style = getComputedStyle(element);
-    found.push([node.textContent.trim(), ratio(channels(element.ownerSVGElement ? style.fill : style.color), ground(element)), 4.5]);
+    const ink = channels(element.ownerSVGElement ? style.fill : style.color);
+    found.push([node.textContent.trim(), ratio(ink, ground(element)), 4.5]);
   }
   for (const icon of document.querySelectorAll("svg.icon")) {
-    if (seen(icon)) found.push([`shape ${icon.getAttribute("class")}`, ratio(channels(getComputedStyle(icon).color), ground(icon)), 3]);
+    const ink = channels(getComputedStyle(icon).color);
+    if (seen(icon)) found.push([`shape ${icon.getAttribute("class")}`, ratio(ink, ground(icon)), 3]);
   }
   return found;
 }"""
@@ -93,6 +103,14 @@ class WatchedPage:
         expect(self.page.locator("#slots tbody tr").first).to_be_visible(timeout=PATIENCE_MS)
         drawn = self.page.locator(".chart path.line-0").first
         expect(drawn).to_have_attribute("d", re.compile("^M.*L"), timeout=PATIENCE_MS)
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        """Poll, and let the browser's events in meanwhile."""
+        for _ in range(PATIENCE_MS // 200):
+            if true():
+                return
+            self.page.wait_for_timeout(200)
+        pytest.fail(f"still not: {what}")
 
     # what is asked of every page
 
@@ -150,8 +168,10 @@ _FOCUSED = """() => {
   if (!focused || focused === document.body) return ["", false];
   const shown = focused.type === "radio" ? focused.nextElementSibling : focused;
   const box = shown.getBoundingClientRect();
-  const outlined = getComputedStyle(shown).outlineStyle !== "none" && parseFloat(getComputedStyle(shown).outlineWidth) >= 2;
-  const name = focused.getAttribute("aria-label") || document.getElementById(focused.getAttribute("aria-labelledby"))?.textContent
-    || focused.labels?.[0]?.textContent || focused.textContent;
+  const { outlineStyle, outlineWidth } = getComputedStyle(shown);
+  const outlined = outlineStyle !== "none" && parseFloat(outlineWidth) >= 2;
+  const labelled = document.getElementById(focused.getAttribute("aria-labelledby"));
+  const name = focused.getAttribute("aria-label") || labelled?.textContent || focused.labels?.[0]?.textContent
+    || focused.textContent;
   return [name.trim(), outlined && box.bottom > 0 && box.top < innerHeight && box.width > 0];
 }"""

@@ -58,8 +58,7 @@ function condition(cell, slot) {
 function foreseen({ forecast, lost }, nowMillis) {
   if (lost) return ["its WAL is gone", ""];
   const { seconds, at, limit, reason } = forecast;
-  const why = reason ? `because ${reason}` : "";
-  if (seconds === null) return [limit === "none" ? "none: no limit, disk unknown" : "not approaching its limit", why];
+  if (seconds === null) return [limit === "none" ? "none: no limit, disk unknown" : "not approaching its limit", reason ?? ""];
   const what = limit === "disk" ? "disk full" : "limit";
-  return [`${what} in ${duration(seconds)}`, [moment(at, nowMillis), why].filter((part) => part && part !== UNKNOWN).join(", ")];
+  return [`${what} in ${duration(seconds)}`, [moment(at, nowMillis), reason ? `because ${reason}` : UNKNOWN].filter((part) => part !== UNKNOWN).join(", ")];
 }
