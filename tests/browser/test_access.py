@@ -4,6 +4,7 @@ Each question is also asked of a page that was damaged on purpose, to show that 
 """
 
 import re
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -121,7 +122,7 @@ def test_the_page_has_landmarks_headings_and_tables_that_remain_tables_on_a_phon
         expect(landmark).to_have_count(1)
     levels = page.locator("h1:visible, h2:visible, h3:visible").evaluate_all("all => all.map(one => +one.tagName[1])")
     assert levels[0] == 1
-    assert all(deeper - level <= 1 for level, deeper in zip(levels, levels[1:], strict=False)), levels
+    assert all(deeper - level <= 1 for level, deeper in pairwise(levels)), levels
     slots = page.get_by_role("table", name="Every replication slot")
     expect(slots.get_by_role("columnheader", include_hidden=True)).to_have_count(6)
     expect(slots.get_by_role("rowheader").first).to_contain_text("cdc")

@@ -44,10 +44,8 @@ def test_the_positions_move_under_traffic(page: WatchedPage) -> None:
     names = ["Postgres has written", "Received", "Archived", "Acknowledged", "In Redis"]
     before = {name: position(page.page, name) for name in names}
     assert all(before.values())
-    wait_until(
-        lambda: (
-            page.page.wait_for_timeout(200) is None and all(position(page.page, name) > before[name] for name in names)
-        ),
+    page.wait_until(
+        lambda: all(position(page.page, name) > before[name] for name in names),
         "every position moved",
     )
     assert page.page.locator(".pipe.flowing").count() == 8

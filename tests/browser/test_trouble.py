@@ -70,11 +70,8 @@ def test_the_oldest_open_transaction_is_named_as_long_as_it_is_open(open_page: O
         idle.execute("CREATE TABLE never_committed ()")
         page.expect_text("#postgres", f"pid {idle.info.backend_pid}, idle in transaction")
         idle.rollback()
-    wait_until(
-        lambda: (
-            page.page.wait_for_timeout(200) is None
-            and "idle in transaction" not in (page.page.locator("#postgres").text_content() or "")
-        ),
+    page.wait_until(
+        lambda: "idle in transaction" not in (page.page.locator("#postgres").text_content() or ""),
         "it is forgotten",
     )
 
@@ -87,11 +84,8 @@ def test_a_service_that_does_not_answer_is_said_to_be_gone_and_seen_again_when_i
     fragile.service.kill()
     page.expect_verdict("No answer")
     page.expect_text("#verdict-phase", "Last seen")
-    wait_until(
-        lambda: (
-            page.page.wait_for_timeout(300) is None
-            and re.search(r"Last seen [5-9]", page.page.locator("#verdict-phase").text_content() or "") is not None
-        ),
+    page.wait_until(
+        lambda: re.search(r"Last seen [5-9]", page.page.locator("#verdict-phase").text_content() or "") is not None,
         "the seconds go on",
     )
     page.expect_text("#freshness", "next try in")

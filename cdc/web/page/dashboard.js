@@ -8,7 +8,7 @@ import * as pipeline from "./pipeline.js";
 import { Poll } from "./poll.js";
 import * as slots from "./slots.js";
 import * as verdict from "./verdict.js";
-import { duration } from "./words.js";
+import { clock, duration } from "./words.js";
 
 const TICK_MS = 1000;
 const PARTS = [verdict, pipeline, charts, slots, cards, events];
@@ -69,7 +69,7 @@ function tick() {
     say(byId("freshness"), wait ? `no answer, next try in ${wait} s` : "no answer, trying");
     say(document.querySelector("title"), "NO ANSWER · waltier");
   } else if (status) {
-    say(byId("freshness"), age() < 4 ? "live" : `seen ${duration(age())} ago`);
+    say(byId("freshness"), `${age() < 4 ? "live" : `seen ${duration(age())} ago`}, ${clock(Date.parse(status.now))} UTC`);
   }
 }
 

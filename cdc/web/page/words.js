@@ -47,9 +47,8 @@ export function duration(seconds) {
   return rest ? `${head} ${rest} ${nextName}` : head;
 }
 
-const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
-
-export const clock = (millis) => new Date(millis).toLocaleTimeString("en", CLOCK);
+// In UTC, as the service's own messages and log lines are: two clocks on one page would be one too many.
+export const clock = (millis) => (Number.isFinite(millis) ? new Date(millis).toISOString().slice(11, 19) : UNKNOWN);
 export const minute = (millis) => clock(millis).slice(0, 5);
 
 // Today the time says it all; before, or far ahead, the date is needed too.
@@ -57,7 +56,7 @@ export function moment(iso, nowMillis) {
   if (!iso) return UNKNOWN;
   const at = Date.parse(iso);
   if (Math.abs(nowMillis - at) < 12 * 3600e3) return clock(at);
-  return `${new Date(at).toLocaleDateString("en-CA")} ${minute(at)}`;
+  return new Date(at).toISOString().slice(0, 16).replace("T", " ");
 }
 
 export const ago = (iso, nowMillis) =>
