@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { byId } from "./dom.js";
-import { UNKNOWN, bytes, duration, minute, ms, rate } from "./words.js";
+import { UNKNOWN, bytes, duration, moment, ms, rate } from "./words.js";
 
 const LATENCY = (sink) => [{ name: "p50", key: `${sink}_p50_ms` }, { name: "p99", key: `${sink}_p99_ms` }];
 
@@ -48,8 +48,8 @@ function outlook(slot, limit, nowMillis) {
   const bound = limit === null ? "No limit (max_slot_wal_keep_size is -1)" : `Limit ${bytes(limit)}`;
   if (!slot) return `${bound}.`;
   if (slot.lost) return `${bound}. The slot is lost.`;
-  const { seconds, limit: what, reason } = slot.forecast;
+  const { seconds, at, limit: what, reason } = slot.forecast;
   if (seconds === null) return what === "none" ? `${bound}; no forecast.` : `${bound}; not approaching it.`;
   const end = what === "disk" ? "disk full" : "limit reached";
-  return `${bound}; at this rate ${end} in ${duration(seconds)}, ${minute(nowMillis + seconds * 1000)}${reason ? `: ${reason}` : ""}.`;
+  return `${bound}; at this rate ${end} in ${duration(seconds)}, ${moment(at, nowMillis)}${reason ? `: ${reason}` : ""}.`;
 }

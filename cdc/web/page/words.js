@@ -48,18 +48,19 @@ export function duration(seconds) {
 }
 
 // In UTC, as the service's own messages and log lines are: two clocks on one page would be one too many.
-export const clock = (millis) => (Number.isFinite(millis) ? new Date(millis).toISOString().slice(11, 19) : UNKNOWN);
+const iso = (millis) => (Math.abs(millis) < 8e15 ? new Date(millis).toISOString() : null);
+
+export const clock = (millis) => iso(millis)?.slice(11, 19) ?? UNKNOWN;
 export const minute = (millis) => clock(millis).slice(0, 5);
 
 // Today the time says it all; before, or far ahead, the date is needed too.
-export function moment(iso, nowMillis) {
-  if (!iso) return UNKNOWN;
-  const at = Date.parse(iso);
+export function moment(text, nowMillis) {
+  const at = text ? Date.parse(text) : NaN;
   if (Math.abs(nowMillis - at) < 12 * 3600e3) return clock(at);
-  return new Date(at).toISOString().slice(0, 16).replace("T", " ");
+  return iso(at)?.slice(0, 16).replace("T", " ") ?? UNKNOWN;
 }
 
-export const ago = (iso, nowMillis) =>
-  iso ? `${duration(Math.max(0, (nowMillis - Date.parse(iso)) / 1000))} ago` : UNKNOWN;
+export const ago = (text, nowMillis) =>
+  text ? `${duration(Math.max(0, (nowMillis - Date.parse(text)) / 1000))} ago` : UNKNOWN;
 
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
