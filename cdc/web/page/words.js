@@ -48,7 +48,7 @@ export function duration(seconds) {
 }
 
 // In UTC, as the service's own messages and log lines are: two clocks on one page would be one too many.
-const iso = (millis) => (Math.abs(millis) < 8e15 ? new Date(millis).toISOString() : null);
+const iso = (millis) => (known(millis) && Math.abs(millis) < 8e15 ? new Date(millis).toISOString() : null);
 
 export const clock = (millis) => iso(millis)?.slice(11, 19) ?? UNKNOWN;
 export const minute = (millis) => clock(millis).slice(0, 5);
