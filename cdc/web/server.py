@@ -1,4 +1,4 @@
-"""The HTTP server: /metrics, /livez, /readyz and /status.json, on 127.0.0.1 unless a token guards it.
+"""The HTTP server: the page, /metrics, /livez, /readyz and /status.json, on 127.0.0.1 unless a token guards it.
 
 Everything here only reads: `Vitals`, the metrics' registry, the last log lines. A request never asks Postgres, the
 bucket or Redis, so that a neighbour that hangs cannot hang the answer that says so.
@@ -17,8 +17,9 @@ from aiohttp import web
 from cdc.config import Settings
 from cdc.errors import Invalid
 from cdc.health import Health, Reason
+from cdc.web.assets import Assets
 from cdc.web.exposition import Exposition
-from cdc.web.guard import Guard
+from cdc.web.guard import OPEN_PATHS, Guard
 from cdc.web.status import Status
 
 log = structlog.get_logger()
@@ -46,7 +47,8 @@ class WebServer:
         self._verdict = verdict
         self._status = status
         self._exposition = exposition
-        self._guard = Guard(settings.http)
+        self._assets = Assets()
+        self._guard = Guard(settings.http, open_paths=OPEN_PATHS | self._assets.paths)
         self._runner = web.AppRunner(
             self._application(), access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S
         )
@@ -62,6 +64,7 @@ class WebServer:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/status.json", self._status_json),
+                *self._assets.routes(),
             ]
         )
         return app
