@@ -75,6 +75,8 @@ async def run(settings: Settings, *, only_repair: bool = False) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, finish)
+    for file in settings.exposed_files:
+        log.warning("secret_exposed", file=str(file), hint=f"chmod o-rwx {file}")
     service = Service(settings, stop, vitals, only_repair=only_repair)
     try:
         if only_repair:

@@ -52,6 +52,9 @@ def pack(arguments: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
+
+
 class NoScript(Exception):
     """The server does not have the script: it restarted, failed over, or somebody flushed its scripts."""
 
@@ -101,7 +104,8 @@ class Connection:
 
 def translate(error: Exception) -> CdcError | None:
     """Redis's error in our words; None for one that is a bug of ours."""
-    text = str(error) or type(error).__name__
+    # "unknown command 'X', with args beginning with: ..." quotes keys, and keys hold values of rows.
+    text = _ARGUMENTS.sub("", str(error)) or type(error).__name__
     code = type(error).__name__
     if isinstance(error, AuthenticationError | NoPermissionError):
         found = _REFUSED.search(text)

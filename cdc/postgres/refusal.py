@@ -5,6 +5,7 @@ connection is being made libpq gives the text alone; there we look for English p
 `Unavailable`: trying again is harmless, and the message is in the log.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,9 +34,23 @@ class Refusal:
 
     @property
     def explanation(self) -> str:
-        """What goes into an error's detail: the server's own words, and the code to look up."""
-        said = f"{self.message} ({self.sqlstate})" if self.sqlstate else self.message
-        return "; ".join(part for part in (said, self.detail, self.hint) if part)
+        """What goes into an error's detail: the server's own words, and the code to look up. Never a row's value."""
+        said = f"{self._message} ({self.sqlstate})" if self.sqlstate else self._message
+        return "; ".join(part for part in (said, "" if self._is_about_a_row else self.detail, self.hint) if part)
+
+    @property
+    def _is_about_a_row(self) -> bool:
+        """Their details quote keys and whole rows: `Failing row contains (7, what somebody wrote)`."""
+        return self.sqlstate.startswith(("22", "23", "44", "P0"))
+
+    @property
+    def _message(self) -> str:
+        match self.sqlstate[:2]:
+            case "22":  # invalid input syntax for type integer: "what somebody wrote"
+                return re.sub(r'".*"', '"…"', self.message, flags=re.DOTALL)
+            case "P0":
+                return "a function or trigger of the database raised an exception; the server's log has its words"
+        return self.message
 
 
 def refusal_of_result(result: pq.abc.PGresult | None) -> Refusal:
