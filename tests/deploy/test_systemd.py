@@ -97,3 +97,8 @@ def test_every_credential_is_a_secret_option_from_the_credential_store(unit: str
 def test_the_user_of_the_units_is_made() -> None:
     (user,) = _values("User")
     assert re.search(rf"^u {user} ", (UNITS / "waltier.sysusers.conf").read_text(), re.MULTILINE)
+
+
+def test_a_command_by_hand_has_the_credentials_of_the_timers() -> None:
+    by_hand = re.findall(r"LoadCredential=(\S+)", (UNITS / "waltier-cdc").read_text())
+    assert by_hand == _values("LoadCredential", "cdc-.service.d/waltier.conf")
