@@ -72,7 +72,7 @@ def test_the_image_does_not_run_as_root() -> None:
     assert all(int(uid) > 0 and int(gid) > 0 for uid, gid in users)
 
 
-UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+UNITS = sorted((DEPLOY / "systemd").glob("cdc-*.service"))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UNITS])
