@@ -1,5 +1,9 @@
 """An encrypted archive, written by the sink: what lies in the bucket, who reads it, what is proved without a key."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +26,7 @@ from cdc.restore.chunk import copy_pieces
 from cdc.row import Row
 from tests.archived import TURNS, archived, batch, facts, in_batches, lsns, opened, pieces, settings, transaction
 
-BOX, SAFE, NEW_BOX = generate_key(), generate_key(), generate_key()
+BOX, SAFE, NEW_BOX, STRANGER = generate_key(), generate_key(), generate_key(), generate_key()
 PUBLIC = (BOX[0], SAFE[0])
 CANARY = b"canary-51c3e07f"
 ROWS: list[Row] = [[b"%d" % n, CANARY + b" %d" % (n * 7919), b"0.5", b'{"a": 1}', b"t"] for n in range(5)]
@@ -213,13 +217,27 @@ async def test_a_gap_is_closed_without_a_key_and_says_why_its_inside_is_unknown(
         assert known or "are encrypted" in repair.unknown["public.turns"]
 
 
-async def test_the_identity_of_the_configuration_opens_the_bucket(tmp_path: Any) -> None:
+async def test_the_identity_of_the_configuration_opens_the_bucket(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/archive"
     plain = open_bucket(settings(url=url))
     await fill(plain, recipients=PUBLIC)
     assert lsns(await archived(open_bucket(settings(url=url, identity=SAFE[1])))) == [1, 2, 3, 3, 3]
     with pytest.raises(Sealed):
         await archived(plain)
+
+
+@pytest.mark.parametrize("pair", [BOX, SAFE], ids=["box", "safe"])
+async def test_the_reader_in_the_documentation_reads_what_we_read(
+    bucket: MemoryBucket, tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "encryption.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    (tmp_path / "identity").write_text(f"# a remark\n{STRANGER[1]}\n{pair[1]}\n")
+    (tmp_path / "object").write_bytes(bucket.objects[log_key(2)])
+    command = [sys.executable, "-c", program, tmp_path / "object", tmp_path / "identity"]
+    said = subprocess.run(command, check=True, capture_output=True).stdout
+    assert said.splitlines() == [line async for line in cat_lines(unlocked(bucket, SAFE), 2, 2)]
+    assert len(said.splitlines()) == 4
 
 
 async def test_deleted_keys_of_a_gap_are_encrypted_too(bucket: MemoryBucket) -> None:
