@@ -7,7 +7,7 @@ LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults simulate fuzz compile format lock clean
+.PHONY: help demo test check bench faults simulate fuzz compile audit sbom format lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,12 @@ simulate: $(VENV)/dev ## the protocol against models under seeded faults (CDC_SI
 
 fuzz: $(VENV)/dev ## damage streams and archives, again and again (budget: CDC_FUZZ_EXAMPLES)
 	@CDC_FUZZ_EXAMPLES=$${CDC_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -p no:cacheprovider tests/unit/test_fuzz.py
+
+audit: $(VENV)/dev ## known vulnerabilities of what is locked; fails on one
+	@$(BIN)/python .ci/audit
+
+sbom: $(VENV)/dev ## the bill of materials of what is locked (CycloneDX), to stdout
+	@$(BIN)/python .ci/audit sbom
 
 format: $(VENV)/dev ## apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .

@@ -156,13 +156,19 @@ def status(file: ConfigFile = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(file: ConfigFile = None, as_json: Json = False) -> None:
+def doctor(
+    file: ConfigFile = None,
+    as_json: Json = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Print a script that mends it all, and run nothing.")] = False,
+) -> None:
     """Examine server, publication, bucket and cache, and say what to mend; exit code 1 if anything is wrong."""
     from cdc import doctor as surgery
 
     findings = asyncio.run(surgery.examine(load(file)))
     if as_json:
         _print_json([asdict(finding) for finding in findings])
+    elif fix:
+        print(surgery.script(findings), end="")
     else:
         for finding in findings:
             _print_trouble(f"{finding.level:7}  {finding.subject:11}", finding.message, finding.hint)

@@ -1,8 +1,9 @@
 """Configuration: `cdc.toml`, overridden by the environment (`CDC_POSTGRES__DSN`), every mistake reported at once.
 
 `load()` gives a complete, validated `Settings` or raises `Invalid` that names every mistake with a line to paste.
-Commands that need one neighbour only ask for its section alone: `load_postgres()`, `load_archive()`. S3 credentials
-are not here: they come from the usual AWS chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
+Commands that need one neighbour only ask for its section alone: `load_postgres()`, `load_archive()`. A secret may also
+be in a file or in a systemd credential (cdc/credentials.py). S3 credentials are not here: they come from the usual AWS
+chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
 
 No value of a secret, of an unknown option, or with an `@` in it is ever printed.
 """
@@ -17,12 +18,22 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from cdc.credentials import find_secret, is_open_to_others
 from cdc.errors import Invalid
 from cdc.recipient import PUBLIC, decode_identity, decode_key
 
@@ -36,6 +47,7 @@ _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
 # Options that a variable gives as JSON.
 _LISTS = ("projections", "recipients")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+_PASSWORD = re.compile(r"password\s*=|://[^/@]*:[^/@]+@", re.IGNORECASE)
 
 
 def placeholders(template: str) -> tuple[str, ...]:
@@ -89,6 +101,7 @@ class ArchiveSettings(_Section):
         examples=["https://0123456789abcdef.r2.cloudflarestorage.com"],
     )
     region: str = Field("auto", min_length=1, description="region to sign for; R2 wants auto")
+    allow_insecure: bool = Field(False, description="allow an http:// endpoint on another machine")
     linger_s: float = Field(1.0, ge=0, le=60, description="how long changes gather before a PUT, under traffic")
     segment_bytes: int = Field(16 * MIB, ge=64 * 1024, le=256 * MIB, description="memory of one segment's changes")
     queue_bytes: int = Field(32 * MIB, ge=MIB, description="memory of changes waiting for the archive")
@@ -153,9 +166,22 @@ class ArchiveSettings(_Section):
     @field_validator("endpoint_url")
     @classmethod
     def _is_a_web_address(cls, url: str | None) -> str | None:
-        if url is None or (urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname):
+        parts = urlsplit(url or "")
+        if "@" in parts.netloc:
+            raise ValueError("must not hold credentials: they come from AWS_ACCESS_KEY_ID or the AWS profile")
+        if url is None or (parts.scheme in ("http", "https") and parts.hostname):
             return url
         raise ValueError("is not an https:// address")
+
+    @model_validator(mode="after")
+    def _is_private_on_its_way(self) -> Self:
+        parts = urlsplit(self.endpoint_url or "")
+        if self.allow_insecure or parts.scheme != "http" or _is_loopback(parts.hostname or ""):
+            return self
+        raise ValueError(
+            "archive.endpoint_url is http:// to another machine: anybody on the way could read and change the rows"
+            "\n      use https://, or in a network that you trust: allow_insecure = true"
+        )
 
 
 class _Projection(_Section):
@@ -246,6 +272,9 @@ class CacheSettings(_Section):
     batch_rows: int = Field(500, ge=1, le=5000, description="rows of one script call")
     batch_bytes: int = Field(MIB, ge=1024, description="bytes of one script call")
     timeout_s: float = Field(5.0, gt=0, description="how long one call may take")
+    allow_insecure: bool = Field(
+        False, description="allow another machine without rediss:// and a verified certificate"
+    )
 
     @field_validator("url")
     @classmethod
@@ -262,6 +291,20 @@ class CacheSettings(_Section):
         if twice is None:
             return projections
         raise ValueError(f"two projections write the same key, {twice}")
+
+    @model_validator(mode="after")
+    def _is_private_on_its_way(self) -> Self:
+        parts = urlsplit("" if self.url is None else self.url.get_secret_value())
+        unproved = {("ssl_cert_reqs", "none"), ("ssl_cert_reqs", "optional"), ("ssl_check_hostname", "false")}
+        proved = parts.scheme == "rediss" and not unproved & set(parse_qsl(parts.query.lower()))
+        local = parts.scheme == "unix" or _is_loopback(parts.hostname or "localhost")
+        if self.url is None or self.allow_insecure or proved or local:
+            return self
+        raise ValueError(
+            "cache.url names another machine without TLS and a verified certificate: others could read the rows"
+            "\n      use rediss:// (an authority of your own: ?ssl_ca_certs=/path/ca.pem),"
+            "\n      or in a network that you trust: allow_insecure = true"
+        )
 
 
 class HttpSettings(_Section):
@@ -327,6 +370,12 @@ class MonitorSettings(_Section):
     warn_s: float = Field(
         21_600.0, ge=0, description="a forecast nearer than this is a warning: a slot at its limit, or a full disk"
     )
+    barrier_interval_s: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="time between barriers, messages in the WAL by which the recovery point is measured; 0: none",
+    )
     disk_path: str | None = Field(
         None,
         description="directory on the disk of the server's WAL; absent: the data directory, if it is on this machine",
@@ -355,6 +404,13 @@ class Settings(_Section):
     monitor: MonitorSettings = MonitorSettings()
     log: LogSettings = LogSettings()
 
+    _exposed: tuple[Path, ...] = PrivateAttr(())
+
+    @property
+    def exposed_files(self) -> tuple[Path, ...]:
+        """Files with secrets of ours that any user of this machine may read."""
+        return self._exposed
+
     @model_validator(mode="after")
     def _can_catch_up(self) -> Self:
         if self.archive.recipients and self.cache.url is not None and self.archive.identity is None:
@@ -376,8 +432,10 @@ KINDS: dict[str, type[_Section]] = {"history": HistoryProjection, "row": RowProj
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read everything, or raise Invalid with every mistake."""
-    found = _read(path, environ)
-    return _validate(Settings, {name: {} for name in SECTIONS} | found.values, (), found)
+    found = _read(path, environ, tuple(SECTIONS))
+    settings = _validate(Settings, {name: {} for name in SECTIONS} | found.values, (), found)
+    settings._exposed = tuple(file for file in found.secret_files if is_open_to_others(file))
+    return settings
 
 
 def load_postgres(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> PostgresSettings:
@@ -396,7 +454,7 @@ def load_archive(path: Path | None = None, environ: Mapping[str, str] = os.envir
 
 
 def _load_section(section: type[_SectionT], name: str, path: Path | None, environ: Mapping[str, str]) -> _SectionT:
-    found = _read(path, environ)
+    found = _read(path, environ, (name,))
     return _validate(section, found.values.get(name, {}), (name,), found)
 
 
@@ -417,6 +475,11 @@ class Option:
         return f"CDC_{self.section}__{self.name}".upper()
 
     @property
+    def secret(self) -> bool:
+        """Whether it must never be printed, and may be in a file of its own."""
+        return "SecretStr" in str(self.field.annotation)
+
+    @property
     def example(self) -> Any:
         return self.field.examples[0] if self.field.examples else self.field.default
 
@@ -435,31 +498,66 @@ def options() -> Iterator[Option]:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the file and the environment say together, and which of it the environment said."""
+    """What the file and the environment say together, who said it, and which secrets could not be had."""
 
     values: dict[str, Any]
     file: Path | None
-    variables: Mapping[tuple[str, str], str]
+    said_by: dict[tuple[str, ...], str]
+    complaints: dict[tuple[str, ...], str]
+    secret_files: list[Path]
 
     @property
     def sources(self) -> str:
         return f"{self.file} and the environment" if self.file else "the environment; there is no cdc.toml here"
 
+    def put(self, section: str, option: str, value: Any, source: str) -> None:
+        """The environment's word goes before the file's."""
+        self.said_by[section, option] = source
+        table = self.values.setdefault(section, {})
+        if isinstance(table, dict):
+            table[option] = value
 
-def _read(path: Path | None, environ: Mapping[str, str]) -> _Found:
+
+def _read(path: Path | None, environ: Mapping[str, str], sections: Sequence[str]) -> _Found:
+    """What is said of everything, and the secrets of `sections`: a command reads no file that it does not need."""
     file = path or next((candidate for candidate in DEFAULT_PATHS if candidate.is_file()), None)
-    values = _read_file(file) if file else {}
-    variables = {}
+    found = _Found(_read_file(file) if file else {}, file, {}, {}, [])
+    secrets = [option for option in options() if option.secret]
+    if file and any(_holds_secret(found.values, option) for option in secrets):
+        found.secret_files.append(file)
+    names_of_files = {f"{option.variable}_FILE" for option in secrets}
     for name, text in environ.items():
         match = _ENVIRONMENT_NAME.fullmatch(name)
         # An empty variable is one that a compose file passed through unset.
-        if match and text:
+        if match and text and name not in names_of_files:
             section, option = match[1].lower(), match[2].lower()
-            variables[section, option] = name
-            table = values.setdefault(section, {})
-            if isinstance(table, dict):
-                table[option] = _parse_variable(name, text) if option in _LISTS else text
-    return _Found(values, file, variables)
+            found.put(section, option, _parse_variable(name, text) if option in _LISTS else text, name)
+    for secret in secrets:
+        if secret.section in sections:
+            _read_secret(found, secret, environ)
+    return found
+
+
+def _holds_secret(values: Mapping[str, Any], option: Option) -> bool:
+    """Whether cdc.toml gives this secret away; an address without a password does not."""
+    table = values.get(option.section)
+    text = table.get(option.name) if isinstance(table, dict) else None
+    return isinstance(text, str) and (option.name not in ("dsn", "url") or bool(_PASSWORD.search(text)))
+
+
+def _read_secret(found: _Found, option: Option, environ: Mapping[str, str]) -> None:
+    try:
+        secret = find_secret(option.full_name, option.variable, environ)
+    except Invalid as error:
+        found.complaints[option.section, option.name] = (
+            f"{option.full_name}: {error.message}" + f"\n      {error.hint}" * bool(error.hint)
+        )
+        return
+    if secret is None:
+        return
+    found.put(option.section, option.name, secret.text, secret.source)
+    if secret.file is not None:
+        found.secret_files.append(secret.file)
 
 
 def _parse_variable(name: str, text: str) -> Any:
@@ -493,16 +591,26 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _validate(model: type[_SectionT], values: Any, prefix: tuple[str, ...], found: _Found) -> _SectionT:
+    errors: list[ErrorDetails] = []
     try:
-        return model.model_validate(values)
+        settings = model.model_validate(values)
+        if not found.complaints:
+            return settings
     except ValidationError as failure:
         errors = failure.errors(include_url=False)
-    mistakes = [_explain(error, prefix, found) for error in errors]
+    mistakes = [*found.complaints.values()]
+    mistakes += [_explain(error, prefix, found) for error in errors if not _follows(error, prefix, found)]
     raise Invalid(
         f"the configuration has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} ({found.sources})",
         detail="\n  " + "\n  ".join(mistakes),
         hint="cdc --config FILE names another file; deploy/cdc.toml explains every option",
     )
+
+
+def _follows(error: ErrorDetails, prefix: tuple[str, ...], found: _Found) -> bool:
+    """Whether it says only that a secret is missing which could not be had, or that its section lacks it."""
+    location = (prefix + tuple(str(part) for part in error["loc"]))[:2]
+    return any(at[: len(location)] == location for at in found.complaints)
 
 
 def _explain(error: ErrorDetails, prefix: tuple[str, ...], found: _Found) -> str:
@@ -511,8 +619,8 @@ def _explain(error: ErrorDetails, prefix: tuple[str, ...], found: _Found) -> str
     if not location:  # what two sections say together
         return str(error["ctx"]["error"])
     name, siblings = _resolve(location)
-    variable = found.variables.get(location[:2]) if len(location) > 1 else None  # type: ignore[arg-type]
-    said_by = f" (from {variable})" if variable else ""
+    source = found.said_by.get(location[:2])
+    said_by = f" (from {source})" if source else ""
     if error["type"] == "extra_forbidden":
         return f"{name}{said_by}: there is no such option{_did_you_mean(location, siblings)}"
     return f"{name}{said_by}: {_what_is_wrong(error, location)}{_paste(location, siblings)}"
@@ -562,7 +670,8 @@ def _what_is_wrong(error: ErrorDetails, location: Sequence[str]) -> str:
 
 
 def _as_given(value: Any, location: Sequence[str]) -> str:
-    secret = location[-1] in ("dsn", "url", "token", "ping_url", "identity")
+    # A bucket's url is no secret, but people put credentials into it.
+    secret = location[-1] == "url" or any(option.secret and location[-1] == option.name for option in options())
     if secret or "@" in str(value) or not isinstance(value, str | int | float):
         return ""
     return f", not {str(value)[:80]!r}"

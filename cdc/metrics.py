@@ -1,9 +1,10 @@
 """Every metric's name, in one place. Labels are few and never hold a row's content.
 
 Positions are WAL byte positions (LSNs as numbers), times seconds, sizes bytes, as the Prometheus conventions ask.
+docs/metrics.md says of each what it is good for, and a test compares it with this file.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 REGISTRY = CollectorRegistry()
 
@@ -73,3 +74,46 @@ oldest_transaction_seconds = Gauge(
 )
 disk_free_bytes = Gauge("cdc_disk_free_bytes", "Free space on the disk of the server's WAL", registry=REGISTRY)
 monitor_up = Gauge("cdc_monitor_up", "Whether the last look at the slots succeeded", registry=REGISTRY)
+
+# What the service knows of itself, as it is when somebody asks (cdc/web/exposition.py). NaN: not known.
+ready = Gauge("cdc_ready", "Whether the service does its work: the verdict of /readyz", registry=REGISTRY)
+alive = Gauge("cdc_alive", "Whether starting the service again cannot help: the verdict of /livez", registry=REGISTRY)
+phase = Gauge("cdc_phase", "1 for what the service is doing", ["phase"], registry=REGISTRY)
+phase_seconds = Gauge("cdc_phase_seconds", "Time since the service began to do that", registry=REGISTRY)
+cache_state = Gauge(
+    "cdc_cache_state", "1 for what the cache is doing; nothing without a cache", ["state"], registry=REGISTRY
+)
+server_lsn = Gauge("cdc_server_lsn", "Position at which the server writes WAL", registry=REGISTRY)
+lag_bytes = Gauge(
+    "cdc_lag_bytes",
+    "WAL between a position and what was received, or, of what was received, the server's",
+    ["position"],
+    registry=REGISTRY,
+)
+lag_seconds = Gauge(
+    "cdc_lag_seconds", "Age of the oldest change that was received and is not in the sink", ["sink"], registry=REGISTRY
+)
+bucket_cost = Gauge(
+    "cdc_bucket_usd_per_month", "What PUTs at the rate of the last half hour cost in a month at R2", registry=REGISTRY
+)
+table_changes = Counter(
+    "cdc_table_changes", "Changes received, by table and operation", ["table", "operation"], registry=REGISTRY
+)
+errors = Counter(
+    "cdc_errors", "Errors, where it was decided what to do about them", ["room", "kind"], registry=REGISTRY
+)
+rpo_s = Gauge(
+    "cdc_rpo_seconds",
+    "Age of the newest barrier that the archive is known to hold: what a lost machine costs",
+    registry=REGISTRY,
+)
+barrier_s = Histogram(
+    "cdc_barrier_seconds",
+    "Time from writing a barrier into the WAL to its place being archived",
+    buckets=_LATENCY_S,
+    registry=REGISTRY,
+)
+build = Info(
+    "cdc_build", "What runs: its version, its Python, and whether the pure rooms are compiled", registry=REGISTRY
+)
+process = ProcessCollector(registry=REGISTRY)

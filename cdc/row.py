@@ -205,7 +205,9 @@ class RowCodec:
                 else:
                     row.append(_decode_value(kind, value))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError("a row in the archive is not as this program writes rows", detail=str(error)) from error
+            # msgspec names types and places; other messages may quote the value.
+            detail = str(error) if isinstance(error, msgspec.MsgspecError) else type(error).__name__
+            raise DataError("a row in the archive is not as this program writes rows", detail=detail) from error
         return row
 
 

@@ -81,6 +81,8 @@ async def run(settings: Settings, *, only_repair: bool = False) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, finish)
+    for file in settings.exposed_files:
+        log.warning("secret_exposed", file=str(file), hint=f"chmod o-rwx {file}")
     service = Service(settings, stop, vitals, only_repair=only_repair)
     try:
         if only_repair:
@@ -193,6 +195,7 @@ class Service:
                 self._vitals.interrupted(error)
                 log.warning("interrupted", **_fields(error), retry_s=backoff_s)
                 metrics.reconnects.inc()
+                metrics.errors.labels("service", type(error).__name__).inc()
                 await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
         if self._only_repair:

@@ -124,6 +124,27 @@ class Pulse:
     open_gap: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A mark in the WAL, written at `at`; its record ends at `lsn`."""
+
+    lsn: int
+    at: float
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What barriers have proved (`cdc/monitor/barriers.py`): the archive holds what was committed at `proved_at`."""
+
+    waiting: Barrier | None = None
+    proved_at: float | None = None
+
+    def age_s(self, now: float | None = None) -> float | None:
+        """How old the newest proof is, or the first attempt at one; None if none was begun."""
+        since = self.proved_at if self.proved_at is not None or self.waiting is None else self.waiting.at
+        return None if since is None else max(0.0, (time.time() if now is None else now) - since)
+
+
 @dataclass(slots=True)
 class Vitals:
     """One service's. `cache_state` is None without a cache; `archived_at` when the archive last took something.
@@ -138,8 +159,10 @@ class Vitals:
     mishap: Mishap | None = None
     cache_state: str | None = None
     archived_at: float | None = None
+    archived_lsn: int = 0
     reported_at: float | None = None
     backlog: Backlog = field(default_factory=Backlog)
+    recovery: Recovery = field(default_factory=Recovery)
     pulse: Pulse = field(default_factory=Pulse)
 
     def enter(self, phase: Phase) -> None:
@@ -148,7 +171,9 @@ class Vitals:
             self.phase, self.since = phase, time.time()
 
     def stream(self, upstream: Upstream) -> None:
-        """A replication connection of this upstream is at work."""
+        """A replication connection of this upstream is at work. Positions of another one say nothing of its."""
+        if upstream != self.upstream:
+            self.archived_lsn = 0
         self.upstream = upstream
         self.backlog.clear()
         self.reported_at = time.time()
@@ -157,6 +182,7 @@ class Vitals:
     def archived(self, lsn: int) -> None:
         """The archive is durable up to `lsn`."""
         self.archived_at = time.time()
+        self.archived_lsn = max(self.archived_lsn, lsn)
         self.backlog.archived(lsn)
 
     def reported(self) -> None:

@@ -46,6 +46,13 @@ _REGIONS = {"auto", "us-east-1"}
 _KEY_BYTES = 1024
 _WRITE_INTERVAL_S = 1.0
 
+# Questions about a bucket, and what is answered where nobody has put anything.
+_ABSENT_CONFIGURATION = {
+    "lifecycle": "NoSuchLifecycleConfiguration",
+    "object-lock": "ObjectLockConfigurationNotFoundError",
+    "versioning": "",
+}
+
 
 @dataclass
 class Request:
@@ -112,6 +119,8 @@ class S3Server:
         self.mode = mode
         self.tls = tls
         self.ignore_if_none_match = False
+        self.clock_offset_s = 0.0
+        self.deny_questions = False
         self.requests: list[Request] = []
         self.violations: list[str] = []
         self.most_puts_in_flight = 0
@@ -119,6 +128,8 @@ class S3Server:
         self._puts_in_flight = 0
         self._buckets: dict[str, dict[str, Object]] = {name: {} for name in buckets}
         self._written_s: dict[tuple[str, str], float] = {}
+        # What was put with ?lifecycle, ?versioning, ?object-lock: the XML as it came, by bucket and question.
+        self._configurations: dict[tuple[str, str], bytes] = {}
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
         self._directory = TemporaryDirectory(prefix="s3-")
@@ -160,6 +171,16 @@ class S3Server:
         """Put an object behind everybody's back."""
         with self._lock:
             self._buckets[bucket][key] = _object(body)
+
+    def configure(self, question: str, xml: str, bucket: str = "archive") -> None:
+        """Answer `?lifecycle`, `?versioning` or `?object-lock` with this XML, as if somebody had put it."""
+        with self._lock:
+            self._configurations[bucket, question] = xml.encode()
+
+    def configuration(self, question: str, bucket: str = "archive") -> str:
+        """What stands there now; empty if nothing does."""
+        with self._lock:
+            return self._configurations.get((bucket, question), b"").decode()
 
     def delete_object(self, key: str, bucket: str = "archive") -> None:
         with self._lock:
@@ -340,6 +361,9 @@ class S3Server:
             self._count_put(-1 if writing else 0)
             record.ended_s = time.monotonic()
         record.status = 599 if answer is None else answer.status
+        if answer is not None and self.clock_offset_s:
+            shown = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=self.clock_offset_s)
+            answer.headers["Date"] = shown.strftime("%a, %d %b %Y %H:%M:%S GMT")
         if answer is None:
             _cut(request)
         return answer
@@ -375,6 +399,9 @@ class S3Server:
             if bucket not in self._buckets:
                 raise Refusal(404, "NoSuchBucket", "The specified bucket does not exist.")
             objects = self._buckets[bucket]
+            question = next((name for name in _ABSENT_CONFIGURATION if name in request.query), None)
+            if not key and question is not None:
+                return self._configuration(request.method, bucket, question, body)
             match request.method:
                 case "PUT" if key and not request.query_string.replace("x-id=PutObject", ""):
                     return self._put(request, objects, key, body)
@@ -389,6 +416,21 @@ class S3Server:
                     return web.Response(status=204)
                 case _:
                     raise Refusal(501, "NotImplemented", f"{request.method} {request.path_qs} is not implemented here.")
+
+    def _configuration(self, method: str, bucket: str, question: str, body: bytes) -> web.Response:
+        if self.deny_questions:
+            raise Refusal(403, "AccessDenied", "Access Denied.")
+        if method == "PUT":
+            self._configurations[bucket, question] = body
+        elif method == "DELETE":
+            self._configurations.pop((bucket, question), None)
+        elif (bucket, question) in self._configurations:
+            return web.Response(body=self._configurations[bucket, question], content_type="application/xml")
+        elif question == "versioning":
+            return _xml(200, "<VersioningConfiguration/>")
+        else:
+            raise Refusal(404, _ABSENT_CONFIGURATION[question], "There is no such configuration.")
+        return web.Response()
 
     def _put(self, request: web.Request, objects: dict[str, Object], key: str, body: bytes) -> web.Response:
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()

@@ -23,6 +23,8 @@ import psycopg
 import pytest
 import redis
 
+from tests.canaries import leaks, secrets_of
+
 PATIENCE_S = 60.0
 
 # The installed command's content, so that it runs by this interpreter whatever PATH says.
@@ -125,7 +127,8 @@ class Service:
         self.kills = 0
         self._program = program
         self._life_began_at = 0
-        self._environment = {**os.environ, **(environment or {})}
+        self.environment = {**os.environ, **(environment or {})}
+        self._secrets = secrets_of(sections, self.environment)
         self._process: subprocess.Popen[bytes] | None = None
         self.config_file.write_text(_toml(sections))
 
@@ -137,7 +140,7 @@ class Service:
         with self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", self._program, "run", "--config", str(self.config_file)],
-                env={**self._environment, **(environment or {})},
+                env={**self.environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -181,6 +184,11 @@ class Service:
         if self.running:
             self.process.kill()
             self.process.wait()
+        if error is None and self.log_file.exists():
+            # Whatever a test is about: no secret is ever logged.
+            found = leaks({"the log": self.log_file.read_text(errors="replace")}, self._secrets)
+            if found:
+                pytest.fail("\n".join(found))
 
     # What it is seen to do.
 

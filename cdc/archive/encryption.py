@@ -108,7 +108,7 @@ def no_key_for(header: Header, encryption: Encryption) -> Sealed:
     return Sealed(
         f"the rows of {what} are encrypted, and no key that opens them is configured",
         detail=f"Any of these keys does: {', '.join(wrapped.id for wrapped in encryption.recipients)}.",
-        hint="CDC_ARCHIVE__IDENTITY=cdckey_...   # docs/encryption.md says what can be done without",
+        hint="CDC_ARCHIVE__IDENTITY_FILE=/etc/waltier/identity   # docs/encryption.md says what can be done without",
     )
 
 

@@ -21,11 +21,13 @@ from typing import Any
 
 import aioboto3
 import aiobotocore.config
+import aiobotocore.session
 import aiohttp
 import botocore.exceptions as boto
 from botocore.handlers import add_expect_header
 
 from cdc.archive.bucket import AlreadyExists
+from cdc.credentials import aws_credentials_file
 from cdc.errors import CdcError, Invalid, Unavailable
 
 _CONNECT_TIMEOUT_S = 10
@@ -39,9 +41,10 @@ _HINTS = {
     "ExpiredToken": "aws sso login   # or renew AWS_SESSION_TOKEN",
     "PermanentRedirect": "archive.region = '...'   # the bucket is in another region",
     "AuthorizationHeaderMalformed": "archive.region = '...'   # the bucket is in another region",
+    "InvalidRegionName": 'archive.region = "auto"   # what R2 wants',
 }
 _RIGHTS_HINT = "allow the key GetObject and PutObject on {bucket}/*, ListBucket on {bucket}   # R2: Object Read & Write"
-_CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."
+_CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   # systemd: LoadCredential=aws:FILE"
 
 # A 4xx that the next attempt may not meet again.
 _PASSING = {
@@ -52,11 +55,11 @@ _PASSING = {
     "IncompleteBody",
     "BadDigest",
 }
-_ABSENT = {"NoSuchKey", "NotFound", "404"}
+_ABSENT = {"NoSuchKey", "NotFound", "404", "NoSuchLifecycleConfiguration", "ObjectLockConfigurationNotFoundError"}
 
 
 class S3Bucket:
-    """Objects under `prefix` of an S3 bucket. Credentials come from the usual AWS chain."""
+    """Objects under `prefix` of an S3 bucket. Credentials come from the usual AWS chain, or from systemd."""
 
     def __init__(
         self, bucket: str, prefix: str = "", *, endpoint_url: str | None, region: str, put_timeout_s: float
@@ -117,6 +120,15 @@ class S3Bucket:
                 return
             request["ContinuationToken"] = answer["NextContinuationToken"]
 
+    async def describe(self, operation: str) -> dict[str, Any] | None:
+        """The answer to a question about the bucket itself (`head_bucket`, ...); None if it has no such thing."""
+        try:
+            async with self._call() as client:
+                answer: dict[str, Any] = await getattr(client, operation)(Bucket=self._bucket)
+                return answer
+        except _AbsentError:
+            return None
+
     async def close(self) -> None:
         self._client = None
         await self._stack.aclose()
@@ -148,7 +160,11 @@ class S3Bucket:
             read_timeout=self._timeout_s,
             s3={"addressing_style": "path" if self._endpoint_url else "auto"},
         )
-        session = aioboto3.Session()
+        core = aiobotocore.session.AioSession()
+        given = aws_credentials_file()
+        if given is not None:
+            core.set_config_variable("credentials_file", str(given))
+        session = aioboto3.Session(botocore_session=core)
         return session.client("s3", endpoint_url=self._endpoint_url, region_name=self._region, config=config)
 
     @contextlib.contextmanager

@@ -232,7 +232,8 @@ def _decode_changes(header: Header, lines: list[bytes]) -> Iterator[tuple[_Line,
                 relations[line.table] = relation_of(shape)
             yield line, _decode_change(line, relations)
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as error:
-            detail = f"{type(error).__name__}: {error}"
+            # msgspec names types and places; other messages may quote the row.
+            detail = type(error).__name__ + (f": {error}" if isinstance(error, msgspec.MsgspecError) else "")
             raise DataError(f"line {number} of segment {header.seq} is not a change", detail=detail) from error
 
 

@@ -609,6 +609,7 @@ class ArchiveSink:
 
     def _note_failure(self, key: str, error: Unavailable) -> None:
         metrics.retries.labels(sink=self.name).inc()
+        metrics.errors.labels("archive", type(error).__name__).inc()
         event = log.info if self._put_failing else log.warning
         event("put_failed", key=key, error=error.message, detail=error.detail)
         self._put_failing = True

@@ -52,6 +52,9 @@ def pack(arguments: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
+
+
 class NoScript(Exception):
     """The server does not have the script: it restarted, failed over, or somebody flushed its scripts."""
 
@@ -101,12 +104,19 @@ class Connection:
 
 def translate(error: Exception) -> CdcError | None:
     """Redis's error in our words; None for one that is a bug of ours."""
-    text = str(error) or type(error).__name__
+    # "unknown command 'X', with args beginning with: ..." quotes keys, and keys hold values of rows.
+    text = _ARGUMENTS.sub("", str(error)) or type(error).__name__
     code = type(error).__name__
     if isinstance(error, AuthenticationError | NoPermissionError):
         found = _REFUSED.search(text)
         hint = _HINTS["NOPERM"] if isinstance(error, NoPermissionError) or (found and found[0] == "NOPERM") else ""
         return Invalid("Redis refuses the user of cache.url", detail=text, hint=hint or "check user and password")
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return Invalid(
+            "the certificate of Redis cannot be verified",
+            detail=text,
+            hint="rediss://...?ssl_ca_certs=/path/ca.pem, and the host name that the certificate has",
+        )
     match = _REFUSED_FOR_NOW.search(text) or _REFUSED_FOR_NOW.search(_CODES.get(code, ""))
     if match is not None:
         return Unavailable("Redis refuses commands for now", detail=text, hint=_HINTS.get(match[0], ""))

@@ -32,6 +32,7 @@ class CacheServer:
     maxmemory_policy: str
     append_only: bool
     checkpoint: Checkpoint | None
+    used_bytes: int = 0
 
 
 async def read_cache_server(settings: CacheSettings) -> CacheServer:
@@ -60,6 +61,7 @@ def _facts(info: dict[str, str], meta: list[Any]) -> CacheServer:
         maxmemory_policy=info.get("maxmemory_policy", ""),
         append_only=info.get("aof_enabled") == "1",
         checkpoint=_checkpoint(*meta),
+        used_bytes=int(info.get("used_memory", 0)),
     )
 
 

@@ -223,7 +223,7 @@ class _Command:
 
 
 def _print_live_commands(console: Console, stage: Stage) -> None:
-    console.print(f"\nThe service answers at {stage.address}")
+    console.print(f"\nThe service answers at {stage.address}\nOpen it in a browser: the page shows what goes on.")
     console.print("\nWhile it runs, look for yourself from another terminal:\n")
     port = stage.valkey.port
     _print_commands(

@@ -121,8 +121,9 @@ def _settings_of(dsn: str) -> PostgresSettings:
 
 @contextlib.contextmanager
 def _without_settings_from_outside() -> Iterator[None]:
-    """Hide CDC_* of the environment: a demo must never find its way to somebody's real servers."""
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("CDC_")}
+    """Hide CDC_* and credentials: a demo must never find its way to somebody's real servers."""
+    ours = ("CDC_", "CREDENTIALS_DIRECTORY")
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(ours)}
     try:
         yield
     finally:

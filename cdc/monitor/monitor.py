@@ -74,4 +74,5 @@ class Monitor:
         if self.mishap is None or self.mishap.message != error.message:
             log.warning("monitor_failed", reason=error.message, detail=error.detail, hint=error.hint)
         self.mishap = error
+        metrics.errors.labels("monitor", type(error).__name__).inc()
         metrics.monitor_up.set(0)

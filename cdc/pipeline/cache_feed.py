@@ -70,6 +70,7 @@ class CacheFeed:
         self._archive_advanced = asyncio.Event()
         self._covered_lsn = 0
         self._cold = False
+        self._queue_bytes = metrics.queue_bytes.labels("cache")
 
     @property
     def epoch(self) -> Epoch:
@@ -86,6 +87,7 @@ class CacheFeed:
     async def offer(self, transactions: Iterable[Transaction]) -> None:
         """Take live transactions. Waits for room only for a moment, and only while the cache is at work."""
         self.queue.put(transactions)
+        self._queue_bytes.set(self.queue.nbytes)
         if not self.queue.full:
             return
         if self.state in (FeedState.OPENING, FeedState.LIVE):
@@ -98,6 +100,7 @@ class CacheFeed:
                 return
         log.info("cache_queue_dropped", state=self.state.value, bytes=self.queue.nbytes)
         self.queue.drop()
+        self._queue_bytes.set(self.queue.nbytes)
 
     def archive_advanced(self, covered_lsn: int, *, idle: bool = False) -> None:
         """The archive holds more. `idle` says that everything received is in it, so the cache can stand there too."""
@@ -118,12 +121,14 @@ class CacheFeed:
                 log.warning("cache_cannot_catch_up", reason=str(cold))
                 self._cold = True
             except Moved as moved:
+                metrics.errors.labels("cache", "Moved").inc()
                 log.warning("cache_checkpoint_moved", reason=moved.message)
                 await asyncio.sleep(BACKOFF_FIRST_S)
             except (Unavailable, Invalid) as error:
                 # Also Invalid: at its start it ends the service, but a password changed later must not.
                 self._enter(FeedState.AWAY)
                 metrics.retries.labels(sink="cache").inc()
+                metrics.errors.labels("cache", type(error).__name__).inc()
                 log.warning("cache_unavailable", reason=error.message, hint=error.hint, retry_s=round(backoff_s, 1))
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
@@ -203,6 +208,7 @@ class CacheFeed:
                 if not since.reached_by(self._sink_position()):
                     return
                 self._held = (since, self.queue.pop(BATCH_BYTES))
+                self._queue_bytes.set(self.queue.nbytes)
             batch = self._held[1]
             if len(batch):
                 lsn = await self._sink.write(batch)

@@ -33,6 +33,7 @@ from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.queue import TransactionQueue
+from cdc.pipeline.tally import Tally
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
 from cdc.progress import Progress
@@ -82,6 +83,8 @@ class Session:
         self._silence_s = silence_s
         self._listening_since: float | None = None
         self._queue = TransactionQueue(settings.queue_bytes, progress.archived_lsn)
+        self._queue_bytes = metrics.queue_bytes.labels("archive")
+        self._tally = Tally()
         self._shed = False
         self._end = asyncio.Event()
         self._failure: CdcError | None = None
@@ -140,8 +143,10 @@ class Session:
         self._vitals.backlog.received(transactions)
         metrics.transactions.inc(sum(t.last for t in transactions))
         metrics.changes.inc(sum(len(t.changes) for t in transactions))
+        self._tally.count(transactions)
         if not self._shed:
             self._queue.put(transactions)
+            self._queue_bytes.set(self._queue.nbytes)
             crash_point("transactions_queued")
         if self._feed is not None:
             await self._feed.offer(transactions)
@@ -155,6 +160,7 @@ class Session:
                 log.warning("archive_queue_shed", bytes=self._queue.nbytes)
                 self._shed = True
                 self._queue.drop()
+                self._queue_bytes.set(0)
                 return
             try:
                 async with asyncio.timeout(TICK_S):
@@ -174,7 +180,7 @@ class Session:
                 await self._cover()
                 continue
             batch = self._queue.pop(self._settings.segment_bytes)
-            metrics.queue_bytes.labels(sink="archive").set(self._queue.nbytes)
+            self._queue_bytes.set(self._queue.nbytes)
             if not len(batch):
                 continue
             started = time.monotonic()
@@ -187,7 +193,7 @@ class Session:
 
     def _archived(self, lsn: int, *, idle: bool = False) -> None:
         self._progress.archived(lsn)
-        self._acknowledged_at = time.monotonic()
+        self._acknowledged_at = self._covered_at = time.monotonic()
         self._vitals.archived(lsn)
         metrics.durable_lsn.labels(sink="archive").set(lsn)
         self._send_status()
@@ -206,7 +212,6 @@ class Session:
         await self._look_again()
         await self._archive.write_coverage(lsn)
         crash_point("coverage_written")
-        self._covered_at = time.monotonic()
         self._archived(lsn, idle=True)
 
     async def _look_again(self) -> None:

@@ -52,12 +52,14 @@ async def apply(dsn: str, *, ddl_sentinel: bool = False) -> list[str]:
             detail=str(error).strip(),
             hint="cdc init --dsn postgresql://postgres@localhost/DATABASE",
         ) from error
-    except psycopg.ProgrammingError as error:
+    except psycopg.ProgrammingError:
+        # libpq quotes the part that it cannot read, which may be the password.
         raise Invalid(
             "the administrator's dsn cannot be read",
-            detail=str(error).strip(),
-            hint="cdc init --dsn postgresql://postgres@localhost/DATABASE",
-        ) from error
+            detail="it is neither a postgresql:// address nor key=value pairs",
+            hint="cdc init --dsn postgresql://postgres@localhost/DATABASE "
+            "(in a URL, percent-encode special characters of the password)",
+        ) from None
     async with connection:
         await _begin(connection)
         return [await _apply_file(connection, file) for file in read_sql(ddl_sentinel=ddl_sentinel)]

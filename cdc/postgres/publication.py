@@ -310,12 +310,7 @@ _Mistake = tuple[str, str]
 
 def check_publication(publication: Publication, projections: Sequence[AnyProjection]) -> None:
     """Refuse what we could not keep our promises with. Raises Invalid with every mistake and what mends it."""
-    mistakes = [*_of_publication(publication)]
-    for table in publication.tables:
-        mistakes += _of_table(table)
-    for projection in projections:
-        mistakes += _of_projection(publication, projection)
-    unique = list(dict.fromkeys(mistakes))
+    unique = find_mistakes(publication, projections)
     if not unique:
         return
     raise Invalid(
@@ -325,6 +320,16 @@ def check_publication(publication: Publication, projections: Sequence[AnyProject
         detail="" if len(unique) == 1 else "; ".join(what for what, _ in unique),
         hint="\n      ".join(dict.fromkeys(hint for _, hint in unique)),
     )
+
+
+def find_mistakes(publication: Publication, projections: Sequence[AnyProjection]) -> list[tuple[str, str]]:
+    """What we could not keep our promises with, each with what mends it: SQL, or words."""
+    mistakes = [*_of_publication(publication)]
+    for table in publication.tables:
+        mistakes += _of_table(table)
+    for projection in projections:
+        mistakes += _of_projection(publication, projection)
+    return list(dict.fromkeys(mistakes))
 
 
 def _of_publication(publication: Publication) -> Iterable[_Mistake]:

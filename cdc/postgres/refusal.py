@@ -5,6 +5,7 @@ connection is being made libpq gives the text alone; there we look for English p
 `Unavailable`: trying again is harmless, and the message is in the log.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,9 +34,23 @@ class Refusal:
 
     @property
     def explanation(self) -> str:
-        """What goes into an error's detail: the server's own words, and the code to look up."""
-        said = f"{self.message} ({self.sqlstate})" if self.sqlstate else self.message
-        return "; ".join(part for part in (said, self.detail, self.hint) if part)
+        """What goes into an error's detail: the server's own words, and the code to look up. Never a row's value."""
+        said = f"{self._message} ({self.sqlstate})" if self.sqlstate else self._message
+        return "; ".join(part for part in (said, "" if self._is_about_a_row else self.detail, self.hint) if part)
+
+    @property
+    def _is_about_a_row(self) -> bool:
+        """Their details quote keys and whole rows: `Failing row contains (7, what somebody wrote)`."""
+        return self.sqlstate.startswith(("22", "23", "44", "P0"))
+
+    @property
+    def _message(self) -> str:
+        match self.sqlstate[:2]:
+            case "22":  # invalid input syntax for type integer: "what somebody wrote"
+                return re.sub(r'".*"', '"…"', self.message, flags=re.DOTALL)
+            case "P0":
+                return "a function or trigger of the database raised an exception; the server's log has its words"
+        return self.message
 
 
 def refusal_of_result(result: pq.abc.PGresult | None) -> Refusal:
@@ -79,6 +94,12 @@ _CONNECTING: Final[Sequence[tuple[str, str, str]]] = (
         "add `password=...` to postgres.dsn, or a line to ~/.pgpass",
     ),
     (
+        "channel binding",
+        "postgres.dsn asks for channel binding and the server gives none",
+        "store the password as scram: SET password_encryption = 'scram-sha-256'; ALTER ROLE name PASSWORD '...'; "
+        "in pg_hba.conf: hostssl ... scram-sha-256   (a pooler in between cannot do it: connect past it)",
+    ),
+    (
         "no pg_hba.conf entry",
         "pg_hba.conf does not let this role in",
         "add to pg_hba.conf, then SELECT pg_reload_conf(): hostssl DATABASE ROLE ADDRESS scram-sha-256",
@@ -104,6 +125,16 @@ _CONNECTING: Final[Sequence[tuple[str, str, str]]] = (
         "server does not support ssl",
         "postgres.dsn asks for TLS and the server has none",
         "ALTER SYSTEM SET ssl = on; with a certificate in place",
+    ),
+    (
+        "unsupported protocol",
+        "the server's TLS is older than 1.2",
+        "on the server: ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1.2'; and let ssl_max_protocol_version be",
+    ),
+    (
+        "alert protocol version",
+        "the server's TLS is older than 1.2",
+        "on the server: ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1.2'; and let ssl_max_protocol_version be",
     ),
     (
         "certificate verify failed",

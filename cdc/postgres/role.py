@@ -10,9 +10,11 @@ from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
 _ROLE = """
-SELECT rolname, rolsuper, rolreplication,
-       array(SELECT oid::regclass::text FROM unnest(%s::oid[]) AS oid
-              WHERE NOT has_table_privilege(oid, 'SELECT')),
+SELECT quote_ident(rolname), rolsuper, rolreplication,
+       array(SELECT c.oid::regclass::text FROM pg_class c WHERE c.oid = ANY (%(oids)s::oid[])
+                AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'))),
+       array(SELECT DISTINCT quote_ident(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.oid = ANY (%(oids)s::oid[]) AND NOT has_schema_privilege(n.oid, 'USAGE') ORDER BY 1),
        (SELECT count(*) FROM pg_stat_replication)
   FROM pg_roles WHERE rolname = current_user
 """
@@ -20,22 +22,26 @@ SELECT rolname, rolsuper, rolreplication,
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """`unreadable` are the published tables that this role may not SELECT from, which a snapshot must do."""
+    """`unreadable` are the published tables that this role may not SELECT from, which a snapshot must do.
+
+    `closed_schemas` are those of their schemas that it may not even use. Names are quoted where SQL needs it.
+    """
 
     name: str
     superuser: bool
     replication: bool
     unreadable: tuple[str, ...]
+    closed_schemas: tuple[str, ...]
     wal_senders: int
 
 
 async def read_role(connection: Connection, table_oids: Sequence[int]) -> Role:
     """The connection's role, with regard to these tables. Raises Unavailable or Invalid."""
     try:
-        row = await (await connection.execute(_ROLE, [list(table_oids)])).fetchone()
+        row = await (await connection.execute(_ROLE, {"oids": list(table_oids)})).fetchone()
     except psycopg.Error as error:
         raise in_session(refusal_of_exception(error)) from None
     if row is None:
         raise Unavailable("Postgres did not answer")
-    name, superuser, replication, unreadable, wal_senders = row
-    return Role(name, superuser, replication, tuple(unreadable), wal_senders)
+    name, superuser, replication, unreadable, closed_schemas, wal_senders = row
+    return Role(name, superuser, replication, tuple(unreadable), tuple(closed_schemas), wal_senders)

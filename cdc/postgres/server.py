@@ -27,6 +27,8 @@ _CONFIGURATION: Final = (
     "max_slot_wal_keep_size",
     "idle_replication_slot_timeout",
     "synchronized_standby_slots",
+    "wal_keep_size",
+    "logical_decoding_work_mem",
 )
 
 # The control file's timeline lags behind a promotion until the next checkpoint; the name of the WAL file being written

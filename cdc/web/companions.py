@@ -1,4 +1,4 @@
-"""What runs beside the service, and never inside it: heartbeat, history, slot watch, HTTP, ping, word to systemd.
+"""What runs beside the service, and never inside it: heartbeat, history, slot watch, barriers, HTTP, ping, systemd.
 
 Each is a task with a name that lives as long as the service. If one ends, that is a bug: it is logged at once, and the
 service is no longer alive (`/livez`, the watchdog), but it goes on replicating until its supervisor starts it again.
@@ -13,8 +13,10 @@ import structlog
 
 from cdc.config import Settings
 from cdc.health import Budget, Health, judge
+from cdc.monitor.barriers import Barriers
 from cdc.monitor.monitor import Monitor
 from cdc.vitals import Vitals
+from cdc.web.exposition import Exposition
 from cdc.web.heartbeat import Heartbeat
 from cdc.web.history import History
 from cdc.web.ping import Ping
@@ -36,12 +38,15 @@ async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
     def verdict() -> Health:
         return judge(vitals, time.time(), budget, reasons=watched.reasons, warnings=watched.warnings)
 
-    server = WebServer(settings, verdict, Status(settings, vitals, history, watched))
+    status = Status(settings, vitals, history, watched)
+    server = WebServer(settings, verdict, status, Exposition(vitals, status))
     supervisor, ping_url = Supervisor.of_environment(vitals, verdict), settings.http.ping_url
     async with Company(vitals) as company, server:
         company.start("heartbeat", Heartbeat(vitals).run())
         company.start("history", history.run())
         company.start("monitor", monitor.run())
+        if settings.monitor.barrier_interval_s:
+            company.start("barriers", Barriers(settings.postgres, settings.monitor.barrier_interval_s, vitals).run())
         if supervisor is not None:
             company.start("supervisor", supervisor.run())
         if ping_url is not None:

@@ -1,7 +1,8 @@
 """Who may ask, and what a browser may do with the answer.
 
-- **Token**: where one is configured, everything but the bare verdicts of /livez and /readyz needs it. It is compared in
-  constant time; whoever guesses pays a connection for each guess, and the log hears of it once a minute.
+- **Token**: where one is configured, everything needs it but the bare verdicts of /livez and /readyz, and the page,
+  which shows nothing without it. It is compared in constant time; whoever guesses pays a connection for each guess,
+  and the log hears of it once a minute.
 - **Host**: without a token the address is a loopback one, and the only stranger who can reach it is a web page in a
   browser on this machine, whose name was pointed at 127.0.0.1 (DNS rebinding). Its requests carry that name, so only
   our own names are answered. With a token any name will do: the page does not have the token.
@@ -21,7 +22,9 @@ log = structlog.get_logger()
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    # No text becomes markup, not even by mistake: browsers that know this rule refuse `innerHTML = "…"`.
+    "require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",

@@ -10,13 +10,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
+from cdc.archive.cost import MONTH_S as MONTH_S
 from cdc.web.readings import LATENCY, Readings
 
 INTERVAL_S = 5
 KEPT_S = 30 * 60
-
-# A month of 365.25 / 12 days, as a bill has them on average.
-MONTH_S = 365.25 / 12 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,8 @@ def quantile(cumulative: Mapping[float, float], q: float) -> float | None:
     for bound in bounds:
         count = cumulative[bound]
         if count >= rank and count > below:
-            return low if bound == float("inf") else low + (bound - low) * (rank - below) / (count - below)
+            # Rounding may go past the bound by the last bit.
+            return low if bound == float("inf") else min(bound, low + (bound - low) * (rank - below) / (count - below))
         low, below = (low if bound == float("inf") else bound), count
     return low
 

@@ -1,4 +1,4 @@
-"""The HTTP server: /metrics, /livez, /readyz and /status.json, on 127.0.0.1 unless a token guards it.
+"""The HTTP server: the page, /metrics, /livez, /readyz and /status.json, on 127.0.0.1 unless a token guards it.
 
 Everything here only reads: `Vitals`, the metrics' registry, the last log lines. A request never asks Postgres, the
 bucket or Redis, so that a neighbour that hangs cannot hang the answer that says so.
@@ -13,13 +13,13 @@ from typing import Self
 import orjson
 import structlog
 from aiohttp import web
-from prometheus_client import generate_latest
 
-from cdc import metrics
 from cdc.config import Settings
 from cdc.errors import Invalid
 from cdc.health import Health, Reason
-from cdc.web.guard import Guard
+from cdc.web.assets import Assets
+from cdc.web.exposition import Exposition
+from cdc.web.guard import OPEN_PATHS, Guard
 from cdc.web.status import Status
 
 log = structlog.get_logger()
@@ -40,11 +40,15 @@ CONNECTIONS = 64
 class WebServer:
     """Listens while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
 
-    def __init__(self, settings: Settings, verdict: Callable[[], Health], status: Status) -> None:
+    def __init__(
+        self, settings: Settings, verdict: Callable[[], Health], status: Status, exposition: Exposition
+    ) -> None:
         self._settings = settings.http
         self._verdict = verdict
         self._status = status
-        self._guard = Guard(settings.http)
+        self._exposition = exposition
+        self._assets = Assets()
+        self._guard = Guard(settings.http, open_paths=OPEN_PATHS | self._assets.paths)
         self._runner = web.AppRunner(
             self._application(), access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S
         )
@@ -60,6 +64,7 @@ class WebServer:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/status.json", self._status_json),
+                *self._assets.routes(),
             ]
         )
         return app
@@ -149,7 +154,7 @@ class WebServer:
         return web.Response(text="".join(f"{line}\n" for line in lines), status=200 if good else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS_TYPE})
+        return web.Response(body=self._exposition.text(self._verdict()), headers={"Content-Type": _METRICS_TYPE})
 
     async def _status_json(self, _request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self._status.facts(self._verdict())), content_type="application/json")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cdc import __version__, log
+from cdc.archive.cost import PUT_USD as PUT_USD
 from cdc.config import Settings
 from cdc.health import Health, Reason
 from cdc.lsn import format_lsn
@@ -16,10 +17,6 @@ from cdc.vitals import Mishap, Upstream, Vitals
 from cdc.web.history import INTERVAL_S, History
 from cdc.web.readings import Readings
 from cdc.web.watched import Watched
-
-# Cloudflare R2, standard storage, Class A operations (PUT, LIST), dollars each, beyond the free million a month
-# (https://developers.cloudflare.com/r2/pricing/). Reading is for starts and catch-ups, and costs a twelfth.
-PUT_USD = 4.50 / 1_000_000
 
 
 class Status:
@@ -44,8 +41,8 @@ class Status:
             "phase": {"name": vitals.phase.value, "since": _iso(vitals.since)},
             "source": _source(vitals.upstream),
             "mishap": _mishap(vitals.mishap),
-            "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self._lsns(readings).items()},
-            "lag": self._lag(readings),
+            "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self.lsns(readings).items()},
+            "lag": self.lag(readings),
             "slots": watched.slots,
             "postgres": watched.postgres,
             "archive": self._archive(readings),
@@ -54,7 +51,8 @@ class Status:
             "events": list(log.recent),
         }
 
-    def _lsns(self, readings: Readings) -> dict[str, int | None]:
+    def lsns(self, readings: Readings) -> dict[str, int | None]:
+        """Every position that a change passes; None while it is unknown."""
         # The server is looked at every few seconds, and is at least where it says that it is in the stream.
         server, received = self._watched.server_lsn, readings.received_lsn
         return {
@@ -65,9 +63,9 @@ class Status:
             "cached": readings.cached_lsn,
         }
 
-    def _lag(self, readings: Readings) -> dict[str, float | None]:
+    def lag(self, readings: Readings) -> dict[str, float | None]:
         """How far each position is behind what was received, and that behind the server."""
-        lsns, backlog = self._lsns(readings), self._vitals.backlog
+        lsns, backlog = self.lsns(readings), self._vitals.backlog
         backlog.cached(readings.cached_lsn or 0)
         live = self._vitals.cache_state == "live"
         return {
@@ -79,8 +77,14 @@ class Status:
             "cache_s": round(backlog.cache_age_s(), 3) if live else None,
         }
 
+    @property
+    def usd_per_month(self) -> float | None:
+        """What the bucket's operations cost at the rate of the last half hour; None in the first minute."""
+        puts_per_month = self._history.puts_per_month
+        return None if puts_per_month is None else puts_per_month * PUT_USD
+
     def _archive(self, readings: Readings) -> dict[str, Any]:
-        vitals, puts_per_month = self._vitals, self._history.puts_per_month
+        vitals, cost = self._vitals, self.usd_per_month
         return {
             "url": self._settings.archive.url,
             "seq": _seq(readings),
@@ -92,7 +96,7 @@ class Status:
             "open_gap": bool(readings.value("cdc_gap_open")),
             "gaps": int(readings.total("cdc_gaps_total")),
             "forks": int(readings.total("cdc_forks_total")),
-            "cost_per_month_usd": None if puts_per_month is None else round(puts_per_month * PUT_USD, 2),
+            "cost_per_month_usd": None if cost is None else round(cost, 2),
             "verified": _proof(readings, "verify"),
             "drill": _proof(readings, "drill"),
         }

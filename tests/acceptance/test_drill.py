@@ -56,7 +56,7 @@ class Stand:
 
     def start_drill(self, *options: str) -> "subprocess.Popen[str]":
         program = "import sys; from cdc.cli import main; sys.exit(main())"
-        environment = {**self.service._environment, "TMPDIR": str(self.temporary)}
+        environment = {**self.service.environment, "TMPDIR": str(self.temporary)}
         return subprocess.Popen(
             [sys.executable, "-c", program, *self.command(*options)],
             env=environment,

@@ -1,6 +1,6 @@
 """What a run of faults amounts to: a table, a JSON report, and, with the simulation's report, docs/reliability.md.
 
-    python -m tests.faults.report --faults faults.json --simulation simulation.json > docs/reliability.md
+    python -m tests.faults.report --faults faults.json [more.json] --simulation simulation.json > docs/reliability.md
 
 The reports are written by `CDC_FAULTS_REPORT=faults.json make faults` and
 `CDC_SIMULATE_REPORT=simulation.json make simulate`. Of the simulation's, whatever fields are there are printed.
@@ -60,6 +60,31 @@ def summarise(budget: Budget, results: Sequence[Result], seconds: float) -> Repo
         "findings": [f"seed {result.seed}: {finding}" for result in results for finding in result.findings],
         "rounds_with_findings": [asdict(result) for result in results if result.findings],
     }
+
+
+def together(reports: Sequence[Report]) -> Report:
+    """Several runs as one: what is counted is added up. `parts` are the seeds and commits of each."""
+    first, *others = reports
+    if not others:
+        return first
+    whole = dict(first)
+    for name, value in first.items():
+        values = [report[name] for report in reports]
+        if isinstance(value, list):
+            whole[name] = [one for some in values for one in some]
+        elif name in ("commit", "seed", "longest_catch_up_s"):
+            whole[name] = max(values)
+        elif name == "not_tried":
+            whole[name] = {kind: why for kind, why in value.items() if all(kind in some for some in values)}
+        elif isinstance(value, dict):
+            whole[name] = dict(sorted(sum((Counter(some) for some in values), Counter[str]()).items()))
+        else:
+            whole[name] = sum(values)
+    return whole | {"kinds": len(whole["faults"]), "parts": [_part(report) for report in reports]}
+
+
+def _part(report: Report) -> str:
+    return f"{report['seed']} to {report['seed'] + report['rounds'] - 1} at `{report['commit']}`"
 
 
 def _commit() -> str:
@@ -143,8 +168,7 @@ def page(faults: Report | None, simulation: Report | None) -> str:
 
 def _faults_section(report: Report) -> str:
     rows: dict[str, Any] = {
-        "commit": f"`{report['commit']}`",
-        "seeds": f"{report['seed']} to {report['seed'] + report['rounds'] - 1}, one a round",
+        "seeds, one a round, and commit": "; ".join(report.get("parts", [_part(report)])),
         "duration": f"{report['seconds'] / 60:.0f} minutes",
         "faults": f"{report['faults_total']:,} of {report['kinds']} kinds",
         "committed transactions": report["transactions"],
@@ -190,11 +214,12 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="print docs/reliability.md")
-    options.add_argument("--faults", type=Path)
+    options.add_argument("--faults", type=Path, nargs="+", default=[])
     options.add_argument("--simulation", type=Path)
     chosen = options.parse_args()
-    reports = [json.loads(file.read_text()) if file else None for file in (chosen.faults, chosen.simulation)]
-    print(page(*reports), end="")
+    faults = [json.loads(file.read_text()) for file in chosen.faults]
+    simulation = json.loads(chosen.simulation.read_text()) if chosen.simulation else None
+    print(page(together(faults) if faults else None, simulation), end="")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 A scenario says what must happen for a point to be passed, the first time and again. The process must have died by its
 own hand, there: a point that is not reached fails its test, and so does a point without a scenario.
-`make test` runs a handful, `make faults` all of them.
+`make test` runs a handful, `make faults` as many as fit into two fifths of CDC_FAULTS_SECONDS (by default: all), drawn
+by CDC_FAULTS_SEED.
 """
 
 import contextlib
 import json
+import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +36,11 @@ from tests.service import Service, install, query, run_cdc
 
 KILLED = -9
 PATIENCE_S = 30.0
+
+BUDGET_S = float(os.environ.get("CDC_FAULTS_SECONDS", "600"))
+SEED = int(os.environ.get("CDC_FAULTS_SEED", str(random.randrange(1_000_000))))
+# Of the budget; and about what a case takes.
+SHARE, CASE_S = 0.4, 3.5
 
 
 @dataclass
@@ -339,7 +347,22 @@ def test_killed_at_one_of_a_handful_of_points_nothing_is_lost(make_stage: MakeSt
 @pytest.mark.faults
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_killed_at_any_point_nothing_is_lost_doubled_or_torn(make_stage: MakeStage, case: Case) -> None:
+    if not is_drawn(name_of(case)):
+        pytest.skip(f"not drawn: CDC_FAULTS_SECONDS is too short for all points (CDC_FAULTS_SEED={SEED})")
     play(make_stage, case)
+
+
+def is_drawn(name: str, seconds: float = BUDGET_S, seed: int = SEED) -> bool:
+    """Each case with the same chance, so that many short runs come to all of them."""
+    return random.Random(f"{seed} {name}").random() < seconds * SHARE / (len(CASES) * CASE_S)
+
+
+def test_a_long_run_plays_every_point_and_a_short_one_some() -> None:
+    names = [name_of(case) for case in CASES]
+    assert all(is_drawn(name, seconds=600) for name in names)
+    some = [sum(is_drawn(name, seconds=120, seed=seed) for name in names) for seed in range(20)]
+    assert 0 < min(some) <= max(some) < len(names)
+    assert {name for seed in range(100) for name in names if is_drawn(name, seconds=120, seed=seed)} == set(names)
 
 
 @pytest.mark.faults

@@ -12,7 +12,7 @@ from psycopg import conninfo
 
 from cdc.change import Change, LogicalMessage, RowChange
 from cdc.config import PostgresSettings
-from cdc.doctor import judge_ddl_sentinel
+from cdc.doctor.role import judge_ddl_sentinel
 from cdc.embedded import PostgresServer
 from cdc.errors import Invalid
 from cdc.postgres.ddl_sentinel import read_ddl_sentinel

@@ -5,6 +5,7 @@ import ipaddress
 import os
 from pathlib import Path
 
+import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from psycopg.conninfo import make_conninfo
 
 from cdc.change import Change, RowChange
-from cdc.errors import Invalid
+from cdc.errors import Invalid, Unavailable
 from cdc.postgres.session import connect
 from tests.conftest import MakePostgres
 from tests.servers import DEBIAN_POSTGRES_BIN
@@ -102,3 +103,44 @@ async def test_a_server_without_tls_is_invalid_for_who_asks_for_it(make_postgres
     with pytest.raises(Invalid) as refused:
         await connect(settings_for(make_conninfo(tls_dsn, port=plain.port)))
     assert "ssl = on" in refused.value.hint
+
+
+async def test_channel_binding_is_used_where_scram_and_tls_are_and_refused_where_it_cannot_be(tls_dsn: str) -> None:
+    execute(
+        tls_dsn,
+        "CREATE ROLE bound LOGIN REPLICATION PASSWORD 'canary'",
+        "CREATE ROLE trusted LOGIN REPLICATION",
+    )
+    rules = Path(_setting(tls_dsn, "hba_file"))
+    rules.write_text(f"hostssl all bound all scram-sha-256\n{rules.read_text()}")
+    execute(tls_dsn, "SELECT pg_reload_conf()")
+    bound = make_conninfo(tls_dsn, user="bound", password="canary", channel_binding="require")
+    for replication in (False, True):
+        async with await connect(settings_for(bound), replication=replication) as connection:
+            assert connection.pgconn.ssl_in_use
+            assert connection.pgconn.used_password
+    with pytest.raises(Invalid, match="channel binding") as refused:
+        await connect(settings_for(make_conninfo(bound, user="trusted")))
+    assert "scram" in refused.value.hint
+    assert "canary" not in refused.value.explain()
+
+
+async def test_tls_before_1_2_is_not_spoken(tls_dsn: str) -> None:
+    async with await connect(settings_for(tls_dsn)) as connection:
+        cursor = await connection.execute("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        assert (await cursor.fetchone()) in [("TLSv1.3",), ("TLSv1.2",)]
+    execute(
+        tls_dsn,
+        "ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1'",
+        "ALTER SYSTEM SET ssl_max_protocol_version = 'TLSv1.1'",
+        "SELECT pg_reload_conf()",
+    )
+    with pytest.raises((Invalid, Unavailable)):
+        await connect(settings_for(tls_dsn))
+
+
+def _setting(dsn: str, name: str) -> str:
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+    assert row is not None
+    return str(row[0])

@@ -157,7 +157,7 @@ class _Story:
             }
         )
         cache = CacheSettings(
-            url=SecretStr("redis://model"),
+            url=SecretStr("redis://localhost"),
             projections=tuple(one.model_copy(update={"time_column": None}) for one in PROJECTIONS),
             batch_rows=dice.choice((3, 500)),
         ).model_copy(update={"queue_bytes": dice.choice((5_000, 200_000))})

@@ -59,3 +59,11 @@ def test_what_somebody_must_mend_is_invalid_and_says_how(error: Exception) -> No
 
 def test_a_bug_of_ours_stays_what_it_is() -> None:
     assert translate(exceptions.ResponseError("unknown command 'FOO'")) is None
+
+
+def test_what_redis_quotes_of_a_command_is_not_repeated() -> None:
+    said = "NOPERM unknown command 'EVALSHA', with args beginning with: 'sha' '1' 'session:hunter2'"
+    error = translate(exceptions.ResponseError(said))
+    assert error is not None
+    assert "hunter2" not in error.explain()
+    assert "unknown command" in error.detail

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from cdc import config
 from cdc.archive.encryption import generate_key
+from cdc.archive.identity import write_identity
 from cdc.config import HistoryProjection, RowProjection, Settings, load, load_archive, load_postgres
 from cdc.errors import Invalid
 
@@ -159,6 +160,11 @@ BAD = [
     ("[archive]\nurl = 'file://host/dir'", "archive.url: is neither s3://bucket/prefix nor file:///directory"),
     ("[archive]\nurl = 's3://id:key@bucket/x'", "archive.url: must not hold credentials"),
     ("[archive]\nendpoint_url = 'r2'", "archive.endpoint_url: is not an https:// address, not 'r2'"),
+    ("[archive]\nendpoint_url = 'https://id:key@r2.example.net'", "archive.endpoint_url: must not hold credentials"),
+    ("[archive]\nurl = 's3://b'\nendpoint_url = 'http://r2.example.net'", "archive.endpoint_url is http:// to another"),
+    ("[cache]\nurl = 'redis://redis.example.net'", "cache: cache.url names another machine without TLS"),
+    ("[cache]\nurl = 'rediss://redis.example.net?ssl_cert_reqs=none'", "without TLS and a verified certificate"),
+    ("[cache]\nurl = 'rediss://redis.example.net?ssl_check_hostname=False'", "without TLS and a verified certificate"),
     ("[archive]\non_gap = 'continue'", "archive.on_gap: should be 'stop' or 'resnapshot', not 'continue'"),
     ("[archive]\nsegment_bytes = 1.5", "archive.segment_bytes: should be a valid integer"),
     ("[cache]\nurl = 'localhost:6379'", "cache.url: is not a redis://, rediss:// or unix:// address"),
@@ -208,6 +214,26 @@ BAD = [
 @pytest.mark.parametrize(("text", "said"), BAD)
 def test_a_bad_configuration_is_explained(text: str, said: str) -> None:
     assert said in mistakes(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[cache]\nurl = 'redis://127.0.0.1'",
+        "[cache]\nurl = 'redis://:secret@[::1]:6379'",
+        "[cache]\nurl = 'unix:///run/redis.sock'",
+        "[cache]\nurl = 'rediss://redis.example.net?ssl_ca_certs=/ca.pem'",
+        "[cache]\nurl = 'redis://redis'\nallow_insecure = true",
+    ],
+)
+def test_a_cache_that_is_near_or_proved_or_allowed_is_taken(text: str) -> None:
+    assert load(write(GOOD + text), {}).cache.url is not None
+
+
+@pytest.mark.parametrize("more", ["endpoint_url = 'http://127.0.0.1:9000'", "endpoint_url = 'https://r2.example.net'",
+                                  "endpoint_url = 'http://s3'\nallow_insecure = true"])  # fmt: skip
+def test_an_endpoint_that_is_near_or_over_tls_or_allowed_is_taken(more: str) -> None:
+    assert load(write(GOOD + more), {}).archive.endpoint_url is not None
 
 
 def test_a_mistake_in_the_environment_names_its_variable() -> None:
@@ -344,6 +370,13 @@ def test_a_wrong_identity_is_never_quoted() -> None:
     said = mistakes(GOOD, {"CDC_ARCHIVE__IDENTITY": private[:-1]})
     assert "archive.identity" in said
     assert private[8:40] not in said
+
+
+def test_the_identity_may_be_the_file_that_key_generate_wrote(tmp_path: Path) -> None:
+    write_identity(tmp_path / "identity")
+    identity = load(write(GOOD), {"CDC_ARCHIVE__IDENTITY_FILE": str(tmp_path / "identity")}).archive.identity
+    assert identity is not None
+    assert identity.get_secret_value() in (tmp_path / "identity").read_text()
 
 
 def test_a_cache_of_an_encrypted_archive_needs_the_identity() -> None:

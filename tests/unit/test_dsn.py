@@ -146,3 +146,21 @@ def test_a_stream_that_ends_says_whether_to_try_again() -> None:
     assert "CREATE PUBLICATION" in in_stream(unknown, "cdc", "cdc").hint
     assert type(in_session(Refusal("53400", "all replication slots are in use"))) is Invalid
     assert type(in_session(Refusal("", "server closed the connection unexpectedly"))) is Unavailable
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "said", "detail", "shown"),
+    [
+        ("23505", 'duplicate key value violates unique constraint "a"', "Key (id)=(hunter2) already exists.", '"a"'),
+        ("23514", 'new row for relation "t" violates "c"', "Failing row contains (7, hunter2).", '"c"'),
+        ("22P02", 'invalid input syntax for type integer: "hun"hunter2"', "", "type integer"),
+        ("22P02", "invalid input syntax for type json", 'Token "hunter2" is invalid.', "type json"),
+        ("44000", 'new row violates check option for view "v"', "Failing row contains (hunter2).", '"v"'),
+        ("P0001", "no more turns for hunter2", "hunter2", "trigger"),
+    ],
+)
+def test_what_a_server_says_of_a_row_is_told_without_the_row(sqlstate: str, said: str, detail: str, shown: str) -> None:
+    explained = Refusal(sqlstate, said, detail).explanation
+    assert "hunter2" not in explained
+    assert shown in explained
+    assert sqlstate in explained

@@ -3,7 +3,7 @@
 import json
 
 from tests.faults.campaign import Budget
-from tests.faults.report import page, summarise, table
+from tests.faults.report import page, summarise, table, together
 from tests.faults.round import Result
 
 BUDGET = Budget(seconds=600, count=None, round_s=60, seed=40)
@@ -46,12 +46,23 @@ def test_the_page_has_the_figures_of_both_reports() -> None:
     text = page(summarise(BUDGET, results(), seconds=130.2), simulation)
     assert "| faults | 5 of 2 kinds |" in text
     assert "| changed rows | 61,000 |" in text
-    assert "| seeds | 40 to 41, one a round |" in text
+    assert "| seeds, one a round, and commit | 40 to 41 at `" in text
     assert "| **violations** | **1** |" in text
     assert "- seed 41: a key went back" in text
     assert "| seeds | 100,000 |" in text
     assert "| crash | 17,000 |" in text
     assert "| findings | 0 |" in text
+
+
+def test_several_runs_are_one_whose_counts_are_added_up() -> None:
+    one = summarise(BUDGET, results(), seconds=100)
+    other = summarise(Budget(seconds=600, count=None, round_s=60, seed=90), results()[:1], seconds=50)
+    whole = together([one, other])
+    assert whole["faults"] == {"redis_flushed": 2, "service_killed": 7}
+    assert (whole["faults_total"], whole["kinds"], whole["rounds"], whole["rows"]) == (9, 2, 3, 122_000)
+    assert len(whole["findings"]) == 1
+    assert [part.split(" at ")[0] for part in whole["parts"]] == ["40 to 41", "90 to 90"]
+    assert together([one]) == one
 
 
 def test_the_page_says_when_a_run_is_missing_and_its_prose_fits_the_column() -> None:

@@ -1,0 +1,55 @@
+"""The role of `postgres.dsn`: enough rights, and not more; and the DDL sentinel, which is optional (pure)."""
+
+from collections.abc import Mapping
+
+from cdc.doctor.finding import Finding, mended_by_sql
+from cdc.postgres.ddl_sentinel import TRIGGERS
+from cdc.postgres.role import Role
+
+_SENTINEL = "cdc init --ddl-sentinel"
+
+
+def judge_role(role: Role, max_wal_senders: int) -> list[Finding]:
+    """Enough rights, and not more."""
+    findings = [_judge_rights(role)]
+    if role.unreadable:
+        message = f"role {role.name} may not read {', '.join(role.unreadable)}, so no snapshot can be taken"
+        schemas = ", ".join(role.closed_schemas)
+        usage = f"GRANT USAGE ON SCHEMA {schemas} TO {role.name}; " if schemas else ""
+        mend = f"{usage}GRANT SELECT ON {', '.join(role.unreadable)} TO {role.name};"
+        findings.append(mended_by_sql("error", "postgres", message, mend))
+    if role.wal_senders + 2 > max_wal_senders:
+        message = (
+            f"{role.wal_senders} of {max_wal_senders} WAL senders are in use; `cdc run` needs one, warming another"
+        )
+        mend = f"ALTER SYSTEM SET max_wal_senders = {max_wal_senders + 10};"
+        findings.append(mended_by_sql("warning", "postgres", message, mend, "then restart Postgres"))
+    return findings
+
+
+def _judge_rights(role: Role) -> Finding:
+    if role.superuser:
+        return Finding(
+            "warning",
+            "postgres",
+            f"role {role.name} is a superuser; replication and SELECT are all that is needed",
+            "cdc init  (and put the role that it makes into postgres.dsn)",
+        )
+    if not role.replication:
+        message, mend = f"role {role.name} may not replicate", f"ALTER ROLE {role.name} REPLICATION;"
+        return mended_by_sql("error", "postgres", message, mend)
+    return Finding("ok", "postgres", f"role {role.name} may replicate and is no superuser")
+
+
+def judge_ddl_sentinel(triggers: Mapping[str, bool]) -> Finding:
+    """It is optional, so that each state is as good as another; a hint says how to change it."""
+    if not triggers:
+        message = "no DDL sentinel: the archive has the shape of each table, and no word of what changed it"
+        return Finding("ok", "postgres", message, _SENTINEL)
+    if len(triggers) < len(TRIGGERS):
+        return Finding("ok", "postgres", f"half of the DDL sentinel is there, only {', '.join(triggers)}", _SENTINEL)
+    disabled = [name for name, enabled in triggers.items() if not enabled]
+    if disabled:
+        hint = " ".join(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS;" for name in disabled)
+        return Finding("ok", "postgres", f"the DDL sentinel is disabled: {', '.join(disabled)}", hint)
+    return Finding("ok", "postgres", "the DDL sentinel records schema changes in the archive")

@@ -1,0 +1,87 @@
+"""The script of `cdc doctor --fix`: what mends the findings, in order, with the reason above each part (pure).
+
+It is for sh, with psql, redis-cli or aws where they are needed, and it is only printed. What belongs to somebody else
+or costs something is written as a comment that begins with `#? `: a person takes that away, or does not. What cannot be
+mended by a line stands there as a comment with its hint. Addresses with passwords come from the environment.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from cdc.doctor.finding import Finding
+
+OPTIONAL = "#? "
+
+_ADMIN = """\
+: "${CDC_ADMIN_DSN:?export CDC_ADMIN_DSN=postgresql://postgres@HOST/DATABASE, an administrator}\""""
+_CACHE = ': "${CDC_CACHE__URL:?export CDC_CACHE__URL=redis://HOST:6379/0, the url of [cache]}"'
+
+_TITLE = """\
+#!/bin/sh
+# Printed by cdc doctor --fix; nothing was done. Read it, then: cdc doctor --fix >fix.sh; sh fix.sh
+# Lines that begin with "#? " end something of somebody else's, or cost something: take the mark away where you agree.
+set -eu
+"""
+
+_PSQL = 'psql -X -q -v ON_ERROR_STOP=1 "$CDC_ADMIN_DSN"'
+
+
+def script(findings: Sequence[Finding]) -> str:
+    """The whole script; of findings that are well nothing."""
+    troubled = [finding for finding in findings if finding.level != "ok" and _is_mended(finding)]
+    if not troubled:
+        return "# cdc doctor --fix: there is nothing to mend\n"
+    parts = [_part(finding) for finding in _distinct(troubled)]
+    return "\n".join([_TITLE + "\n".join(_needs(troubled)), *parts, *_last(troubled)]) + "\n"
+
+
+def _is_mended(finding: Finding) -> bool:
+    """Info without a command is for reading, not for mending."""
+    return finding.level != "info" or bool(finding.sql or finding.command)
+
+
+def _distinct(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """One command may mend several findings; it is needed once."""
+    seen: set[tuple[str, str]] = set()
+    for finding in findings:
+        key = (finding.sql, finding.command)
+        if key == ("", "") or key not in seen:
+            yield finding
+        seen.add(key)
+
+
+def _needs(findings: Sequence[Finding]) -> Iterator[str]:
+    if any(finding.sql or "CDC_ADMIN_DSN" in finding.command for finding in findings):
+        yield _ADMIN
+    if any("CDC_CACHE__URL" in finding.command for finding in findings):
+        yield _CACHE
+
+
+def _part(finding: Finding) -> str:
+    why = [f"# {finding.level}, {finding.subject}: {line}" for line in finding.message.splitlines()]
+    if finding.sql:
+        sql = finding.sql.split("\n")
+        end = _delimiter(sql)
+        lines = [f"{_PSQL} <<'{end}'", *sql, end]
+    elif finding.command:
+        lines = finding.command.split("\n")
+    else:
+        return "\n".join(["", *why, *(f"# by hand: {line.strip()}" for line in finding.hint.splitlines())])
+    return "\n".join(["", *why, *(f"{OPTIONAL}{line}" if finding.optional else line for line in lines)])
+
+
+def _delimiter(sql: Sequence[str]) -> str:
+    """A line that the SQL does not have: names come from the database, and may hold a newline."""
+    end = "SQL"
+    while end in sql:
+        end += "_"
+    return end
+
+
+def _last(findings: Sequence[Finding]) -> Iterator[str]:
+    """ALTER SYSTEM only writes a file; what a reload cannot change says so itself in its finding."""
+    settings = [finding for finding in findings if "ALTER SYSTEM" in finding.sql]
+    if settings:
+        mark = OPTIONAL if all(finding.optional for finding in settings) else ""
+        yield f"\n# ALTER SYSTEM is read from here on.\n{mark}{_PSQL} -c 'SELECT pg_reload_conf()' >/dev/null"
+    if any("restart Postgres" in finding.hint for finding in settings):
+        yield "# Some of it needs a restart of Postgres: see above."

@@ -1,0 +1,122 @@
+"""Slots, what a failover asks of ours, and transactions that hold all of them back (pure)."""
+
+from collections.abc import Sequence
+
+from cdc.doctor.finding import Finding, mended_by_sql
+from cdc.monitor.words import duration, size
+from cdc.postgres.observation import OpenTransaction
+from cdc.postgres.slot import Slot
+
+# Creating a slot waits for it, and no slot moves past it. A night's batch may take longer; a chat's transaction not.
+LONG_S = 900.0
+
+
+def judge_slots(slots: Sequence[Slot], name: str, current_lsn: int) -> list[Finding]:
+    """Our slot, and the others that nobody drains."""
+    findings = [_judge_stranger(slot, current_lsn) for slot in slots if slot.name != name and slot.active_pid is None]
+    ours = next((slot for slot in slots if slot.name == name), None)
+    return [*findings, _judge_ours(ours, name, current_lsn)]
+
+
+def _judge_ours(ours: Slot | None, name: str, current_lsn: int) -> Finding:
+    if ours is None:
+        return Finding("ok", "slot", f"slot {name} is not there yet; the first `cdc run` makes it")
+    if ours.lost:
+        why = ours.invalidation_reason or ours.wal_status
+        message = f"slot {name} is lost ({why}): its WAL is gone"
+        return Finding("error", "slot", message, "cdc repair", command="cdc repair", optional=True)
+    held = size(ours.retained_bytes(current_lsn))
+    reader = f"read by pid {ours.active_pid}" if ours.active_pid else "not read by anybody now"
+    return Finding("ok", "slot", f"slot {name} is {reader}, and retains {held} of WAL")
+
+
+def _judge_stranger(slot: Slot, current_lsn: int) -> Finding:
+    if slot.lost:
+        message = f"slot {slot.name}, not ours, is lost and of no use to anybody"
+    else:
+        message = f"slot {slot.name}, not ours, is not read and retains {size(slot.retained_bytes(current_lsn))} of WAL"
+    drop = f"SELECT pg_drop_replication_slot('{slot.name}');"
+    return mended_by_sql("warning", "slot", message, drop, "if nobody needs it", optional=True)
+
+
+def judge_failover(slots: Sequence[Slot], name: str, synchronized_standby_slots: str) -> list[Finding]:
+    """What a slot needs in order to survive a failover, as far as the primary can tell."""
+    ours = next((slot for slot in slots if slot.name == name), None)
+    findings = [] if ours is None else [_judge_our_failover(ours)]
+    listed = [name.strip(' "') for name in synchronized_standby_slots.split(",") if name.strip()]
+    findings += _judge_standby_slots(listed, slots)
+    findings.append(
+        Finding(
+            "info",
+            "slot",
+            "what the standby needs cannot be seen from here",
+            "on the standby: sync_replication_slots = on, hot_standby_feedback = on, primary_slot_name, "
+            "and dbname in primary_conninfo",
+        )
+    )
+    return findings
+
+
+def _judge_our_failover(slot: Slot) -> Finding:
+    if slot.failover:
+        return Finding("ok", "slot", f"slot {slot.name} is one that standbys may synchronise")
+    return Finding(
+        "warning",
+        "slot",
+        f"slot {slot.name} is not a failover slot yet: a failover loses it",
+        "start `cdc run` again: it alters the slot when it begins",
+    )
+
+
+def _judge_standby_slots(listed: Sequence[str], slots: Sequence[Slot]) -> list[Finding]:
+    """Postgres sends us no change that a listed standby lacks, and waits for ever for one that is not there."""
+    if not listed:
+        return [
+            Finding(
+                "warning",
+                "slot",
+                "synchronized_standby_slots is empty: after a failover the archive may be ahead of the new primary",
+                "ALTER SYSTEM SET synchronized_standby_slots = 'STANDBY_SLOT'; SELECT pg_reload_conf();  "
+                "(the physical slot that the standby names in primary_slot_name)",
+            )
+        ]
+    read = {slot.name for slot in slots if slot.plugin is None and slot.active_pid is not None}
+    take_out = "ALTER SYSTEM SET synchronized_standby_slots = ''; SELECT pg_reload_conf();"
+    return [
+        Finding("ok", "slot", f"changes wait for standby slot {name}")
+        if name in read
+        else Finding(
+            "error",
+            "slot",
+            f"synchronized_standby_slots names {name}, which no standby reads: nothing is streamed until one does",
+            f"start the standby; or take it out: {take_out}",
+            sql=take_out,
+            optional=True,
+        )
+        for name in listed
+    ]
+
+
+def judge_transactions(transactions: Sequence[OpenTransaction], now: float) -> list[Finding]:
+    """`now` is the server's clock. Those that have written, or hold a snapshot, and have been open for long."""
+    return [
+        _judge_long(one, now - one.since)
+        for one in transactions
+        if one.since is not None and now - one.since > LONG_S and (one.xid_age is not None or one.xmin_age is not None)
+    ]
+
+
+def _judge_long(one: OpenTransaction, age_s: float) -> Finding:
+    consequence = "no slot moves past it" if one.xid_age is not None else "a new slot waits for it"
+    if one.gid is not None:
+        quoted = one.gid.replace("'", "''")
+        message = f"prepared transaction {quoted!r} of database {one.database} is {duration(age_s)} old: {consequence}"
+        mend, remark = (
+            f"ROLLBACK PREPARED '{quoted}';",
+            f"in database {one.database}; or COMMIT PREPARED: ask its owner",
+        )
+        return mended_by_sql("warning", "postgres", message, mend, remark, optional=True)
+    who = f"pid {one.pid}" + (f" of role {one.role}" if one.role else "")
+    message = f"a transaction of {who} has been open for {duration(age_s)} ({one.state}): {consequence}"
+    mend = f"SELECT pg_terminate_backend({one.pid});"
+    return mended_by_sql("warning", "postgres", message, mend, optional=True)

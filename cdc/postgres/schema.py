@@ -1,0 +1,112 @@
+"""The tables of the database beside the publication: what is not published, and what its columns are made of."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from cdc.postgres.publication import Publication
+from cdc.postgres.quoting import quote_identifier
+from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.session import Connection
+
+# Not those of extensions, nor of a restore's notes (schema cdc), nor partitions: their root stands for them.
+_TABLES: Final = """
+WITH published AS (
+    SELECT c.oid
+      FROM pg_publication_tables t
+      JOIN pg_namespace n ON n.nspname = t.schemaname
+      JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+     WHERE t.pubname = %s
+)
+SELECT n.nspname, c.relname, c.relpersistence = 'u',
+       c.relreplident = 'f' OR EXISTS (
+           SELECT FROM pg_index i
+            WHERE i.indrelid = c.oid AND i.indisvalid
+              AND CASE c.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate
+                                      WHEN 'i' THEN i.indisreplident ELSE false END)
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
+   AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'cdc')
+   AND NOT EXISTS (SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+   AND NOT EXISTS (SELECT FROM published WHERE published.oid = c.oid)
+   AND NOT EXISTS (SELECT FROM pg_partition_tree(c.oid) AS tree JOIN published ON published.oid = tree.relid)
+ ORDER BY n.nspname, c.relname
+"""
+
+_COLUMNS: Final = """
+SELECT attrelid, attname, attgenerated::text, attlen = -1 AND attstorage <> 'p'
+  FROM pg_attribute
+ WHERE attrelid = ANY (%s::oid[]) AND attnum > 0 AND NOT attisdropped
+ ORDER BY attrelid, attnum
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class UnpublishedTable:
+    """`identified`: Postgres would take its UPDATE and DELETE if it were published. Unlogged ones never can be."""
+
+    schema: str
+    name: str
+    unlogged: bool
+    identified: bool
+
+    @property
+    def qualified_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql_name(self) -> str:
+        return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TableColumns:
+    """Of a published table: `left_out` are plain columns that a column list leaves out, `generated` those unpublished.
+
+    `stored` are the generated ones that Postgres 18 could publish. `toastable` are published columns whose long values
+    are stored out of line, and not sent again by an UPDATE that leaves them alone.
+    """
+
+    left_out: tuple[str, ...]
+    generated: tuple[str, ...]
+    stored: tuple[str, ...]
+    toastable: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """`columns` are by the qualified name of the published table."""
+
+    unpublished: tuple[UnpublishedTable, ...]
+    columns: dict[str, TableColumns]
+
+
+async def read_schema(connection: Connection, publication: Publication) -> Schema:
+    """The tables as they are now. Raises Unavailable or Invalid."""
+    oids = [table.oid for table in publication.tables]
+    try:
+        tables = await (await connection.execute(_TABLES, [publication.name])).fetchall()
+        columns = await (await connection.execute(_COLUMNS, [oids])).fetchall()
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    return Schema(
+        tuple(UnpublishedTable(*row) for row in tables),
+        {
+            table.qualified_name: _columns(
+                [row[1:] for row in columns if row[0] == table.oid], {column.name for column in table.columns}
+            )
+            for table in publication.tables
+        },
+    )
+
+
+def _columns(rows: list[tuple[Any, ...]], published: set[str]) -> TableColumns:
+    return TableColumns(
+        left_out=tuple(name for name, generated, _ in rows if name not in published and not generated),
+        generated=tuple(name for name, generated, _ in rows if name not in published and generated),
+        stored=tuple(name for name, generated, _ in rows if name not in published and generated == "s"),
+        toastable=tuple(name for name, _, toastable in rows if name in published and toastable),
+    )

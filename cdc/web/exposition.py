@@ -1,0 +1,75 @@
+"""What `/metrics` says: the registry, with what the service knows of itself brought up to date first.
+
+Counters and positions are written where they happen. Phase, states, verdict and lags are of the moment, so they are
+taken when somebody asks; a number that is not known then is NaN, which no comparison in an alert takes for 0.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Iterable
+
+from prometheus_client import Gauge, generate_latest
+
+from cdc import __version__, metrics
+from cdc.errors import Unavailable
+from cdc.health import Health
+from cdc.pgoutput import messages
+from cdc.vitals import Phase, Vitals
+from cdc.web.readings import Readings
+from cdc.web.status import Status
+
+# cdc/pipeline/cache_feed.py's, and docs/http.md's.
+CACHE_STATES = ("opening", "away", "warming", "catching_up", "live")
+# Where errors are decided on.
+ROOMS = ("service", "archive", "cache", "monitor", "barrier")
+
+
+class Exposition:
+    """One service's metrics as text."""
+
+    def __init__(self, vitals: Vitals, status: Status) -> None:
+        self._vitals = vitals
+        self._status = status
+        metrics.build.info(
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "compiled": "no" if messages.__file__.endswith(".py") else "yes",
+            }
+        )
+        # A counter that is there before it counts: increase() in a rule does not see how a series began.
+        for room in ROOMS:
+            metrics.errors.labels(room, Unavailable.__name__)
+        metrics.retries.labels("archive")
+
+    def text(self, verdict: Health) -> bytes:
+        """In Prometheus's text format, as it is now."""
+        vitals, status, readings = self._vitals, self._status, Readings.take()
+        metrics.ready.set(verdict.ready)
+        metrics.alive.set(verdict.alive)
+        _show_state(metrics.phase, Phase, vitals.phase)
+        metrics.phase_seconds.set(max(0.0, time.time() - vitals.since))
+        if vitals.cache_state is not None:
+            _show_state(metrics.cache_state, CACHE_STATES, vitals.cache_state)
+        metrics.server_lsn.set(_known(status.lsns(readings)["server"]))
+        self._show_lags(status.lag(readings))
+        metrics.rpo_s.set(_known(vitals.recovery.age_s()))
+        metrics.bucket_cost.set(_known(status.usd_per_month))
+        return generate_latest(metrics.REGISTRY)
+
+    def _show_lags(self, lags: dict[str, float | None]) -> None:
+        cached = self._vitals.cache_state is not None
+        for position in ("received", "archive", "acknowledged", *(("cache",) if cached else ())):
+            metrics.lag_bytes.labels(position).set(_known(lags[f"{position}_bytes"]))
+        for sink in ("archive", *(("cache",) if cached else ())):
+            metrics.lag_seconds.labels(sink).set(_known(lags[f"{sink}_s"]))
+
+
+def _show_state(gauge: Gauge, states: Iterable[str], state: str) -> None:
+    for possible in states:
+        gauge.labels(possible).set(possible == state)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,5 @@
+# Stands in for MinIO where no registry of images is in reach: the S3 server of our tests, which keeps objects in memory.
+FROM python:3.13-slim
+RUN pip install --no-cache-dir aiohttp cryptography
+COPY s3.py /opt/s3/tests/
+COPY --chmod=755 deploy/stand_ins/minio deploy/stand_ins/mc /usr/local/bin/
