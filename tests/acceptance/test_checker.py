@@ -74,6 +74,7 @@ def evidence(
             with cache_sampler(cache_url, dsn=dsn) as cache, Moments(dsn, limit=3, mean_pause_s=0.5) as moments:
                 Workload(dsn, seed=5, rate=100, large_rows=300).run_for(3)
                 service.wait_until_caught_up(dsn)
+            service.wait_until_caught_up(dsn)  # beyond the last moment too
             assert service.stop() == 0
         assert cache.findings + moments.findings == []
         objects, told = read_directory(url), witness.transactions()

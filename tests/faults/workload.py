@@ -115,7 +115,7 @@ class Workload:
             with psycopg.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
                 while not self._stopping.wait(writer.dice.expovariate(1 / self._pause_s)):
                     self._commit(connection, due.next() or writer.choose())
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, psycopg.Rollback):  # a rollback gets out if the connection is gone by then
             self.interruptions += 1
             self._stopping.wait(_RECONNECT_S)
 
