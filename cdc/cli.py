@@ -47,6 +47,8 @@ app = typer.Typer(
 )
 archive_app = typer.Typer(help="Look into the archive: ls, cat, verify.", no_args_is_help=True)
 app.add_typer(archive_app, name="archive")
+key_app = typer.Typer(help="Keys of an encrypted archive: generate.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -358,6 +360,16 @@ def archive_verify(
     else:
         print("\n".join(lines))
     _end(0 if well else 1)
+
+
+@key_app.command("generate")
+def key_generate(
+    out: Annotated[Path, typer.Option(help="New file for the private key; it must not exist.", metavar="FILE")],
+) -> None:
+    """Draw a pair of keys: the private one into a file, the public one, for archive.recipients, to stdout."""
+    from cdc.archive.identity import write_identity
+
+    print(write_identity(out))
 
 
 # Printing -------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from pydantic_core import ErrorDetails
 
 from cdc.credentials import find_secret, is_open_to_others
 from cdc.errors import Invalid
+from cdc.recipient import PUBLIC, decode_identity, decode_key
 
 MIB = 1024 * 1024
 
@@ -43,6 +44,8 @@ DEFAULT_PATHS = (Path("cdc.toml"), Path("/etc/waltier/cdc.toml"))
 
 _ENVIRONMENT_NAME = re.compile(r"CDC_([A-Z0-9]+)__([A-Z0-9_]+)")
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
+# Options that a variable gives as JSON.
+_LISTS = ("projections", "recipients")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _PASSWORD = re.compile(r"password\s*=|://[^/@]*:[^/@]+@", re.IGNORECASE)
 
@@ -109,6 +112,44 @@ class ArchiveSettings(_Section):
         "stop", description="when changes are lost: stop (exit 78) until `cdc repair`, or resnapshot at once"
     )
     compression_level: int = Field(3, ge=1, le=19, description="zstd level of segments")
+    recipients: tuple[str, ...] = Field(
+        (),
+        description="public keys to which rows are encrypted, two at least; empty: no encryption (docs/encryption.md)",
+    )
+    single_recipient: bool = Field(False, description="allow one recipient, whose key's loss is the archive's loss")
+    identity: SecretStr | None = Field(
+        None,
+        description="private keys that read encrypted rows, one a line; writing needs none",
+        examples=["cdckey_dwdtCnMYpX08FsFyUbJmRQAAAAAAAAAAAAAAAAAAAAAW0iLK"],
+    )
+
+    @field_validator("recipients")
+    @classmethod
+    def _are_public_keys(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
+        for number, text in enumerate(recipients):
+            try:
+                decode_key(PUBLIC, text)
+            except ValueError as error:
+                raise ValueError(f"number {number + 1} {error}") from None
+        if len(set(recipients)) < len(recipients):
+            raise ValueError("names one key twice")
+        return recipients
+
+    @field_validator("identity")
+    @classmethod
+    def _is_made_of_private_keys(cls, identity: SecretStr | None) -> SecretStr | None:
+        if identity is not None:
+            decode_identity(identity.get_secret_value())
+        return identity
+
+    @model_validator(mode="after")
+    def _survives_the_loss_of_a_key(self) -> Self:
+        if len(self.recipients) == 1 and not self.single_recipient:
+            raise ValueError(
+                "archive.recipients names one key, and whoever loses it has lost the archive: name a second one, kept "
+                "elsewhere\n      cdc key generate --out FILE\n      or: single_recipient = true"
+            )
+        return self
 
     @field_validator("url")
     @classmethod
@@ -370,6 +411,12 @@ class Settings(_Section):
         """Files with secrets of ours that any user of this machine may read."""
         return self._exposed
 
+    @model_validator(mode="after")
+    def _can_catch_up(self) -> Self:
+        if self.archive.recipients and self.cache.url is not None and self.archive.identity is None:
+            raise ValueError("archive.identity is needed: the cache catches up from the encrypted archive")
+        return self
+
 
 _SectionT = TypeVar("_SectionT", bound=_Section)
 SECTIONS: dict[str, type[_Section]] = {
@@ -484,7 +531,7 @@ def _read(path: Path | None, environ: Mapping[str, str], sections: Sequence[str]
         # An empty variable is one that a compose file passed through unset.
         if match and text and name not in names_of_files:
             section, option = match[1].lower(), match[2].lower()
-            found.put(section, option, _parse_variable(name, text) if option == "projections" else text, name)
+            found.put(section, option, _parse_variable(name, text) if option in _LISTS else text, name)
     for secret in secrets:
         if secret.section in sections:
             _read_secret(found, secret, environ)
@@ -514,13 +561,14 @@ def _read_secret(found: _Found, option: Option, environ: Mapping[str, str]) -> N
 
 
 def _parse_variable(name: str, text: str) -> Any:
+    example: Any = next((option.example for option in options() if option.variable == name), [])
     try:
         return json.loads(text)
     except ValueError as error:
         raise Invalid(
             f"{name} is not JSON",
             detail=str(error),
-            hint=f"""{name}='[{{"kind":"row","table":"public.turns","key":"turn:{{turn_id}}"}}]'""",
+            hint=f"{name}='{json.dumps(example)}'",
         ) from error
 
 
@@ -568,6 +616,8 @@ def _follows(error: ErrorDetails, prefix: tuple[str, ...], found: _Found) -> boo
 def _explain(error: ErrorDetails, prefix: tuple[str, ...], found: _Found) -> str:
     """One mistake: the option's full name, what is wrong, and a line to paste."""
     location = prefix + tuple(str(part) for part in error["loc"])
+    if not location:  # what two sections say together
+        return str(error["ctx"]["error"])
     name, siblings = _resolve(location)
     source = found.said_by.get(location[:2])
     said_by = f" (from {source})" if source else ""

@@ -96,6 +96,7 @@ def report_facts(run: Proving) -> dict[str, Any]:
         "base_rows": report.base_rows,
         "abandoned_parts": report.abandoned_parts,
         "uncommitted_chunks": report.uncommitted_chunks,
+        "sealed": report.sealed,
         "last_seq": report.last_seq,
         "segments_read": run.segments_read,
         "after": since and {"seq": since.seq, "covered_upto": since.covered_upto, "proved_at": since.time},
@@ -122,6 +123,8 @@ def report_lines(run: Proving) -> Iterator[str]:
     if report.abandoned_parts or report.uncommitted_chunks:
         left = f"{report.abandoned_parts} parts and {report.uncommitted_chunks} chunks"
         yield f"left by interrupted work, and of no consequence: {left}"
+    if report.sealed:
+        yield f"{report.sealed} encrypted objects, of which all is proved but what their lines say: no archive.identity"
     yield from (_gap_line(broken) for broken in report.gaps)
     for fork in report.forks:
         yield f"fork: timeline {fork.previous.timeline} was left at {format_lsn(fork.switch_lsn)} ({fork.reason})"

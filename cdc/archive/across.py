@@ -22,11 +22,13 @@ from typing import Final
 import structlog
 
 from cdc.archive.bucket import Bucket
+from cdc.archive.encryption import NO_KEYS, Sealed
 from cdc.archive.header import Base, Chunk, Header, Part, Repair, Tally
 from cdc.archive.runs import Entry, Runs, Sorter
 from cdc.archive.segment import decode_segment, decode_segment_header
 from cdc.archive.sink import ArchiveSink
 from cdc.archive.tail import log_key
+from cdc.archive.unlocked import keys_of
 from cdc.archive.verify import read_ahead
 from cdc.change import Relation, RowChange, Truncate
 from cdc.errors import DataError
@@ -71,9 +73,11 @@ class Across:
         self._order = 0
         self._consistent_lsn = 0
         self._problem = ""
+        self._keys = NO_KEYS
 
     async def replay(self, bucket: Bucket, last_seq: int) -> None:
         """1. The state before the gap, of an archive that ends with segment `last_seq`. Raises Unavailable."""
+        self._keys = keys_of(bucket)
         try:
             base, steps = await _find_way(bucket, last_seq)
             self._consistent_lsn = base.consistent_lsn
@@ -83,7 +87,7 @@ class Across:
             async with aclosing(read_ahead(bucket, list(keys))) as objects:
                 async for key, segment in objects:
                     await asyncio.to_thread(self._apply_segment, _surely(segment, key), keys[key].upto_lsn)
-        except (Unknown, DataError, OSError) as error:
+        except (Unknown, DataError, Sealed, OSError) as error:
             self._give_up(error)
 
     def see(self, relation: Relation, rows: Sequence[Row]) -> None:
@@ -131,11 +135,11 @@ class Across:
         return table
 
     def _apply_chunk(self, body: bytes) -> None:
-        for row in decode_segment(body).rows():
+        for row in decode_segment(body, self._keys).rows():
             self._apply(row)
 
     def _apply_segment(self, body: bytes, upto_lsn: int | None) -> None:
-        for transaction in decode_segment(body).iterate():
+        for transaction in decode_segment(body, self._keys).iterate():
             if upto_lsn is not None and transaction.commit_lsn >= upto_lsn:
                 continue  # a piece has no end_lsn, and a timeline is left between two records
             if transaction.commit_lsn < self._consistent_lsn:
@@ -293,7 +297,7 @@ class _Comparison:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"there was no room to sort its rows: {error.strerror}"
-    return error.message if isinstance(error, DataError) else str(error)
+    return error.message if isinstance(error, DataError | Sealed) else str(error)
 
 
 def _tagged(table: _Table, side: int) -> Iterator[tuple[bytes, int, bytes]]:

@@ -62,7 +62,16 @@ class Bucket(Protocol):
 
 
 def open_bucket(settings: ArchiveSettings) -> Bucket:
-    """The bucket that `archive.url` names. No request is made yet."""
+    """The bucket that `archive.url` names, with the keys of `archive.identity`. No request is made yet."""
+    if settings.identity is None:
+        return _open(settings)
+    from cdc.archive.encryption import Keys
+    from cdc.archive.unlocked import UnlockedBucket
+
+    return UnlockedBucket(_open(settings), Keys.parse(settings.identity.get_secret_value()))
+
+
+def _open(settings: ArchiveSettings) -> Bucket:
     parts = urlsplit(settings.url)
     if parts.scheme == "file":
         from cdc.archive.directory import DirectoryBucket

@@ -162,6 +162,22 @@ class Reshaped(msgspec.Struct, frozen=True):
     relation: RelationShape
 
 
+class WrappedKey(msgspec.Struct, frozen=True):
+    """An object's key, encrypted to one recipient; base64."""
+
+    id: str
+    key: str
+
+
+class Encryption(msgspec.Struct, frozen=True):
+    """How the lines are encrypted, in how many frames, and to whom (cdc/archive/encryption.py)."""
+
+    cipher: Literal["AES-256-GCM"]
+    key_wrap: Literal["HPKE-X25519"]
+    frames: _Count
+    recipients: tuple[WrappedKey, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What the header line says.
@@ -195,6 +211,7 @@ class Header:
     gap: Gap | None = None
     fork: Fork | None = None
     open_gap: int | None = None
+    encryption: Encryption | None = None
 
     @property
     def epoch(self) -> Epoch:
@@ -294,6 +311,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     gap: _Gap | None = None
     fork: _Fork | None = None
     open_gap: _Count | None = None
+    encryption: Encryption | None = None
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -358,6 +376,7 @@ def encode_header(header: Header) -> bytes:
             gap=_encode_gap(header.gap),
             fork=_encode_fork(header.fork),
             open_gap=header.open_gap,
+            encryption=header.encryption,
         )
     )
 
@@ -407,6 +426,7 @@ def _from_wire(wire: _Header) -> Header:
         gap=_decode_gap(wire.gap),
         fork=_decode_fork(wire.fork),
         open_gap=wire.open_gap,
+        encryption=wire.encryption,
     )
 
 

@@ -16,9 +16,11 @@ from hashlib import sha256
 import msgspec
 
 from cdc.archive.bucket import Bucket
+from cdc.archive.encryption import Keys
 from cdc.archive.header import Base, Header, Part, RelationShape, Source
 from cdc.archive.segment import decode_segment, decode_segment_header
 from cdc.archive.tail import log_key, read_tail
+from cdc.archive.unlocked import keys_of
 from cdc.archive.verify import read_ahead
 from cdc.change import RowChange, Transaction, format_time, parse_time
 from cdc.errors import DataError, Diverged, Invalid
@@ -122,7 +124,7 @@ class History:
         """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
         async with aclosing(self.chunk_bodies(bucket, first)) as bodies:
             async for number, body in bodies:
-                yield number, decode_segment(body).rows()
+                yield number, decode_segment(body, keys_of(bucket)).rows()
 
     async def chunk_bodies(
         self, bucket: Bucket, first: int = 0, tables: Collection[str] | None = None
@@ -148,7 +150,7 @@ class History:
                 if body is None or sha256(body).digest() != step.digest:
                     raise DataError(f"{key} has changed since the chain was checked", hint="cdc archive verify")
                 ordinal = step.first_ordinal
-                for transaction in decode_segment(body).iterate():
+                for transaction in decode_segment(body, keys_of(bucket)).iterate():
                     if self.until.is_before(ordinal, transaction):
                         return
                     if ordinal >= first_ordinal and transaction.commit_lsn >= self.base.consistent_lsn:
@@ -258,7 +260,7 @@ class _Walk:
             body = await self._bucket.get(base.chunks[0].key)
             if body is None:
                 raise DataError(f"{base.chunks[0].key} is missing", hint="cdc archive verify")
-            return _time_us_of(body) <= until.time_us
+            return _time_us_of(body, keys_of(self._bucket)) <= until.time_us
         return True
 
     def _begin(self, header: Header, base: Base) -> None:
@@ -310,10 +312,11 @@ class _Timed(msgspec.Struct):
 _TIMED = msgspec.json.Decoder(_Timed)
 
 
-def _time_us_of(chunk: bytes) -> int:
+def _time_us_of(chunk: bytes, keys: Keys) -> int:
     """When a chunk's rows were read: its lines say so, its header does not."""
     try:
-        return max((parse_time(_TIMED.decode(line).time) for line in decode_segment(chunk).lines[:1]), default=0)
+        lines = decode_segment(chunk, keys).lines[:1]
+        return max((parse_time(_TIMED.decode(line).time) for line in lines), default=0)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         raise DataError("a chunk's first line has no time", detail=str(error), hint="cdc archive verify") from None
 

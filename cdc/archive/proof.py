@@ -84,6 +84,7 @@ class Proved(msgspec.Struct, frozen=True, kw_only=True):
     base_rows: _Count
     abandoned_parts: _Count
     uncommitted_chunks: _Count
+    sealed: _Count = 0
     gaps: list[GapNote] = []
     forks: list[ForkNote] = []
 

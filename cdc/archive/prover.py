@@ -24,6 +24,7 @@ from cdc.archive.header import Fork, Gap, Header, decode_repair, encode_repair
 from cdc.archive.proof import VERIFY_KEY, ForkNote, GapNote, Proof, Proved, read_proof, write_proof
 from cdc.archive.segment import decode_segment_header
 from cdc.archive.tail import log_key
+from cdc.archive.unlocked import UnlockedBucket, keys_of
 from cdc.archive.verify import Audit, Break, Finding, Progress, Report, verify
 from cdc.change import format_time, parse_time
 from cdc.errors import CdcError, DataError
@@ -94,9 +95,12 @@ class Prover:
             run.restarted = f"the remembered proof is of another archive, {self._known.archive}"
         elif sha256(body).hexdigest() != proved.sha256 or not _fits(proved, header):
             run.restarted = f"segment {proved.seq} is not the one that the remembered proof names"
+        elif proved.sealed and isinstance(self._bucket, UnlockedBucket):
+            run.restarted = f"{proved.sealed} objects were proved without the key that reads their lines"
         else:
             run.since = proved
-            return Audit.after(_report_of(self._known.archive, proved), header, proved.sha256)
+            keys = keys_of(self._bucket)
+            return Audit.after(_report_of(self._known.archive, proved), header, proved.sha256, keys)
         return None
 
     def _check_not_shrunk(self, report: Report) -> None:
@@ -206,6 +210,7 @@ def _proved_of(report: Report, whole_since: str) -> Proved:
         base_rows=report.base_rows,
         abandoned_parts=report.abandoned_parts - report.open_parts,
         uncommitted_chunks=report.uncommitted_chunks,
+        sealed=report.sealed,
         gaps=[_gap_note(broken) for broken in report.gaps],
         forks=[
             ForkNote(f.previous.system_identifier, f.previous.timeline, format_lsn(f.switch_lsn), f.reason)
@@ -238,6 +243,7 @@ def _report_of(archive: str, proved: Proved) -> Report:
         base_rows=proved.base_rows,
         abandoned_parts=proved.abandoned_parts,
         uncommitted_chunks=proved.uncommitted_chunks,
+        sealed=proved.sealed,
         archive=archive,
         last_seq=proved.seq,
         last_sha256=proved.sha256,

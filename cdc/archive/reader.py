@@ -17,6 +17,7 @@ from cdc.archive.bucket import Bucket
 from cdc.archive.header import Header
 from cdc.archive.segment import Segment, decode_segment, decode_segment_header
 from cdc.archive.tail import Tail, find_last_seq, log_key, read_tail
+from cdc.archive.unlocked import keys_of
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
 from cdc.lsn import format_lsn
@@ -54,11 +55,12 @@ class ArchiveReader:
         return await read_tail(self._bucket)
 
     async def read(self, seq: int) -> Segment | None:
-        """Segment `seq`, or None if there is none. Raises DataError."""
+        """Segment `seq`, or None if there is none. Raises DataError, or Sealed without its key."""
         body = await self._bucket.get(log_key(seq))
         if body is None:
             return None
-        segment = await asyncio.to_thread(decode_segment, body) if len(body) > _THREAD_BYTES else decode_segment(body)
+        keys, large = keys_of(self._bucket), len(body) > _THREAD_BYTES
+        segment = await asyncio.to_thread(decode_segment, body, keys) if large else decode_segment(body, keys)
         _check_seq(segment.header, seq)
         return segment
 

@@ -8,8 +8,9 @@ be read without the rest and `zstdcat | jq` works on the whole. A line is
 with `before` where Postgres sent it and `unchanged` where TOASTed columns did not come. `t` lines (truncate) carry
 `cascade` and `restart_identity`, `m` lines (logical message) `prefix`, `content` and `transactional`.
 
-`lines.py` writes the lines; `decode_segment` reads an object back. Whatever was damaged, decoding raises DataError and
-nothing else, and never holds more memory than the object's blocks allow.
+`lines.py` writes the lines; `decode_segment` reads an object back. Where the header says `encryption`, the frames after
+it are encrypted, and reading them takes a key (encryption.py); `inspect_segment` does without if it must. Whatever was
+damaged, decoding raises DataError and nothing else, and never holds more memory than the object's blocks allow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Literal
 import msgspec
 import zstandard
 
+from cdc.archive.encryption import NO_KEYS, Keys, no_key_for, sealed_frames, unseal
 from cdc.archive.header import Header, decode_header, encode_header, relation_of
 from cdc.change import (
     DELETE,
@@ -87,11 +89,35 @@ class Segment:
         return [change for _, change in _decode_changes(self.header, self.lines) if isinstance(change, RowChange)]
 
 
-def decode_segment(data: bytes) -> Segment:
-    """Read an object and check that its lines are as many and as long as its header says. Raises DataError."""
+def decode_segment(data: bytes, keys: Keys = NO_KEYS) -> Segment:
+    """Read an object and check that its lines are as many and as long as its header says.
+
+    Raises DataError, or Sealed if it is encrypted and none of the keys opens it.
+    """
+    found = inspect_segment(data, keys)
+    if isinstance(found, Segment):
+        return found
+    assert found.encryption is not None  # noqa: S101 - inspect_segment says so
+    raise no_key_for(found, found.encryption)
+
+
+def inspect_segment(data: bytes, keys: Keys = NO_KEYS) -> Segment | Header:
+    """The same, or of an encrypted object that none of the keys opens the header alone. Raises DataError."""
     frames = iter(_frames(data))
-    header = _decode_header_frame(next(frames, None))
-    body = _decompress_body(list(frames), header.body_bytes)
+    first = next(frames, None)
+    line = _decompress_header_frame(first)
+    header = decode_header(line)
+    if first is not None and header.encryption is not None:
+        sealed = sealed_frames(memoryview(data)[len(first.data) :], header, header.encryption)
+        key = keys.unwrap(header.encryption)
+        if key is None:
+            return header
+        frames = _frames(unseal(sealed, header, line, key))
+    return _decode_lines(header, list(frames))
+
+
+def _decode_lines(header: Header, frames: "list[_Frame]") -> Segment:
+    body = _decompress_body(frames, header.body_bytes)
     lines = body.split(b"\n")
     if lines.pop() or len(lines) != header.changes:
         raise DataError(
@@ -103,7 +129,7 @@ def decode_segment(data: bytes) -> Segment:
 
 def decode_segment_header(data: bytes) -> Header:
     """Only the header of an object; the rest is not looked at. Raises DataError."""
-    return _decode_header_frame(next(_frames(data), None))
+    return decode_header(_decompress_header_frame(next(_frames(data), None)))
 
 
 class _Frame:
@@ -150,7 +176,7 @@ def _decompress(frame: _Frame) -> bytes:
         raise DataError("an archive object is damaged: a zstd frame does not decompress", detail=str(error)) from error
 
 
-def _decode_header_frame(frame: _Frame | None) -> Header:
+def _decompress_header_frame(frame: _Frame | None) -> bytes:
     if frame is None:
         raise DataError("an archive object is empty")
     if frame.content_bytes > _MAX_HEADER_BYTES:
@@ -158,7 +184,7 @@ def _decode_header_frame(frame: _Frame | None) -> Header:
     line = _decompress(frame)
     if not line.endswith(b"\n") or b"\n" in line[:-1]:
         raise DataError("an archive object's first frame is not one header line")
-    return decode_header(line[:-1])
+    return line[:-1]
 
 
 def _decompress_body(frames: list[_Frame], body_bytes: int) -> bytes:

@@ -29,6 +29,7 @@ import structlog
 from cdc import metrics
 from cdc.archive.bucket import AlreadyExists, Bucket
 from cdc.archive.cut import DataCut, PartCut, cut
+from cdc.archive.encryption import Recipients
 from cdc.archive.header import (
     Base,
     Chunk,
@@ -163,8 +164,10 @@ async def _off_loop(large: bool, work: Callable[..., _Result], *args: Any) -> _R
     return await asyncio.to_thread(work, *args) if large else work(*args)
 
 
-def _freeze(header: Header, frames: list[bytes], level: int) -> tuple[bytes, str]:
+def _freeze(header: Header, frames: list[bytes], level: int, recipients: Recipients | None) -> tuple[bytes, str]:
     """The bytes of an object, for good, and their SHA-256."""
+    if recipients is not None and frames:
+        header, frames = recipients.seal(header, frames)
     body = b"".join([compress_header(header, level), *frames])
     return body, sha256(body).hexdigest()
 
@@ -181,6 +184,7 @@ class ArchiveSink:
         self._bucket = bucket
         self._segment_bytes = settings.segment_bytes
         self._level = settings.compression_level
+        self._recipients = Recipients(settings.recipients) if settings.recipients else None
         self._retry_s = retry_s
         self._max_retry_s = max_retry_s
         self._writer_id = uuid.uuid4().hex
@@ -400,7 +404,7 @@ class ArchiveSink:
         for _ in range(_FENCE_ATTEMPTS):
             if kind == "fence":
                 self.check_source(source)
-            body, digest = _freeze(header, [], self._level)
+            body, digest = _freeze(header, [], self._level, self._recipients)
             if await self._create_once(log_key(header.seq), body):
                 self._ours, self._series, self._base_seq = True, None, -1
                 self._advance(header, digest, len(body))
@@ -535,7 +539,8 @@ class ArchiveSink:
         if body is not None:
             await body.flush()
             header, frames = body.describe(header), body.frames
-        data, digest = await _off_loop(header.body_bytes > _THREAD_BYTES, _freeze, header, frames, self._level)
+        large = header.body_bytes > _THREAD_BYTES or self._recipients is not None
+        data, digest = await _off_loop(large, _freeze, header, frames, self._level, self._recipients)
         self._ours = False  # until the PUT is settled, nobody knows; a cancellation leaves it so
         crash_point("segment_put_unsent")
         crash_soon("segment_put_in_flight")
@@ -632,7 +637,7 @@ class ArchiveSink:
                 covered_upto=consistent_lsn,
             )
             header = body.describe(header)
-            data, digest = await asyncio.to_thread(_freeze, header, body.frames, self._level)
+            data, digest = await asyncio.to_thread(_freeze, header, body.frames, self._level, self._recipients)
             key = base_key(self._base_seq, relation, number, below)
             await self._put(key, data)
             crash_point("base_chunk_written")

@@ -11,8 +11,9 @@ from hashlib import sha256
 import msgspec
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Source
-from cdc.archive.segment import Segment, decode_segment
+from cdc.archive.header import Header, Source
+from cdc.archive.segment import Segment, inspect_segment
+from cdc.archive.unlocked import keys_of
 from cdc.errors import DataError
 
 LOG = "log/"
@@ -50,9 +51,8 @@ class Tail:
     open_gap: int | None = None
 
 
-def tail_of(segment: Segment, digest: str) -> Tail:
+def tail_of(header: Header, digest: str) -> Tail:
     """What an archive is when this segment, whose bytes have this SHA-256, is its last."""
-    header = segment.header
     return Tail(
         archive=header.archive,
         seq=header.seq,
@@ -78,16 +78,17 @@ async def read_tail(bucket: Bucket) -> Tail | None:
 async def check_tail(bucket: Bucket, seq: int) -> Tail:
     """Read segment `seq`, check it against the one before, and say where the archive stands after it."""
     body, previous = await _get(bucket, seq), None if seq == 0 else await _get(bucket, seq - 1)
-    segment = decode_segment(body)
+    found = inspect_segment(body, keys_of(bucket))
+    header = found.header if isinstance(found, Segment) else found
     expected = None if previous is None else sha256(previous).hexdigest()
-    if segment.header.seq != seq or segment.header.prev_sha256 != expected:
+    if header.seq != seq or header.prev_sha256 != expected:
         raise DataError(
             f"the archive's last segment {seq} does not follow from the one before it",
-            detail=f"It is numbered {segment.header.seq} and names {segment.header.prev_sha256} as the SHA-256 of its "
+            detail=f"It is numbered {header.seq} and names {header.prev_sha256} as the SHA-256 of its "
             f"predecessor, which is {expected}.",
             hint="cdc archive verify",
         )
-    return tail_of(segment, sha256(body).hexdigest())
+    return tail_of(header, sha256(body).hexdigest())
 
 
 async def _get(bucket: Bucket, seq: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from cdc.archive.encryption import NO_KEYS, Keys
 from cdc.archive.header import RelationShape, relation_of
 from cdc.archive.segment import decode_segment
 from cdc.change import READ, Relation
@@ -40,9 +41,9 @@ class CopyPiece:
     last: bool
 
 
-def copy_pieces(body: bytes, wanted: Collection[str]) -> Iterator[CopyPiece]:
+def copy_pieces(body: bytes, wanted: Collection[str], keys: Keys = NO_KEYS) -> Iterator[CopyPiece]:
     """The rows of a chunk, in those of their columns that are wanted; nothing if it has none. Raises DataError."""
-    segment = decode_segment(body)
+    segment = decode_segment(body, keys)
     if not segment.lines:
         return
     if len(segment.header.relations) != 1 or segment.header.reshaped:

@@ -23,6 +23,7 @@ from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import RelationShape, relation_of
 from cdc.archive.history import History, Until, read_history
 from cdc.archive.segment import decode_segment
+from cdc.archive.unlocked import keys_of
 from cdc.change import LogicalMessage, Relation, Truncate
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
@@ -194,7 +195,7 @@ class _Search:
             self._meter.expect(base_rows + history.changes)
         async with aclosing(history.chunk_bodies(self._bucket, tables=tables)) as bodies:
             async for _, body in bodies:
-                rows = decode_segment(body).rows()
+                rows = decode_segment(body, keys_of(self._bucket)).rows()
                 for row in rows:
                     selections[row.relation.qualified_name].apply(row)
                 self._advance(len(rows))

@@ -19,6 +19,7 @@ from typing import Any
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import relation_of
 from cdc.archive.history import History, Until, read_history
+from cdc.archive.unlocked import keys_of
 from cdc.change import Relation, RowChange, Transaction, parse_time
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
@@ -215,7 +216,8 @@ class _Restore:
         chunks = self._history.base.chunks
         async with aclosing(self._history.chunk_bodies(self._bucket, first, tables.keys())) as bodies:
             async for number, body in bodies:
-                for piece in copy_pieces(body, tables[chunks[number].table].writable):
+                wanted = tables[chunks[number].table].writable
+                for piece in copy_pieces(body, wanted, keys_of(self._bucket)):
                     yield number, piece
 
     async def _lines_of_chunk(

@@ -10,6 +10,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from cdc import config
+from cdc.archive.encryption import generate_key
+from cdc.archive.identity import write_identity
 from cdc.config import HistoryProjection, RowProjection, Settings, load, load_archive, load_postgres
 from cdc.errors import Invalid
 
@@ -335,7 +337,7 @@ def as_table(fields: Mapping[str, FieldInfo]) -> str:
 
 
 def as_default(field: FieldInfo) -> str:
-    return "see below" if isinstance(field.default, tuple) else json.dumps(field.default)
+    return "see below" if isinstance(field.default, tuple) and field.default else json.dumps(field.default)
 
 
 def documented_tables() -> str:
@@ -347,3 +349,38 @@ def documented_tables() -> str:
 def test_the_documentation_has_every_option_with_its_default() -> None:
     document = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     assert document.endswith(documented_tables()), f"docs/configuration.md should end with:\n{documented_tables()}"
+
+
+def test_an_encrypted_archive_needs_two_recipients_or_one_on_purpose() -> None:
+    (box, _), (safe, _) = generate_key(), generate_key()
+    one, two = json.dumps([box]), json.dumps([box, safe])
+    assert load(write(GOOD), {"CDC_ARCHIVE__RECIPIENTS": two}).archive.recipients == (box, safe)
+    said = mistakes(GOOD, {"CDC_ARCHIVE__RECIPIENTS": one})
+    assert "archive.recipients names one key" in said
+    assert "cdc key generate" in said
+    settings = load(write(GOOD), {"CDC_ARCHIVE__RECIPIENTS": one, "CDC_ARCHIVE__SINGLE_RECIPIENT": "true"})
+    assert settings.archive.recipients == (box,)
+    assert "names one key twice" in mistakes(GOOD, {"CDC_ARCHIVE__RECIPIENTS": json.dumps([box, box])})
+    assert "number 2 is not cdcpub_" in mistakes(GOOD, {"CDC_ARCHIVE__RECIPIENTS": json.dumps([box, safe[:-1]])})
+    assert "CDC_ARCHIVE__RECIPIENTS is not JSON" in mistakes(GOOD, {"CDC_ARCHIVE__RECIPIENTS": box})
+
+
+def test_a_wrong_identity_is_never_quoted() -> None:
+    _, private = generate_key()
+    said = mistakes(GOOD, {"CDC_ARCHIVE__IDENTITY": private[:-1]})
+    assert "archive.identity" in said
+    assert private[8:40] not in said
+
+
+def test_the_identity_may_be_the_file_that_key_generate_wrote(tmp_path: Path) -> None:
+    write_identity(tmp_path / "identity")
+    identity = load(write(GOOD), {"CDC_ARCHIVE__IDENTITY_FILE": str(tmp_path / "identity")}).archive.identity
+    assert identity is not None
+    assert identity.get_secret_value() in (tmp_path / "identity").read_text()
+
+
+def test_a_cache_of_an_encrypted_archive_needs_the_identity() -> None:
+    (box, private), (safe, _) = generate_key(), generate_key()
+    environ = {"CDC_ARCHIVE__RECIPIENTS": json.dumps([box, safe]), "CDC_CACHE__URL": "redis://localhost:6379/0"}
+    assert "archive.identity is needed: the cache catches up" in mistakes(GOOD, environ)
+    assert load(write(GOOD), environ | {"CDC_ARCHIVE__IDENTITY": f"{private}\n"}).archive.identity is not None

@@ -39,6 +39,7 @@ def refused(environ: dict[str, str]) -> str:
 
 SECRETS = {
     "postgres.dsn": DSN,
+    "archive.identity": "cdckey_dwdtCnMYpX08FsFyUbJmRQAAAAAAAAAAAAAAAAAAAAAW0iLK",
     "cache.url": "redis://:hunter2@localhost",
     "http.token": "hunter2-hunter2-hunter2",
     "http.ping_url": "https://example.net/hunter2",
