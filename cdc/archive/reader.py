@@ -131,8 +131,10 @@ class ArchiveReader:
     async def _seek(self, after: Position) -> int:
         """The first segment to read after a position: backwards from the tail in doubling steps, then halving."""
         last = await find_last_seq(self._bucket)
-        if last is None or await self._is_covered(last, after):
-            return 0 if last is None else last + 1
+        if last is None:
+            return 0
+        if await self._is_covered(last, after):
+            return await self._behind(last, after)
         high, step = last, 1
         while high >= step and not await self._is_covered(high - step, after):
             high, step = high - step, step * 2
@@ -146,6 +148,16 @@ class ArchiveReader:
         # A part moves nothing until the last of its series, so the first segment that moves may end a series.
         header = await self._header_surely(high)
         return high if header.part is None else high - header.part.index
+
+    async def _behind(self, last: int, after: Position) -> int:
+        """The first segment to read when the tail is covered, and more may be written any moment.
+
+        A part moves nothing, so it looks covered while its series still grows: whoever began behind it would take the
+        rest of the series for one that was abandoned.
+        """
+        header = await self._header_surely(last)
+        growing = header.part is not None and not header.part.last and header.epoch == after.epoch
+        return last - header.part.index if header.part is not None and growing else last + 1
 
     async def _is_covered(self, seq: int, after: Position) -> bool:
         header = await self._header_surely(seq)

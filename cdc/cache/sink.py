@@ -11,7 +11,7 @@ looking: the checkpoint is either where it was or where the call would have move
 `cdc:meta` holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (which filling of the
 cache this is, and of which projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not
 applied yet) while a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a
-TRUNCATE, count themselves behind it (`commit_lsn:seq:step-writer`).
+TRUNCATE, count themselves behind it (`commit_lsn:seq:step-writer.call`).
 """
 
 import asyncio
@@ -63,15 +63,15 @@ class Checkpoint(NamedTuple):
         commit_lsn, seq = self.part.decode().split(":")[:2]
         return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
 
-    def stepped(self, writer: str) -> "Checkpoint":
+    def stepped(self, signature: str) -> "Checkpoint":
         """The same position, and yet another checkpoint: no two states of the data may share one.
 
         Else a failover of Redis between two calls that lost what the first one did would not be seen by the second; nor
-        would that another writer has taken as many steps, through other keys: so each signs its own.
+        would that another call has taken as many steps, through other keys: so each has a signature of its own.
         """
         commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
         number = int(step.partition("-")[0]) + 1
-        return self._replace(part=f"{commit_lsn}:{seq}:{number}-{writer}".encode())
+        return self._replace(part=f"{commit_lsn}:{seq}:{number}-{signature}".encode())
 
     def describe(self) -> str:
         text = " ".join(f"{name.decode()}={value.decode(errors='replace')}" for name, value in
@@ -97,6 +97,7 @@ class CacheSink:
         self._digest = _digest(settings.projections)
         self._checkpoint = Checkpoint()
         self._writer = uuid.uuid4().hex[:12]
+        self._steps = 0
         self._doubt: Checkpoint | None = None
         self._flight: asyncio.Task[None] | None = None
         self._ahead = Checkpoint()
@@ -376,9 +377,14 @@ class CacheSink:
             for first in range(0, len(mine), _UNLINK_AT_ONCE):
                 plan = Plan()
                 plan.unlinked = mine[first : first + _UNLINK_AT_ONCE]
-                await self._call(plan, self._checkpoint.stepped(self._writer))
+                await self._call(plan, self._next_step())
             if cursor == b"0":
                 return
+
+    def _next_step(self) -> Checkpoint:
+        """One that no call before had as its target, ours or another's: a late call must not pass for this one."""
+        self._steps += 1
+        return self._checkpoint.stepped(f"{self._writer}.{self._steps}")
 
     def _owner(self, key: bytes) -> str | None:
         """The table that a key belongs to: of `user:{id}` and `user:{id}:turns`, the one that says more about it."""
@@ -412,7 +418,7 @@ class CacheSink:
             bound = self._projector.bound_to(relation)
             for row in chunk:
                 if plan.rows >= self._batch_rows or plan.nbytes >= self._batch_bytes:
-                    await self._call(plan, self._checkpoint.stepped(self._writer))
+                    await self._call(plan, self._next_step())
                     crash_point("warm_up_filling")
                     plan = Plan()
                 change = RowChange(READ, 0, relation, row, None)
@@ -420,7 +426,7 @@ class CacheSink:
                     projection.read(change, snapshot_ms, plan)
                 plan.rows += 1
                 plan.nbytes += len(change.after or b"")
-        await self._call(plan, self._checkpoint.stepped(self._writer))
+        await self._call(plan, self._next_step())
         crash_point("warm_up_filling")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cdc.archive.memory import MemoryBucket
 from cdc.archive.reader import ArchiveReader, cat_lines, list_segments
-from cdc.archive.tail import log_key
+from cdc.archive.tail import HINT_KEY, log_key
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
 from cdc.sink import Epoch, Position
@@ -97,6 +97,32 @@ async def test_a_series_that_ends_while_it_is_looked_at_is_not_skipped() -> None
     racing.objects = bucket.objects
     assert await archived(racing) == []
     assert facts(await archived(racing)) == facts([transaction(1, 9), transaction(2)])
+
+
+async def test_a_series_that_grows_while_its_beginning_is_sought_is_not_skipped() -> None:
+    """Found by the simulation (seed 37208): the cache lacked a whole transaction, and its checkpoint said otherwise."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    first, second, last = pieces(2, 9, of=3)
+    await sink.write(batch(transaction(1), first))
+
+    class Racing(MemoryBucket):
+        """The writer goes on the moment that the reader has found the end."""
+
+        async def get(self, key: str) -> bytes | None:
+            if writing and key != HINT_KEY:
+                await sink.write(batch(writing.pop()))
+            return await super().get(key)
+
+    writing = [second]
+    racing = Racing()
+    racing.objects = bucket.objects
+    assert await archived(racing, Position(EPOCH, 148)) == []
+    assert not writing
+    writing = [last]
+    assert facts(await archived(racing, Position(EPOCH, 148))) == facts([transaction(2, 9)])
+    await sink.write(batch(transaction(3)))
+    assert facts(await archived(bucket, Position(EPOCH, 148))) == facts([transaction(2, 9), transaction(3)])
 
 
 async def test_an_empty_archive_gives_nothing() -> None:

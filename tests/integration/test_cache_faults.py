@@ -304,6 +304,36 @@ async def test_a_truncate_that_is_interrupted_is_finished_by_the_replay(make_val
         assert await read_cache(settings_of(url)) == model_of(first, second).entries
 
 
+async def test_a_late_step_of_a_truncate_does_not_pass_for_one_of_its_replay(
+    make_valkey: MakeValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation (seed 66512): the replay's second step removes other keys than the late one."""
+    late: list[bytes] = []
+    async with opened(settings_of(make_valkey().url)) as sink:
+        first = transaction(1, NOW_US, *(created(turn(id)) for id in range(4)))
+        second = transaction(2, NOW_US, truncated(), created(turn(51)))
+        await sink.write(batch(first))
+        send = sink._connection.send
+
+        async def delayed(packed: bytes) -> object:
+            if b":0:2-" not in packed:
+                return await send(packed)
+            late.append(packed)
+            raise Unavailable("no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sink._connection, "send", delayed)
+            with pytest.raises(Unavailable):
+                await sink.write(batch(second))
+        assert await sink.open() == Position(EPOCH, end_lsn(1), second.commit_lsn, 0)
+        await sink._connection.send(late[0])
+        with pytest.raises(Moved):
+            await sink.write(batch(second))
+        await sink.open()
+        assert await sink.write(batch(second)) == end_lsn(2)
+        assert await read_cache(sink._settings) == model_of(first, second).entries
+
+
 async def test_pieces_go_on_after_any_lost_answer(make_valkey: MakeValkey) -> None:
     wire = Wire(make_valkey().port)
     whole = transaction(1, NOW_US, *(created(turn(id, f"s{id % 3}", pos=id)) for id in range(9)))

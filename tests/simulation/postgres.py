@@ -55,7 +55,8 @@ PUBLICATION = Publication(
 
 
 class ModelSlot:
-    def __init__(self, consistent_lsn: int) -> None:
+    def __init__(self, consistent_lsn: int, maker: Life | None) -> None:
+        self.maker = maker
         self.consistent_lsn = consistent_lsn
         self.confirmed = consistent_lsn
         self.saved = consistent_lsn
@@ -306,7 +307,7 @@ class ModelConnection:
         if not temporary:
             if server.slot is not None:
                 raise SlotExists("replication slot cdc exists already")
-            server.slot = ModelSlot(consistent_lsn)
+            server.slot = ModelSlot(consistent_lsn, self.life)
         server.world.tell(f"slot created temporary={temporary} at={consistent_lsn:X}")
         yield ExportedSnapshot("cdc", consistent_lsn, f"{len(server.history.transactions)}")
 

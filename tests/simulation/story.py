@@ -294,6 +294,9 @@ class _Story:
             self.repairs_due = self.ledger.gap_open
         elif isinstance(error, Diverged) and self._unrelated():
             self._begin_another_archive()
+        elif isinstance(error, Diverged) and self._is_slot_of_another_archive():
+            self.world.tell("the operator drops the slot that a service of the archive before has made")
+            self.server.slot = None
         elif isinstance(error, Diverged) and history is not self.server.history:
             pass  # it slept through a failover, and what it knew of the server is of the timeline before
         elif life.repairs and (error is None or isinstance(error, Unavailable | Invalid)):
@@ -306,6 +309,11 @@ class _Story:
         """Whether the archive's timeline is none that the server's has left behind: no fork leads across."""
         server, archived = self.server.history, self.ledger.history.epoch.timeline
         return archived != server.epoch.timeline and archived not in server.ancestors
+
+    def _is_slot_of_another_archive(self) -> bool:
+        """Whether a service that was told of an archive before made it, after the operator had named this one."""
+        slot = self.server.slot
+        return slot is not None and slot.maker is not None and self.doors.buckets[slot.maker] is not self.bucket
 
     def _fenced_by_another(self, life: Life) -> bool:
         bucket = self.doors.buckets[life]
