@@ -180,7 +180,7 @@ def test_a_header_says_nothing_of_encryption_where_there_is_none() -> None:
     assert decode_header(encode_header(encrypted)) == encrypted
 
 
-@pytest.mark.parametrize(("form", "text"), [(PUBLIC, BOX[0]), (PRIVATE, BOX[1])])
+@pytest.mark.parametrize(("form", "text"), [(PUBLIC, BOX[0]), (PRIVATE, BOX[1])], ids=["public", "private"])
 def test_a_slip_in_a_key_is_noticed_and_never_quoted(form: str, text: str) -> None:
     assert len(decode_key(form, text)) == 32
     for at in range(len(text)):
