@@ -458,7 +458,7 @@ def test_as_a_process_of_its_own_it_judges_a_run_and_finds_what_is_planted(
     )
     where = f"--dsn {installed} --slot looked_at --archive s3://archive/looked-at --endpoint {s3.endpoint_url}"
     arguments = where.split()
-    full = f"{where} --cache {redis_url} --config {service.config_file} --moments 2 --pause-s 0.3".split()
+    full = f"{where} --cache {redis_url} --config {service.config_file} --moments 6 --pause-s 0.3".split()
     environment = {**os.environ, **s3.environment}
     with (
         CheckerProcess(*full, environment=environment) as checker,
