@@ -18,12 +18,12 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import structlog
 
 from cdc.archive.bucket import Bucket, open_bucket
+from cdc.archive.digests import UNKNOWN, as_archived, digest, digest_at
 from cdc.archive.history import History, Until, read_history
 from cdc.archive.proof import AGAINST_KEY, remember_trial, success
 from cdc.archive.tail import Tail, read_tail
@@ -38,14 +38,10 @@ from cdc.postgres.session import connect
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import SnapshotReader, open_snapshot
 from cdc.postgres.target import settings_of
-from cdc.row import ABSENT, Row, Value
+from cdc.row import ABSENT, Row
 
 log = structlog.get_logger()
 
-_WIDTH = 8
-_NULL = b"\0" * _WIDTH
-_UNKNOWN = b"\xff" * _WIDTH
-_JSON_OID = 114
 _POLL_S = 0.5
 _ATTEMPTS = 3
 
@@ -225,7 +221,7 @@ async def _compare(
         async for rows in reader.rows(table):
             live += len(rows)
             for row in rows:
-                found.differences += replayed.take(table.relation, _as_archived(table.relation, row))
+                found.differences += replayed.take(table.relation, as_archived(table.relation, row))
         found.differences += replayed.rest()
         found.rows[table.qualified_name] = live
         found.unknown_values += replayed.unknown_values
@@ -266,16 +262,6 @@ def _table(state: dict[str, "TableState"], relation: Relation) -> "TableState":
     if table is None:
         table = state[relation.qualified_name] = TableState(relation)
     return table
-
-
-def _as_archived(relation: Relation, row: Row) -> Row:
-    """Line breaks of a `json` become spaces in the archive."""
-    return [
-        value.replace(b"\n", b" ").replace(b"\r", b" ")
-        if column.type_oid == _JSON_OID and isinstance(value, bytes)
-        else value
-        for column, value in zip(relation.columns, row, strict=True)
-    ]
 
 
 class TableState:
@@ -373,31 +359,27 @@ class TableState:
         return dict(zip(self._keys, values, strict=True))
 
     def _digests(self, relation: Relation, row: Row, before: bytes | None) -> bytes:
-        digests = [_UNKNOWN] * len(self._places)
+        digests = [UNKNOWN] * len(self._places)
         for column, value in zip(relation.columns, row, strict=True):
             place = self._places[column.name]
             if value is not ABSENT:
-                digests[place] = _digest(value)
+                digests[place] = digest(value)
             elif before is not None:
-                digests[place] = before[place * _WIDTH : (place + 1) * _WIDTH] or _UNKNOWN
+                digests[place] = digest_at(before, place)
         return b"".join(digests)
 
     def _unequal(self, here: bytes, live: bytes) -> tuple[str, ...]:
         """Columns of a live row that are known here and differ."""
         columns = []
         for name, place in self._places.items():
-            ours = here[place * _WIDTH : (place + 1) * _WIDTH] or _UNKNOWN
-            theirs = live[place * _WIDTH : (place + 1) * _WIDTH]
-            if theirs == _UNKNOWN:
+            ours = digest_at(here, place)
+            theirs = digest_at(live, place)
+            if theirs == UNKNOWN:
                 continue  # dropped since
-            self.unknown_values += ours == _UNKNOWN
-            if ours not in (_UNKNOWN, theirs):
+            self.unknown_values += ours == UNKNOWN
+            if ours not in (UNKNOWN, theirs):
                 columns.append(name)
         return tuple(columns)
-
-
-def _digest(value: Value) -> bytes:
-    return blake2b(value, digest_size=_WIDTH).digest() if isinstance(value, bytes) else _NULL
 
 
 def facts(found: Comparison) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import heapq
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
@@ -22,6 +22,7 @@ from typing import Final
 import structlog
 
 from cdc.archive.bucket import Bucket
+from cdc.archive.digests import UNKNOWN, WIDTH, as_archived, digest, digest_at
 from cdc.archive.encryption import NO_KEYS, Sealed
 from cdc.archive.header import Base, Chunk, Header, Part, Repair, Tally
 from cdc.archive.runs import Entry, Runs, Sorter
@@ -32,16 +33,12 @@ from cdc.archive.unlocked import keys_of
 from cdc.archive.verify import read_ahead
 from cdc.change import Relation, RowChange, Truncate
 from cdc.errors import DataError
-from cdc.row import ABSENT, Row, Value
+from cdc.row import Row
 
 log = structlog.get_logger()
 
-_WIDTH: Final = 8
-_NULL: Final = b"\0" * _WIDTH
-_UNKNOWN: Final = b"\xff" * _WIDTH
 _GONE: Final = b"-"
 _HERE: Final = b"+"
-_JSON_OID: Final = 114
 _INT8: Final = 20
 _INTEGERS: Final = frozenset({_INT8, 21, 23})
 
@@ -98,7 +95,7 @@ class Across:
             table = self._after.get(relation.qualified_name) or self._begin(self._after, relation)
             for row in rows:
                 self._order += 1
-                table.put(relation, _as_archived(relation, row), self._order)
+                table.put(relation, as_archived(relation, row), self._order)
         except OSError as error:
             self._give_up(error)
 
@@ -241,9 +238,9 @@ class _Table:
     def _digests(self, relation: Relation, row: Row) -> bytes:
         if not self.keyed:
             return b""
-        digests = [_UNKNOWN] * len(self.places)
+        digests = [UNKNOWN] * len(self.places)
         for column, value in zip(relation.columns, row, strict=True):
-            digests[self.places[column.name]] = _digest(value)
+            digests[self.places[column.name]] = digest(value)
         return b"".join(digests)
 
 
@@ -288,8 +285,8 @@ class _Comparison:
         if not before and not after:
             return False
         for was, now in self._places:
-            one, other = _at(before, was), _at(after, now)
-            if one != other and _UNKNOWN not in (one, other):
+            one, other = digest_at(before, was), digest_at(after, now)
+            if one != other and UNKNOWN not in (one, other):
                 return True
         return False
 
@@ -317,41 +314,22 @@ def _fold(said: Sequence[bytes]) -> bytes | None:
     for value in said:
         if value == _GONE:
             state = None
-        elif state is None or _UNKNOWN not in value:
+        elif state is None or UNKNOWN not in value:
             state = value[1:]
         else:
-            count = max(len(state), len(value) - 1) // _WIDTH
+            count = max(len(state), len(value) - 1) // WIDTH
             new, old = value[1:], state
             state = b"".join(
-                _at(old, place) if _at(new, place) == _UNKNOWN else _at(new, place) for place in range(count)
+                digest_at(old, place) if digest_at(new, place) == UNKNOWN else digest_at(new, place)
+                for place in range(count)
             )
     return state
-
-
-def _at(digests: bytes, place: int) -> bytes:
-    return digests[place * _WIDTH : (place + 1) * _WIDTH] or _UNKNOWN
-
-
-def _digest(value: Value) -> bytes:
-    if isinstance(value, bytes):
-        return blake2b(value, digest_size=_WIDTH).digest()
-    return _UNKNOWN if value is ABSENT else _NULL
 
 
 def _key_of(relation: Relation) -> list[tuple[str, int]]:
     """The key's columns and types; none if the whole row stands for a key. Integers are one type: they print alike."""
     key = [(c.name, _INT8 if c.type_oid in _INTEGERS else c.type_oid) for c in relation.columns if c.key]
     return [] if relation.replica_identity == "f" and len(key) == len(relation.columns) else key
-
-
-def _as_archived(relation: Relation, row: Row) -> Row:
-    """Line breaks of a `json` become spaces in the archive."""
-    return [
-        value.replace(b"\n", b" ").replace(b"\r", b" ")
-        if column.type_oid == _JSON_OID and isinstance(value, bytes)
-        else value
-        for column, value in zip(relation.columns, row, strict=True)
-    ]
 
 
 # The way to the gap --------------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import orjson
 import psycopg
 
 from cdc.config import PostgresSettings
-from cdc.errors import Unavailable
-from cdc.lsn import parse_lsn
+from cdc.postgres.mark import emit_message
 from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection, connect
 
@@ -35,11 +34,4 @@ async def connect_for_barriers(settings: PostgresSettings) -> Connection:
 async def emit_barrier(connection: Connection, number: int, at: str) -> int:
     """Write one; return where its record ends. Every commit that was seen before is before it. Raises Unavailable."""
     content = orjson.dumps({"number": number, "at": at}).decode()
-    try:
-        cursor = await connection.execute("SELECT pg_logical_emit_message(false, %s, %s)::text", [PREFIX, content])
-        row = await cursor.fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
-    return parse_lsn(row[0])
+    return await emit_message(connection, PREFIX, content, transactional=False)

@@ -14,8 +14,15 @@ PREFIX: Final = "cdc.verify"
 
 async def emit_mark(connection: Connection) -> int:
     """Commit a transaction that holds nothing but a message; every earlier commit is before this LSN."""
+    return await emit_message(connection, PREFIX, "", transactional=True)
+
+
+async def emit_message(connection: Connection, prefix: str, content: str, *, transactional: bool) -> int:
+    """Write a logical message; return where its record ends. Raises Unavailable."""
     try:
-        cursor = await connection.execute("SELECT pg_logical_emit_message(true, %s, '')::text", [PREFIX])
+        cursor = await connection.execute(
+            "SELECT pg_logical_emit_message(%s, %s, %s)::text", [transactional, prefix, content]
+        )
         row = await cursor.fetchone()
     except psycopg.Error as error:
         raise in_session(refusal_of_exception(error)) from None

@@ -37,6 +37,15 @@ class Stand:
         done = run_cdc("archive", "verify", "--config", config, "--json", *against)
         return done.returncode, json.loads(done.stdout)["against"] if done.stdout else None, done.stderr
 
+    def verify_between_truncates(self) -> tuple[int, Any, str]:
+        """The same, asked again when a TRUNCATE ran into each of its snapshots: on a slow machine that may be."""
+        answer = self.verify()
+        for _ in range(4):
+            if "a TRUNCATE came between" not in answer[2]:
+                break
+            answer = self.verify()
+        return answer
+
 
 @pytest.fixture
 def stand(postgres_server: PostgresAddress, tmp_path: Path) -> Iterator[Stand]:
@@ -52,8 +61,9 @@ def test_the_archive_equals_the_live_tables_while_everybody_writes(stand: Stand)
         for statement in CHANGED:
             query(stand.dsn, statement)
         for _ in range(2):
-            code, told, stderr = stand.verify()
-            assert (stderr, told["differences"][:5]) == ("", [])
+            code, told, stderr = stand.verify_between_truncates()
+            assert stderr == ""
+            assert told["differences"][:5] == []
             assert code == 0
             assert told["unknown_values"] == 0
     assert told["rows"]["public.turns"] > 500

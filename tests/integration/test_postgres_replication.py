@@ -1,8 +1,10 @@
 """The replication stream on a real server: positions, cancellation, feedback, and every way it ends."""
 
 import asyncio
+import itertools
 import os
 import signal
+import threading
 
 import psycopg
 import pytest
@@ -231,26 +233,30 @@ async def test_cancelling_receive_loses_nothing_and_leaves_no_reader(database: s
     execute(database, *_TABLE)
     make_slot(settings)
     count = 300
+    enough = threading.Event()
 
-    def write() -> None:
+    def write() -> int:
+        """At least so many rows, and on until a wait was cut; return how many."""
+        written = 0
         with psycopg.connect(database, autocommit=True) as connection:
-            for number in range(count):
-                connection.execute("INSERT INTO t VALUES (%s, 'note')", [number])
+            while written < count or not enough.is_set():
+                connection.execute("INSERT INTO t VALUES (%s, 'note')", [written])
+                written += 1
+        return written
 
     async with consuming(settings) as consumer:
         writing = asyncio.create_task(asyncio.to_thread(write))
-        cancelled = 0
+        pauses_s = itertools.cycle((0, 0.0007))
         async with asyncio.timeout(60):
-            while len(consumer.transactions) < count:
+            while not writing.done() or len(consumer.transactions) < writing.result():
                 receiving = asyncio.create_task(consumer.stream.receive())
-                await asyncio.sleep(0.0007)
+                await asyncio.sleep(next(pauses_s))
                 receiving.cancel()
                 try:
                     consumer.feed(await receiving)
                 except asyncio.CancelledError:
-                    cancelled += 1
-        await writing
-        assert cancelled
+                    enough.set()
+        assert enough.is_set()
         assert not asyncio.get_running_loop().remove_reader(consumer.stream._pgconn.socket)
         positions = [transaction.commit_lsn for transaction in consumer.transactions]
         assert positions == sorted(set(positions))

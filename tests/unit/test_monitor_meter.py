@@ -30,7 +30,7 @@ def measured(samples: Sequence[tuple[float, float]], retained: list[float] | Non
 
 @given(times, st.integers(0, 2**33), st.integers(0, 2**62))
 def test_a_steady_rate_is_measured_whatever_the_times_of_looking(at: list[float], rate: int, start: int) -> None:
-    meter = measured([(moment, start + rate * (moment - at[0])) for moment in at])
+    meter = measured([(moment, start + round(rate * (moment - at[0]))) for moment in at])
     assert meter.wal_rate() == pytest.approx(rate, rel=1e-3, abs=20)
 
 
