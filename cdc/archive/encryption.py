@@ -73,6 +73,10 @@ class Keys:
         """Those of an identity (cdc/recipient.py). Raises ValueError, which never quotes one."""
         return cls([X25519PrivateKey.from_private_bytes(key) for key in decode_identity(text)])
 
+    def open_for(self, recipients: Sequence[str]) -> bool:
+        """Whether one of them belongs to one of these recipients."""
+        return any(key_id(decode_key(PUBLIC, text)) in self._keys for text in recipients)
+
     def unwrap(self, encryption: Encryption) -> bytes | None:
         """The key of an object; None if it is encrypted to others. Raises DataError."""
         for wrapped in encryption.recipients:

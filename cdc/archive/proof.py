@@ -89,8 +89,8 @@ class Proved(msgspec.Struct, frozen=True, kw_only=True):
     forks: list[ForkNote] = []
 
 
-class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """The last `cdc archive verify`: when it ended, whether it found the archive whole, and how far it is proved."""
+class _Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """Of which archive, when, by which command, and how: `failure` says what was found, for people."""
 
     cdc: Literal[1] = 1
     archive: str
@@ -98,6 +98,11 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     time: str
     command: str
     failure: str = ""
+
+
+class Proof(_Ended, frozen=True, kw_only=True):
+    """The last `cdc archive verify`, and how far the archive is proved."""
+
     proved: Proved | None = None
 
     @property
@@ -121,15 +126,9 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
         return (self.rows + self.changes) / max(self.seconds, 0.001)
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """The last comparison or drill: whether it succeeded, and the last one that did."""
+class Trial(_Ended, frozen=True, kw_only=True):
+    """The last comparison or drill, and the last one that succeeded."""
 
-    cdc: Literal[1] = 1
-    archive: str
-    ok: bool
-    time: str
-    command: str
-    failure: str = ""
     success: Success | None = None
 
     @property

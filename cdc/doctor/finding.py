@@ -7,7 +7,7 @@ from typing import Literal
 from cdc.errors import CdcError
 
 Level = Literal["ok", "info", "warning", "error"]
-Subject = Literal["postgres", "publication", "slot", "archive", "cache"]
+Subject = Literal["secrets", "postgres", "publication", "slot", "archive", "cache"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from cdc.config import AnyProjection, CacheSettings, LatestProjection
 from cdc.doctor.finding import Finding, mended_by_sql
-from cdc.postgres.publication import FULL, Identified, Publication, PublishedTable, find_mistakes
+from cdc.postgres.publication import FULL, Publication, PublishedTable, find_mistakes
 from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.schema import Schema, UnpublishedTable
 
@@ -110,8 +110,7 @@ def _judge_toast(schema: Schema, publication: Publication, projections: Sequence
         toastable = schema.columns[table.qualified_name].toastable
         mine = [projection for projection in projections if projection.table == table.qualified_name]
         read = [name for name in toastable if any(_reads(projection, name) for projection in mine)]
-        bearers: list[Identified] = [*table.partitions] if table.is_partitioned else [table]
-        for bearer in bearers:
+        for bearer in table.bearers:
             if not read or bearer.replica_identity == FULL:
                 continue
             message = (

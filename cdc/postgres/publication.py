@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import psycopg
 
 from cdc.change import Column, Relation
 from cdc.config import HistoryProjection, LatestProjection, RowProjection, placeholders
 from cdc.errors import Invalid
-from cdc.postgres.quoting import quote_identifier
+from cdc.postgres.quoting import Qualified, quote_identifier
 from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
@@ -31,21 +31,8 @@ INDEX: Final = "i"
 _ACTIONS: Final = ("insert", "update", "delete", "truncate")
 
 
-class Identified(Protocol):
-    """What has a replica identity: a table, or a partition under its published root."""
-
-    @property
-    def schema(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def replica_identity(self) -> str: ...
-    @property
-    def identity_columns(self) -> tuple[str, ...]: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(Qualified):
     """A leaf whose changes are published as its root's. Its own replica identity decides what the WAL holds."""
 
     schema: str
@@ -56,7 +43,7 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedTable:
+class PublishedTable(Qualified):
     """A relation as the stream will name it, with the published columns in the stream's order.
 
     `identity_columns` are those that an old row always has: the primary key, the identity's index, all columns under
@@ -75,12 +62,9 @@ class PublishedTable:
     partitions: tuple[Partition, ...]
 
     @property
-    def qualified_name(self) -> str:
-        return f"{self.schema}.{self.name}"
-
-    @property
-    def sql_name(self) -> str:
-        return _sql_name(self)
+    def bearers(self) -> "tuple[PublishedTable | Partition, ...]":
+        """Whose replica identity decides what the WAL holds of it."""
+        return self.partitions if self.is_partitioned else (self,)
 
     @property
     def relation(self) -> Relation:
@@ -346,8 +330,7 @@ def _of_publication(publication: Publication) -> Iterable[_Mistake]:
 
 def _of_table(table: PublishedTable) -> Iterable[_Mistake]:
     published = {column.name for column in table.columns}
-    bearers: list[Identified] = [*table.partitions] if table.is_partitioned else [table]
-    for bearer in bearers:
+    for bearer in table.bearers:
         if not bearer.identity_columns:
             yield (
                 f"{bearer.schema}.{bearer.name} has no usable replica identity, "
@@ -358,13 +341,13 @@ def _of_table(table: PublishedTable) -> Iterable[_Mistake]:
             yield (
                 f"{bearer.schema}.{bearer.name} does not publish {', '.join(hidden)} of its replica identity, "
                 "so Postgres refuses the application's UPDATE and DELETE",
-                f"publish all columns of {_sql_name(table)} (generated ones by publish_generated_columns = stored), "
+                f"publish all columns of {table.sql_name} (generated ones by publish_generated_columns = stored), "
                 "or make its replica identity an index on published ones",
             )
 
 
-def _mend_identity(bearer: Identified) -> str:
-    name = _sql_name(bearer)
+def _mend_identity(bearer: PublishedTable | Partition) -> str:
+    name = bearer.sql_name
     if bearer.replica_identity == DEFAULT:
         return f"ALTER TABLE {name} ADD PRIMARY KEY (...); or: ALTER TABLE {name} REPLICA IDENTITY FULL;"
     return f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
@@ -390,15 +373,14 @@ def _of_projection(publication: Publication, projection: AnyProjection) -> Itera
 
 def _of_old_rows(table: PublishedTable, projection: AnyProjection, unknown: Sequence[str]) -> Iterable[_Mistake]:
     """What an old row must tell, so that its entry in the cache is found again."""
-    bearers: list[Identified] = [*table.partitions] if table.is_partitioned else [table]
-    for bearer in bearers:
+    for bearer in table.bearers:
         needed = [name for name in _columns_of_entry(projection) if name not in unknown]
         untold = [name for name in needed if name not in bearer.identity_columns]
         if untold and bearer.identity_columns:
             yield (
                 f"the cache projection {projection.key!r} needs {', '.join(untold)} of deleted and updated rows, "
                 f"which the replica identity of {bearer.schema}.{bearer.name} leaves out",
-                f"ALTER TABLE {_sql_name(bearer)} REPLICA IDENTITY FULL;",
+                f"ALTER TABLE {bearer.sql_name} REPLICA IDENTITY FULL;",
             )
 
 
@@ -413,10 +395,6 @@ def _columns_read(projection: AnyProjection) -> list[str]:
     columns = list(projection.columns) if isinstance(projection, LatestProjection) else []
     set_time = projection.time_column if "time_column" in projection.model_fields_set else None
     return list(dict.fromkeys([*_columns_of_entry(projection), *columns, *([set_time] if set_time else [])]))
-
-
-def _sql_name(bearer: Identified | PublishedTable) -> str:
-    return f"{quote_identifier(bearer.schema)}.{quote_identifier(bearer.name)}"
 
 
 def _sql_name_of(qualified_name: str) -> str:

@@ -12,3 +12,21 @@ def quote_identifier(name: str) -> str:
 def quote_literal(text: str) -> str:
     """A text in single quotes, as the replication grammar and standard_conforming_strings (the default) read it."""
     return "'" + text.replace("'", "''") + "'"
+
+
+class Qualified:
+    """What has a schema and a name."""
+
+    __slots__ = ()
+
+    schema: str
+    name: str
+
+    @property
+    def qualified_name(self) -> str:
+        """For people, and as the key of a table."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql_name(self) -> str:
+        return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"

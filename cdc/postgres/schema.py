@@ -6,7 +6,7 @@ from typing import Any, Final
 import psycopg
 
 from cdc.postgres.publication import Publication
-from cdc.postgres.quoting import quote_identifier
+from cdc.postgres.quoting import Qualified
 from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
@@ -45,21 +45,13 @@ SELECT attrelid, attname, attgenerated::text, attlen = -1 AND attstorage <> 'p'
 
 
 @dataclass(frozen=True, slots=True)
-class UnpublishedTable:
+class UnpublishedTable(Qualified):
     """`identified`: Postgres would take its UPDATE and DELETE if it were published. Unlogged ones never can be."""
 
     schema: str
     name: str
     unlogged: bool
     identified: bool
-
-    @property
-    def qualified_name(self) -> str:
-        return f"{self.schema}.{self.name}"
-
-    @property
-    def sql_name(self) -> str:
-        return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"
 
 
 @dataclass(frozen=True, slots=True)

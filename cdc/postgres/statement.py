@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cdc.change import DELETE, UPDATE, Change, LogicalMessage, Relation, RowChange, Truncate
 from cdc.errors import DataError, Invalid
-from cdc.postgres.quoting import quote_identifier
+from cdc.postgres.quoting import Qualified, quote_identifier
 from cdc.row import ABSENT, Row, Value
 
 # From so many rows on, COPY's extra round trips cost less than parsing VALUES.
@@ -35,7 +35,7 @@ class TargetColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetTable:
+class TargetTable(Qualified):
     """A table where rows go. `referenced`: a foreign key points here, so that TRUNCATE is refused."""
 
     schema: str
@@ -43,14 +43,6 @@ class TargetTable:
     partitioned: bool
     referenced: bool
     columns: dict[str, TargetColumn]
-
-    @property
-    def qualified_name(self) -> str:
-        return f"{self.schema}.{self.name}"
-
-    @property
-    def sql_name(self) -> str:
-        return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"
 
     @property
     def only(self) -> str:

@@ -73,7 +73,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, server_dir: Path) -> Itera
 
 @pytest.fixture
 def scene(running: Scene) -> Iterator[Scene]:
-    running.prometheus.wait_all_clear()
+    running.prometheus.wait_all_clear(but="WaltierUnproved")  # which the last test ends
     running.service.wait_until_caught_up(running.dsn)
     yield running
     if not running.service.running:
@@ -173,6 +173,8 @@ def restart(scene: Scene) -> None:
 
 def test_a_damaged_archive_and_a_proof_that_nobody_renews(scene: Scene) -> None:
     """The last of them: what was proved once is stale some time later, in whichever test that is."""
+    for proof in ("verify", "drill"):
+        scene.prometheus.wait_firing("WaltierUnproved", proof=proof)
     key = next(key for key in sorted(scene.s3.objects()) if "/log/" in key)
     sound = scene.s3.objects()[key]
     scene.s3.put_object(key, sound[:-1] + bytes([sound[-1] ^ 1]))
@@ -184,12 +186,18 @@ def test_a_damaged_archive_and_a_proof_that_nobody_renews(scene: Scene) -> None:
     scene.prometheus.wait_firing("WaltierProofStale", proof="verify")
     assert verify(scene) == 0
     scene.prometheus.wait_clear("WaltierProofStale")
+    assert not scene.prometheus.firing("WaltierUnproved", proof="verify")
+    assert prove(scene, "drill") == 0
+    scene.prometheus.wait_clear("WaltierUnproved")
 
 
 def verify(scene: Scene) -> int:
+    return prove(scene, "archive", "verify", "--full")
+
+
+def prove(scene: Scene, *command: str) -> int:
     """The exit code; then the service is started again, which reads proofs at its start, or else every five minutes."""
-    arguments = ("archive", "verify", "--full", "--config", str(scene.service.config_file))
-    done = run_cdc(*arguments, environment=scene.s3.environment)
+    done = run_cdc(*command, "--config", str(scene.service.config_file), environment=scene.s3.environment)
     scene.service.kill()
     restart(scene)
     return done.returncode
@@ -241,6 +249,7 @@ def test_promtool_finds_the_files_sound(arguments: str) -> None:
         ("unless cdc_slot_lost == 1", "", 1),
         ("(cdc_gaps_total[1d])", "(cdc_gaps_total[1h])", 1),
         ("[15m]) > 3", "[15m]) > 2", 1),
+        ("for: 3d", "for: 2d", 1),
     ],
 )
 def test_the_rules_pass_their_tests_and_wrong_ones_do_not(right: str, wrong: str, code: int, tmp_path: Path) -> None:

@@ -10,16 +10,15 @@ that cannot be restored as it was (`restore_points`). As a process of its own al
 import hashlib
 import json
 import random
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import redis
 
+from tests.faults.background import Background
 from tests.faults.history import Json, Row, Transaction, Value, compare, loads, shorten
 from tests.faults.objects import Archive, decode_value, owed_upto, read_archive
 from tests.faults.reads import FULL, STATE, STATE_COLUMNS, Reads, Version, check_reads, digest
@@ -282,7 +281,7 @@ def _cached_row(value: Any, table: Table) -> Row | None:
         return {"unreadable": str(value[:200])}
 
 
-class Sampler:
+class Sampler(Background):
     """A thread that looks on until stopped, and remembers what it saw go wrong."""
 
     def __init__(self, look: Callable[[], list[str]], pause_s: float, name: str) -> None:
@@ -290,8 +289,7 @@ class Sampler:
         self.looks = 0
         self._look = look
         self._pause_s = pause_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name)
+        super().__init__(name)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._pause_s):
@@ -309,16 +307,6 @@ class Sampler:
             except Exception as error:  # a sampler that dies unseen would prove nothing
                 self.findings.append(f"the sampler failed: {type(error).__name__}: {error}")
                 return
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join()
 
 
 def acknowledgement_sampler(dsn: str, tail: Callable[[], bytes | None], slot: str = "cdc") -> Sampler:

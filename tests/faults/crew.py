@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from tests.faults.background import Background
 from tests.faults.trouble import Findings
 from tests.service import Service
 
@@ -22,7 +23,7 @@ _MOST_UNEXPECTED = 4
 FENCED = 75
 
 
-class Crew:
+class Crew(Background):
     """Start with `with`. `make` gives a new service of this name, not started; one is at work, and is `main`."""
 
     def __init__(self, make: Callable[[str], Service], findings: Findings) -> None:
@@ -36,8 +37,7 @@ class Crew:
         self._unexpected = 0
         self._expected: dict[Service, int] = {}
         self._lock = threading.RLock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="supervisor")
+        super().__init__("supervisor")
 
     @property
     def main(self) -> Service:
@@ -127,7 +127,7 @@ class Crew:
         service.start(environment)
         self.starts += 1
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.wait(_POLL_S):
             with self._lock:
                 for service in list(self._services):
@@ -151,14 +151,12 @@ class Crew:
 
     def __enter__(self) -> Self:
         self.recruit()
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stopping.set()
-        self._thread.join()
+        self._end()
         for service in self._all:
             service.resume()
             service.__exit__(None, None, None)
@@ -167,8 +165,7 @@ class Crew:
 
     def stop(self) -> None:
         """At the end of a round, with nothing wrong any more: everyone ends with 0."""
-        self._stopping.set()
-        self._thread.join()
+        self._end()
         for service in list(self._services):
             if service.running:
                 self._expected[service] = 0

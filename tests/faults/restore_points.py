@@ -6,18 +6,17 @@ moment back in a scratch database, where the same digests are taken.
 """
 
 import random
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from tests.faults.background import Background
 from tests.faults.history import Transaction
 from tests.faults.objects import Archive
 from tests.service import parse_lsn, query, run_cdc
@@ -78,7 +77,7 @@ def look(dsn: str) -> Moment:
     return Moment(parse_lsn(made[1]), parse_lsn(upto), found)
 
 
-class Moments:
+class Moments(Background):
     """A thread that looks at random moments until the block ends.
 
     It keeps no more than twice `limit`; then it forgets every other one at random and looks half as often, so that the
@@ -92,8 +91,7 @@ class Moments:
         self._limit = limit
         self._mean_pause_s = mean_pause_s
         self._dice = random.Random(seed)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="moments")
+        super().__init__("moments")
 
     def _run(self) -> None:
         while self._limit:
@@ -112,16 +110,6 @@ class Moments:
         if len(self.taken) == 2 * self._limit:
             self.taken = sorted(self._dice.sample(self.taken, self._limit), key=lambda moment: moment.lsn)
             self._mean_pause_s *= 2
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join()
 
 
 def check_restores(

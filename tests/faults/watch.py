@@ -9,6 +9,7 @@ from typing import Any, Self
 import psycopg
 import zstandard
 
+from tests.faults.background import Background
 from tests.faults.checker import Sampler, cache_sampler
 from tests.faults.history import loads
 from tests.faults.reads import Reads
@@ -93,30 +94,22 @@ def _header(segment: bytes) -> Any:
     return loads(text.partition(b"\n")[0])
 
 
-class SteadyWitness(Witness):
+class SteadyWitness(Background, Witness):
     """Reads first and moves its slot after, so that an answer that Postgres could not give any more is not lost."""
 
     def __init__(self, dsn: str, tables: tuple[str, ...]) -> None:
-        super().__init__(dsn, tables)
+        Witness.__init__(self, dsn, tables)
         self._upto = 0
-        self._stopping = threading.Event()
         self._reading = threading.Lock()
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._read_on, name="witness")
+        Background.__init__(self, "witness")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join()
+    def _end(self) -> None:
+        super()._end()
         if self._failure is not None:
             raise self._failure
 
-    def _read_on(self) -> None:
+    def _run(self) -> None:
         """Now and then, so that Postgres need not keep the whole round's WAL."""
         while not self._stopping.wait(_READ_WITNESS_EVERY_S):
             try:

@@ -1,5 +1,6 @@
 """Who may ask the service over HTTP, and what it answers to those who may not; asked of a real `cdc run`."""
 
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -89,6 +90,26 @@ def test_a_prober_that_sends_no_host_is_no_browser_and_is_answered(make: MakeSer
         with socket.create_connection((parts.hostname, parts.port or 0), timeout=10) as connection:
             connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
             assert b" 200 OK\r\n" in connection.recv(1000)
+
+
+# the page -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_and_all_it_loads_is_served_by_us_and_holds_no_data(make: MakeService, database: str) -> None:
+    with make(token=TOKEN) as service:
+        service.wait_until_archived(database)
+        address = address_of(service)
+        page = ask(address, "/")
+        assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        loaded = re.findall(r'(?:src|href)="(/page/[^"]+)"', page.body)
+        assert {name.rpartition(".")[2] for name in loaded} == {"css", "js", "svg"}
+        for path in loaded:
+            answer = ask(address, path)
+            assert answer.status == 200, path
+            assert database not in answer.body
+        assert ask(address, "/page/dashboard.js").headers["Content-Type"] == "text/javascript; charset=utf-8"
+        for outside in ("/page/", "/page/index.html", "/page/../server.py", "/page/%2e%2e/server.py", "/page/.env"):
+            assert ask(address, outside).status == 401, outside
 
 
 # the token ------------------------------------------------------------------------------------------------------------

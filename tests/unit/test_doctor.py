@@ -1,16 +1,19 @@
 """What the doctor says of facts: pure judgement, no server."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from cdc.archive.encryption import generate_key
 from cdc.cache.server import CacheServer
 from cdc.change import Column
-from cdc.config import CacheSettings
+from cdc.config import ArchiveSettings, CacheSettings
 from cdc.doctor import Finding, exit_code, script
 from cdc.doctor.cache import judge_cache
 from cdc.doctor.publication import judge_publication
 from cdc.doctor.role import judge_role
+from cdc.doctor.secrets import judge_encryption, judge_files
 from cdc.doctor.server import judge_version
 from cdc.doctor.settings import judge_configuration, judge_headroom
 from cdc.doctor.slots import judge_failover, judge_slots
@@ -326,3 +329,31 @@ def test_durations_read_as_postgres_prints_them(setting: str, expected: float) -
 @pytest.mark.parametrize(("setting", "expected"), [("1GB", 1024**3), ("512MB", 512 * 1024**2), ("8kB", 8192), ("0", 0)])
 def test_sizes_read_as_postgres_prints_them(setting: str, expected: int) -> None:
     assert nbytes(setting) == expected
+
+
+# secrets -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_with_a_secret_that_others_may_read_is_mended_by_a_command() -> None:
+    (found,) = judge_files([Path("/etc/waltier/the key")])
+    assert (found.level, found.command) == ("warning", "chmod o-rwx '/etc/waltier/the key'")
+    assert judge_files([]) == []
+
+
+@pytest.mark.parametrize(
+    ("identity", "level", "said"),
+    [
+        (None, "ok", "none of which is here"),
+        ("one of two", "ok", "archive.identity is one of them"),
+        ("old and new", "ok", "archive.identity is one of them"),
+        ("another", "error", "the cache cannot catch up"),
+    ],
+)
+def test_an_identity_of_other_keys_than_the_recipients_is_an_error(identity: str | None, level: str, said: str) -> None:
+    (one, ours), (two, _), (_, others) = generate_key(), generate_key(), generate_key()
+    identities = {"one of two": ours, "old and new": f"{others}  # until May\n{ours}\n", "another": others}
+    url = "file:///var/lib/archive"
+    settings = ArchiveSettings(url=url, recipients=(one, two), identity=identities.get(identity or ""))
+    (found,) = judge_encryption(settings)
+    assert (found.level, said in found.message) == (level, True)
+    assert judge_encryption(ArchiveSettings(url=url)) == []

@@ -1,0 +1,33 @@
+"""Whether secrets are kept: from other users of this machine, and from whoever loses a key (pure)."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from cdc.archive.encryption import Keys
+from cdc.config import ArchiveSettings
+from cdc.doctor.finding import Finding
+
+
+def judge_files(exposed: Sequence[Path]) -> list[Finding]:
+    """Files with secrets of ours that any user may read."""
+    findings = []
+    for file in exposed:
+        message = f"{file} holds a secret, and every user of this machine may read it"
+        command = f"chmod o-rwx {shlex.quote(str(file.resolve()))}"
+        findings.append(Finding("warning", "secrets", message, command, command=command))
+    return findings
+
+
+def judge_encryption(settings: ArchiveSettings) -> list[Finding]:
+    """An identity of other keys than the recipients' is noticed on the day it is needed, or here."""
+    if not settings.recipients:
+        return []
+    written = f"what is archived is encrypted to {len(settings.recipients)} keys"
+    if settings.identity is None:
+        return [Finding("ok", "secrets", f"{written}, none of which is here")]
+    if Keys.parse(settings.identity.get_secret_value()).open_for(settings.recipients):
+        return [Finding("ok", "secrets", f"{written}, and archive.identity is one of them")]
+    message = f"{written}, and archive.identity is none of them: the cache cannot catch up from the archive"
+    hint = "add the line of the right key to the identity's file   # docs/encryption.md"
+    return [Finding("error", "secrets", message, hint)]
