@@ -27,6 +27,7 @@ from cdc.archive.encryption import NO_KEYS, Sealed
 from cdc.archive.header import Base, Chunk, Header, Part, Repair, Tally
 from cdc.archive.runs import Entry, Runs, Sorter
 from cdc.archive.segment import decode_segment, decode_segment_header
+from cdc.archive.series import Series
 from cdc.archive.sink import ArchiveSink
 from cdc.archive.tail import log_key
 from cdc.archive.unlocked import keys_of
@@ -348,7 +349,8 @@ async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_Step]]:
             if header.base is not None:
                 if switch_lsn is not None and header.base.consistent_lsn > switch_lsn:
                     raise Unknown("the last snapshot before the gap lies in a lost tail")
-                return header.base, _complete(steps[::-1])
+                series = Series[_Step]()
+                return header.base, [step for one in reversed(steps) for step in series.add(one)]
             if header.fork is not None and (switch_lsn is None or header.fork.switch_lsn < switch_lsn):
                 switch_lsn = header.fork.switch_lsn
             steps += _step(header, switch_lsn)
@@ -357,26 +359,6 @@ async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_Step]]:
 
 def _step(header: Header, switch_lsn: int | None) -> list[_Step]:
     return [] if header.part is None and not header.changes else [_Step(header.seq, header.part, switch_lsn)]
-
-
-def _complete(steps: Sequence[_Step]) -> list[_Step]:
-    """Without the parts that were abandoned."""
-    complete: list[_Step] = []
-    series: list[_Step] = []
-    for step in steps:
-        if step.part is None:
-            complete.append(step)
-            series = []
-            continue
-        before = series[-1].part if series else None
-        follows = before is not None and (before.commit_lsn, before.index + 1) == (
-            step.part.commit_lsn,
-            step.part.index,
-        )
-        series = [*series, step] if follows else [step] if step.part.index == 0 else []
-        if step.part.last:
-            complete, series = complete + series, []
-    return complete
 
 
 async def _read_chunks(bucket: Bucket, chunks: Sequence[Chunk]) -> AsyncIterator[bytes]:

@@ -4,8 +4,10 @@
 it stops where the moment lies behind it. What it remembers of each segment is small. `History.base` and
 `History.transactions` then read rows and transactions, and check that the bytes are still those that were walked.
 
-A gap or a fork after the snapshot that is begun with means that the state at the moment is unknown: it is refused, and
-never stepped over. Those before the snapshot are only told, for a snapshot is a whole state by itself.
+A gap after the snapshot that is begun with means that the state at the moment is unknown: it is refused, and never
+stepped over. A fork leads on: what the timeline that was left had committed beyond the switch point never happened on
+the one that goes on, and is left out; but a snapshot of that lost tail is no state of it, and is refused. Gaps and
+forks before the snapshot are only told, for a snapshot is a whole state by itself.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
@@ -19,6 +21,7 @@ from cdc.archive.bucket import Bucket
 from cdc.archive.encryption import Keys
 from cdc.archive.header import Base, Header, Part, RelationShape, Source
 from cdc.archive.segment import decode_segment, decode_segment_header
+from cdc.archive.series import Series
 from cdc.archive.tail import log_key, read_tail
 from cdc.archive.unlocked import keys_of
 from cdc.archive.verify import read_ahead
@@ -32,8 +35,9 @@ from cdc.sink import Epoch
 class Until:
     """A moment: the last transaction that belongs to it. At most one field is given; none means the archive's end.
 
-    `lsn` is compared with commit LSNs of the archive's last epoch, `time_us` with commit times (microseconds since
-    1970). Everything stops before the first commit that is past it, though a later one might have an earlier time.
+    `lsn` is compared with commit LSNs of the history of the archive's last epoch, which has no lost tails; `time_us`
+    with commit times (microseconds since 1970): up to the first commit on a new timeline it is the old one's history.
+    Everything stops before the first commit that is past the moment, though a later one might have an earlier time.
     """
 
     lsn: int | None = None
@@ -71,6 +75,22 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """Where the source left a timeline. Of the transactions from `lost_ordinal` to before `next_ordinal` those were
+    lost that were not committed before `switch_lsn`.
+    """
+
+    seq: int
+    switch_lsn: int
+    lost_ordinal: int
+    next_ordinal: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"a fork at {format_lsn(self.switch_lsn)} (segment {self.seq}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Step:
     """What is remembered of a segment."""
 
@@ -79,6 +99,7 @@ class _Step:
     first_ordinal: int
     transactions: int
     changes: int
+    last_commit_lsn: int
     part: Part | None
 
 
@@ -87,7 +108,7 @@ class History:
     """The way from a snapshot to a moment. `base_seq` and `first_ordinal` are the snapshot record's.
 
     `shapes` are the tables as they were last described before the moment. `skipped` are interruptions before the
-    snapshot. `covered_upto` is how far the walk came.
+    snapshot, `forks` those after it. `covered_upto` is how far the walk came.
     """
 
     until: Until
@@ -99,7 +120,8 @@ class History:
     next_ordinal: int
     covered_upto: int
     shapes: dict[str, RelationShape]
-    skipped: list[Interruption]
+    skipped: list[Interruption | Fork]
+    forks: list[Fork] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list, repr=False)
 
     @property
@@ -111,6 +133,11 @@ class History:
         """How many changes follow, at most: the moment may lie within the last segment."""
         return sum(step.changes for step in self.steps)
 
+    def remarks(self) -> list[str]:
+        """What a person should know of the way, a line each."""
+        before = [f"an interruption lies before that snapshot: {interruption}" for interruption in self.skipped]
+        return before + [f"what was lost there is left out: {fork}" for fork in self.forks]
+
     def changes_from(self, ordinal: int) -> int:
         """The same, from a transaction on."""
         return sum(step.changes for step in self._steps_from(ordinal))
@@ -119,6 +146,10 @@ class History:
         return [
             step for step in self.steps if step.changes and step.first_ordinal + max(1, step.transactions) > ordinal
         ]
+
+    def _switch_lsn_after(self, seq: int) -> int | None:
+        """Where the timelines that were left since a segment part from the one that goes on; None: it is the same."""
+        return min((fork.switch_lsn for fork in self.forks if fork.seq > seq), default=None)
 
     async def chunks(self, bucket: Bucket, first: int = 0) -> AsyncIterator[tuple[int, list[RowChange]]]:
         """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
@@ -149,12 +180,14 @@ class History:
                 step = next(following)
                 if body is None or sha256(body).digest() != step.digest:
                     raise DataError(f"{key} has changed since the chain was checked", hint="cdc archive verify")
-                ordinal = step.first_ordinal
+                ordinal, switch_lsn = step.first_ordinal, self._switch_lsn_after(step.seq)
                 for transaction in decode_segment(body, keys_of(bucket)).iterate():
-                    if self.until.is_before(ordinal, transaction):
-                        return
-                    if ordinal >= first_ordinal and transaction.commit_lsn >= self.base.consistent_lsn:
-                        yield ordinal, transaction
+                    # A switch point is never within a record: a commit that begins before it ends before it.
+                    if switch_lsn is None or transaction.commit_lsn < switch_lsn:
+                        if self.until.is_before(ordinal, transaction):
+                            return
+                        if ordinal >= first_ordinal and transaction.commit_lsn >= self.base.consistent_lsn:
+                            yield ordinal, transaction
                     ordinal += transaction.last
 
 
@@ -162,7 +195,7 @@ async def read_history(bucket: Bucket, until: Until) -> History:
     """The way to a moment, its chain checked.
 
     Raises Invalid if the archive is empty or does not reach the moment, DataError where the chain is broken, Diverged
-    where a gap or a fork lies between the snapshot and the moment.
+    where a gap lies between the snapshot and the moment, or the snapshot is of a lost tail.
     """
     tail = await read_tail(bucket)
     if tail is None:
@@ -175,6 +208,8 @@ async def read_history(bucket: Bucket, until: Until) -> History:
                 raise DataError(f"{key} is missing from the archive", hint="cdc archive verify")
             if not await walk.step(body):
                 break
+        else:
+            walk.reach_end()
     return walk.finish()
 
 
@@ -189,8 +224,9 @@ class _Walk:
         self._seq = 0
         self._last: Header | None = None
         self._history: History | None = None
-        self._series: list[_Step] = []
+        self._series = Series[_Step]()
         self._interruptions: list[Interruption] = []
+        self._fork: Header | None = None
 
     async def step(self, body: bytes) -> bool:
         """Look at the next object; False if everything after it is past the moment."""
@@ -200,11 +236,34 @@ class _Walk:
             return False
         digest = sha256(body)
         self._digest, self._last, self._seq = digest.hexdigest(), header, header.seq + 1
-        self._interruptions += _interruptions(header)
-        if header.base is not None and await self._reaches(header.base, header):
+        if header.gap is not None:
+            gap = Interruption(header.seq, "gap", header.gap.from_lsn, header.first_ordinal, header.gap.reason)
+            self._interruptions.append(gap)
+        self._look_at_fork(header)
+        if header.base is not None and await self._reaches(header.base):
             self._begin(header, header.base)
         self._remember(header, digest.digest())
         return True
+
+    def _look_at_fork(self, header: Header) -> None:
+        """A time before anything was committed behind a fork is a time of the old timeline."""
+        if header.fork is not None:
+            self.reach_end()
+            self._fork = header
+        if self._until.time_us is None or header.transactions or header.base is not None:
+            self.reach_end()
+
+    def reach_end(self) -> None:
+        """The moment lies behind what was looked at: a fork that waited for that counts."""
+        header, self._fork, history = self._fork, None, self._history
+        if header is None or header.fork is None or history is None:
+            return
+        switch_lsn, next_ordinal, reason = header.fork.switch_lsn, header.first_ordinal, header.fork.reason
+        if history.base.consistent_lsn > switch_lsn:
+            self._interruptions.append(Interruption(header.seq, "fork", switch_lsn, next_ordinal, reason))
+            return
+        lost = (step.first_ordinal for step in history.steps if step.changes and step.last_commit_lsn >= switch_lsn)
+        history.forks.append(Fork(header.seq, switch_lsn, min(lost, default=next_ordinal), next_ordinal, reason))
 
     def finish(self) -> History:
         """The way, now that the moment is reached or the archive has ended."""
@@ -250,12 +309,12 @@ class _Walk:
             return header.from_time_us is not None and header.from_time_us > until.time_us
         return until.lsn is not None and last.epoch == self._epoch and last.covered_upto > until.lsn
 
-    async def _reaches(self, base: Base, header: Header) -> bool:
+    async def _reaches(self, base: Base) -> bool:
         """Whether a snapshot is a state at or before the moment."""
         until = self._until
         if until.lsn is not None:
             # It holds every commit before its LSN, so it is the very state after the commit before.
-            return header.epoch == self._epoch and base.consistent_lsn <= until.lsn + 1
+            return base.consistent_lsn <= until.lsn + 1
         if until.time_us is not None and base.chunks:
             body = await self._bucket.get(base.chunks[0].key)
             if body is None:
@@ -265,7 +324,8 @@ class _Walk:
 
     def _begin(self, header: Header, base: Base) -> None:
         """Begin with this snapshot: what lay before it does not matter any more."""
-        skipped = [] if self._history is None else self._history.skipped
+        before = self._history
+        skipped: list[Interruption | Fork] = [] if before is None else [*before.skipped, *before.forks]
         self._history = History(
             until=self._until,
             archive=header.archive,
@@ -276,9 +336,9 @@ class _Walk:
             next_ordinal=header.first_ordinal,
             covered_upto=header.covered_upto,
             shapes={},
-            skipped=skipped + self._interruptions,
+            skipped=[*skipped, *self._interruptions],
         )
-        self._interruptions, self._series = [], []
+        self._interruptions, self._series = [], Series()
 
     def _remember(self, header: Header, digest: bytes) -> None:
         if self._history is None:
@@ -286,23 +346,15 @@ class _Walk:
         self._history.shapes |= header.relations
         self._history.shapes |= {change.table: change.relation for change in header.reshaped}
         step = _Step(
-            header.seq, digest, header.first_ordinal, header.transactions, header.changes, header.part
-        )  # fmt: skip
-        self._history.steps += self._complete(step)
-
-    def _complete(self, step: _Step) -> list[_Step]:
-        """The steps that count with this one: parts wait for the last of their series, or are abandoned."""
-        part, series = step.part, self._series
-        if part is None:
-            self._series = []
-            return [step]
-        before = series[-1].part if series else None
-        follows = before is not None and (before.commit_lsn, before.index + 1) == (part.commit_lsn, part.index)
-        self._series = [*series, step] if follows else [step] if part.index == 0 else []
-        if not part.last:
-            return []
-        complete, self._series = self._series, []
-        return complete
+            header.seq,
+            digest,
+            header.first_ordinal,
+            header.transactions,
+            header.changes,
+            header.last_lsn if header.part is None else header.part.commit_lsn,
+            header.part,
+        )
+        self._history.steps += self._series.add(step)
 
 
 class _Timed(msgspec.Struct):
@@ -319,16 +371,6 @@ def _time_us_of(chunk: bytes, keys: Keys) -> int:
         return max((parse_time(_TIMED.decode(line).time) for line in lines), default=0)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         raise DataError("a chunk's first line has no time", detail=str(error), hint="cdc archive verify") from None
-
-
-def _interruptions(header: Header) -> list[Interruption]:
-    if header.gap is not None:
-        lsn, reason = header.gap.from_lsn, header.gap.reason
-    elif header.fork is not None:
-        lsn, reason = header.fork.switch_lsn, header.fork.reason
-    else:
-        return []
-    return [Interruption(header.seq, header.kind, lsn, header.first_ordinal, reason)]
 
 
 def _too_late(until: Until, detail: str) -> Invalid:

@@ -265,6 +265,7 @@ def facts(excerpt: Excerpt) -> dict[str, Any]:
         "tables": [_table_facts(table) for table in excerpt.tables],
         "left_out": excerpt.left_out,
         "interruptions": [str(interruption) for interruption in history.skipped],
+        "forks": [str(fork) for fork in history.forks],
         "passes": excerpt.passes,
         "seconds": round(excerpt.seconds, 3),
     }  # fmt: skip
@@ -299,8 +300,7 @@ def grid(excerpt: Excerpt) -> list[list[str]]:
 
 def lines(excerpt: Excerpt) -> Iterator[str]:
     """What the table does not say, for people: each difference, and how rows are put back."""
-    for interruption in excerpt.history.skipped:
-        yield f"an interruption lies before the snapshot that was begun with: {interruption}"
+    yield from excerpt.history.remarks()
     if excerpt.left_out:
         yield f"without a column of the WHERE, so left out: {', '.join(excerpt.left_out)}"
     for table in excerpt.tables:

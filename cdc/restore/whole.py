@@ -159,6 +159,13 @@ class _Restore:
                 f"restored up to ordinal {record.next_ordinal - 1}. Only the same restore goes on where it stopped.",
                 hint="restore into a new database; or DROP TABLE cdc.restore; there, and empty the tables",
             )
+        for fork in history.forks:
+            if fork.lost_ordinal < record.next_ordinal <= fork.next_ordinal:
+                raise Invalid(
+                    "the target may hold transactions that the source has lost since",
+                    detail=f"It was restored up to ordinal {record.next_ordinal - 1}, and then came {fork}.",
+                    hint="restore into a new database; or DROP TABLE cdc.restore; there, and empty the tables",
+                )
         self._outcome.resumed = True
         return record
 
@@ -324,6 +331,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
         "next_ordinal": outcome.next_ordinal,
         "last_commit_lsn": format_lsn(outcome.last_commit_lsn),
         "interruptions": [str(interruption) for interruption in history.skipped],
+        "forks": [str(fork) for fork in history.forks],
         "seconds": round(outcome.seconds, 3),
     }
 
@@ -333,7 +341,7 @@ def lines(outcome: Outcome) -> list[str]:
     history = outcome.history
     verb = "would begin" if outcome.dry_run else "began"
     said = [f"{verb} with the snapshot at {format_lsn(history.base.consistent_lsn)}, {history.base_rows} rows"]
-    said += [f"an interruption lies before that snapshot: {interruption}" for interruption in history.skipped]
+    said += history.remarks()
     said += [f"table {name} is created from its archived shape: no defaults, indexes, constraints"
              for name in outcome.created]  # fmt: skip
     if outcome.dry_run:

@@ -155,9 +155,11 @@ def _where(stage: Stage, target: int) -> str:
 
 def _judge(stage: Stage, witness: SteadyWitness, moments: Moments, result: Result) -> None:
     objects, told = stage.objects(), witness.transactions()
-    verdict = check(stage.dsn, objects, stage.cache_url, told)
+    verdict = check(stage.dsn, objects, stage.cache_url, told, breaks_are_told=stage.promoted)
     result.figures = verdict.figures
     findings = verdict.findings + moments.findings
+    if read_archive(objects).gaps:
+        findings.append("the archive records a gap, and no slot was lost")
     # A column that is added changes how a row of before prints, and no version of it was ever committed so.
     if not stage.rewritten:
         findings += [finding for reads in stage.cache_watch.eras for finding in check_reads(reads, told)[:5]]

@@ -43,6 +43,7 @@ class Stage:
         self.venue = venue
         self.findings = Findings()
         self.rewritten = False
+        self.promoted = False
         self._program = program
         self._stack = ExitStack()
 

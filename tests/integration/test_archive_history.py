@@ -1,5 +1,8 @@
 """The way to a moment: the newest snapshot before it, whole transactions after that, and nothing over a gap."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from cdc.archive.history import History, Until, read_history
@@ -9,15 +12,28 @@ from cdc.archive.tail import log_key
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Invalid
 from cdc.row import Row
-from tests.archived import TURNS, batch, facts, in_batches, lsns, opened, pieces, transaction
+from cdc.sink import Epoch
+from tests.archived import (
+    EPOCH,
+    SOURCE,
+    TURNS,
+    batch,
+    facts,
+    in_batches,
+    lsns,
+    opened,
+    pieces,
+    settings,
+    transaction,
+)
 
 ROWS: list[Row] = [[b"%d" % number, b"base", None, None, None] for number in range(5)]
 
 
-async def snapshot(sink: ArchiveSink, number: int) -> None:
+async def snapshot(sink: ArchiveSink, number: int, rows: Sequence[Row] = ROWS) -> None:
     """The rows as they are after transaction `number`."""
     consistent_lsn = number * 100 + 50
-    chunks = await sink.write_base(TURNS, in_batches(ROWS, 2), consistent_lsn)
+    chunks = await sink.write_base(TURNS, in_batches(rows, 2), consistent_lsn)
     await sink.write_snapshot(consistent_lsn, chunks, [TURNS])
 
 
@@ -88,6 +104,97 @@ async def test_a_gap_is_not_stepped_over_but_what_is_before_it_can_be_had() -> N
     await snapshot(sink, 5)
     history = await read_history(bucket, Until())
     assert [interruption.reason for interruption in history.skipped] == ["the slot was lost"]
+
+
+async def forked(bucket: MemoryBucket, switch_lsn: int) -> ArchiveSink:
+    """The writer on a new timeline, which left the archived one there."""
+    sink = ArchiveSink(bucket, settings())
+    await sink.open()
+    timeline = (sink.tail.source.epoch.timeline if sink.tail else 0) + 1
+    await sink.write_fork(replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, timeline)), switch_lsn, "promoted")
+    return sink
+
+
+def later(number: int) -> Transaction:
+    """Committed after everything else, whatever its LSN."""
+    one = transaction(number)
+    one.commit_time_us += 10**6
+    return one
+
+
+@pytest.fixture
+async def lost() -> MemoryBucket:
+    """An empty snapshot, 1 to 5 of which 4 and 5 are a lost tail, a fork; then others with the LSNs of 4 and 6."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0, [])
+    await sink.write(batch(transaction(1), transaction(2), transaction(3), transaction(4)))
+    for piece in pieces(5, 9, of=3):
+        await sink.write(batch(piece))
+    sink = await forked(bucket, 348)
+    await sink.write(batch(later(4), later(6)))
+    return bucket
+
+
+@pytest.mark.parametrize(
+    ("until", "there"),
+    [
+        (Until(), [1, 2, 3, 4, 6]),
+        (Until(ordinal=6), [1, 2, 3, 4, 6]),
+        (Until(ordinal=5), [1, 2, 3, 4]),
+        (Until(lsn=200), [1, 2]),
+        (Until(lsn=399), [1, 2, 3]),
+        (Until(lsn=400), [1, 2, 3, 4]),
+        (Until(time_us=later(6).commit_time_us), [1, 2, 3, 4, 6]),
+        (Until(time_us=later(4).commit_time_us), [1, 2, 3, 4]),
+    ],
+    ids=str,
+)
+async def test_behind_a_fork_its_lost_tail_never_happened(lost: MemoryBucket, until: Until, there: list[int]) -> None:
+    history = await read_history(lost, until)
+    found = [pair async for pair in history.transactions(lost, history.first_ordinal)]
+    assert lsns([one for _, one in found if one.last]) == there
+    of_4 = {one.commit_time_us for _, one in found if one.commit_lsn == 400}
+    assert of_4 == ({later(4).commit_time_us} if 4 in there else set())
+    assert [(fork.switch_lsn, fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(348, 0, 5)]
+    assert "left out: a fork at 0/15C" in "".join(history.remarks())
+
+
+@pytest.mark.parametrize("until", [Until(ordinal=4), Until(time_us=transaction(5).commit_time_us + 1)], ids=str)
+async def test_a_moment_before_the_fork_is_one_of_the_old_timeline(lost: MemoryBucket, until: Until) -> None:
+    history = await read_history(lost, until)
+    assert lsns(await replayed(lost, history))[:5] == [1, 2, 3, 4, 5]
+    assert history.forks == []
+
+
+async def test_several_forks_that_lost_nothing_are_one_history() -> None:
+    """The archive may be behind the switch point: what lies between was read on the new timeline."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0)
+    await sink.write(batch(transaction(1)))
+    sink = await forked(bucket, 348)
+    await sink.write(batch(transaction(2), transaction(3), transaction(4)))
+    sink = await forked(bucket, 10_000)
+    await sink.write(batch(transaction(5)))
+    for number in range(1, 6):
+        history = await read_history(bucket, Until(lsn=number * 100))
+        assert lsns(await replayed(bucket, history)) == list(range(1, number + 1))
+        assert all(fork.lost_ordinal == fork.next_ordinal for fork in history.forks)
+
+
+async def test_a_snapshot_of_a_lost_tail_is_no_state_behind_it() -> None:
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await sink.write(batch(transaction(1), transaction(2)))
+    await snapshot(sink, 2)
+    sink = await forked(bucket, 148)
+    with pytest.raises(Diverged, match="interrupted"):
+        await read_history(bucket, Until())
+    await snapshot(sink, 3)
+    history = await read_history(bucket, Until())
+    assert history.base.consistent_lsn == 350
+    assert "a fork at" in "".join(history.remarks())
 
 
 async def test_a_broken_chain_is_never_replayed(bucket: MemoryBucket) -> None:

@@ -36,6 +36,21 @@ def postmaster_killed(stage: Stage, _dice: random.Random) -> Iterator[None]:
     stage.postgres.start()
 
 
+@fault("postgres", lasts_s=(0.0, 1.0), weight=3)
+def postgres_promoted(stage: Stage, _dice: random.Random) -> Iterator[None]:
+    """Archive recovery up to the end of its own WAL, and promoted there: the same rows and slots on a new timeline.
+
+    It takes no connection until it is promoted: a writer could not tell a standby from a server that refuses.
+    """
+    with stage.cache_watch.away():  # which is filled again for the new timeline
+        stage.postgres.stop("fast", timeout_s=_SHUTDOWN_S)
+        yield
+        stage.promoted = True
+        stage.postgres.settings |= {"restore_command": "false", "hot_standby": "off"}
+        (stage.postgres.data_dir / "recovery.signal").touch()
+        stage.postgres.start()
+
+
 @fault("postgres", lasts_s=(0.0, 0.3), weight=6)
 def walsender_terminated(stage: Stage, _dice: random.Random) -> Iterator[None]:
     stage.query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'cdc' AND active")
