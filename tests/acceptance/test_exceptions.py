@@ -332,6 +332,8 @@ def test_a_slot_that_survived_the_failover_goes_on_behind_the_fork(
     service = make_service(failover.primary.dsn(), archive_dir, redis_url)
     dsn = fail_over(failover, service, with_slot=True)
     service.start().wait_until_caught_up(dsn)
+    against = facts(service, "archive", "verify", "--against", dsn)["against"]
+    assert (against["equal"], against["rows"]["public.outbox"]) == (True, 2)
     assert service.stop() == 0
     archive = read_archive(read_directory(archive_dir))
     assert archive.faults == archive.breaks

@@ -164,6 +164,7 @@ def test_a_failover_slot_goes_on_without_a_gap(
     query(admin, "SELECT pg_reload_conf()")
     write_event(admin, "new")
     service.wait_until_caught_up(admin)
+    assert facts(service, "archive", "verify", "--against", admin)["against"]["equal"]
     assert service.stop() == 0
     archive = assert_replay_gives_the_tables(admin, archive_dir, breaks=1)
     keys = [change.new["idempotency_key"] for tx in archive.transactions for change in tx.changes if change.new]
