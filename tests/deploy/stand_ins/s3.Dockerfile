@@ -2,4 +2,4 @@
 FROM python:3.13-slim
 RUN pip install --no-cache-dir aiohttp cryptography
 COPY s3.py /opt/s3/tests/
-COPY --chmod=755 deploy/stand_ins/minio deploy/stand_ins/mc /usr/local/bin/
+COPY deploy/stand_ins/minio deploy/stand_ins/mc /usr/local/bin/
