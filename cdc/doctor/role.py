@@ -18,6 +18,11 @@ def judge_role(role: Role, max_wal_senders: int) -> list[Finding]:
         usage = f"GRANT USAGE ON SCHEMA {schemas} TO {role.name}; " if schemas else ""
         mend = f"{usage}GRANT SELECT ON {', '.join(role.unreadable)} TO {role.name};"
         findings.append(mended_by_sql("error", "postgres", message, mend))
+    if role.guarded:
+        tables = ", ".join(role.guarded)
+        message = f"row-level security hides rows of {tables} from role {role.name}, so no snapshot can be taken"
+        mend = f"ALTER ROLE {role.name} BYPASSRLS;"
+        findings.append(mended_by_sql("error", "postgres", message, mend, "the stream shows it those rows anyway"))
     if role.wal_senders + 2 > max_wal_senders:
         message = (
             f"{role.wal_senders} of {max_wal_senders} WAL senders are in use; `cdc run` needs one, warming another"

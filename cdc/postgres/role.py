@@ -15,6 +15,8 @@ SELECT quote_ident(rolname), rolsuper, rolreplication,
                 AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'))),
        array(SELECT DISTINCT quote_ident(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.oid = ANY (%(oids)s::oid[]) AND NOT has_schema_privilege(n.oid, 'USAGE') ORDER BY 1),
+       array(SELECT c.oid::regclass::text FROM pg_class c WHERE c.oid = ANY (%(oids)s::oid[])
+                AND row_security_active(c.oid)),
        (SELECT count(*) FROM pg_stat_replication)
   FROM pg_roles WHERE rolname = current_user
 """
@@ -24,7 +26,8 @@ SELECT quote_ident(rolname), rolsuper, rolreplication,
 class Role:
     """`unreadable` are the published tables that this role may not SELECT from, which a snapshot must do.
 
-    `closed_schemas` are those of their schemas that it may not even use. Names are quoted where SQL needs it.
+    `closed_schemas` are those of their schemas that it may not even use; `guarded` are the tables of which row-level
+    security hides rows from it. Names are quoted where SQL needs it.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Role:
     replication: bool
     unreadable: tuple[str, ...]
     closed_schemas: tuple[str, ...]
+    guarded: tuple[str, ...]
     wal_senders: int
 
 
@@ -43,5 +47,5 @@ async def read_role(connection: Connection, table_oids: Sequence[int]) -> Role:
         raise in_session(refusal_of_exception(error)) from None
     if row is None:
         raise Unavailable("Postgres did not answer")
-    name, superuser, replication, unreadable, closed_schemas, wal_senders = row
-    return Role(name, superuser, replication, tuple(unreadable), tuple(closed_schemas), wal_senders)
+    name, superuser, replication, unreadable, closed_schemas, guarded, wal_senders = row
+    return Role(name, superuser, replication, tuple(unreadable), tuple(closed_schemas), tuple(guarded), wal_senders)

@@ -262,3 +262,39 @@ def test_a_where_that_cannot_be_meant_is_refused(
     done = run_cdc(*conversation.command(*options))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_partitioned_table_is_one_table_and_row_security_hides_nothing_from_a_superuser(
+    postgres_server: PostgresAddress, tmp_path: Path
+) -> None:
+    with fresh_database(postgres_server) as dsn:
+        install(dsn)
+        query(dsn, "CREATE TABLE parted (id int PRIMARY KEY, session_hash text) PARTITION BY RANGE (id)")
+        query(dsn, "CREATE TABLE parted_low PARTITION OF parted FOR VALUES FROM (0) TO (10)")
+        query(dsn, "CREATE TABLE parted_high PARTITION OF parted FOR VALUES FROM (10) TO (20)")
+        query(dsn, "CREATE TABLE guarded (id int PRIMARY KEY, session_hash text)")
+        query(dsn, "ALTER TABLE guarded ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+        query(dsn, "GRANT SELECT ON parted, guarded TO cdc_reader")
+        query(dsn, "ALTER PUBLICATION cdc SET (publish_via_partition_root = true)")
+        query(dsn, "ALTER PUBLICATION cdc ADD TABLE parted")
+        where_to = {"archive_url": (tmp_path / "archive").as_uri(), "postgres": {"slot": "cdc_parted"}}
+        with Service(tmp_path, dsn=as_replicator(dsn), **where_to) as service:  # type: ignore[arg-type]
+            service.wait_until_archived(dsn)
+            query(dsn, "ALTER PUBLICATION cdc ADD TABLE guarded")  # now: its rows could not be copied
+            service.wait_until_archived(dsn)
+            for table in ("parted", "guarded"):
+                query(dsn, f"INSERT INTO {table} SELECT n, 's-' || n % 2 FROM generate_series(1, 19) AS n")
+                query(dsn, f"UPDATE {table} SET id = 0 WHERE id = 19")
+            service.wait_until_archived(dsn)
+            cat = run_cdc("archive", "cat", "--config", str(service.config_file), check=True).stdout
+            then = str(json.loads(cat.splitlines()[-1])["ord"])
+            command = ["restore", "--config", str(service.config_file), "--where", "session_hash=s-1", "--json"]
+            query(dsn, "DELETE FROM parted WHERE id = 15")
+            query(dsn, "DELETE FROM guarded WHERE id = 15")
+            service.wait_until_archived(dsn)
+        done = run_cdc(*command, "--to-ordinal", then, "--into", dsn, check=True)
+        told = {table["table"]: table for table in json.loads(done.stdout)["tables"]}
+        for table in ("parted", "guarded"):
+            found = told[f"public.{table}"]
+            assert [found[kind] for kind in ("rows", "missing_live", "only_live", "unequal")] == [10, 1, 0, 0]
+            assert query(dsn, f"SELECT count(*) FROM cdc_restored.{table}") == [(10,)]

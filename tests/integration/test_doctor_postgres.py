@@ -171,10 +171,13 @@ def test_a_role_without_rights_gets_them(private: Pasted) -> None:
         "CREATE SCHEMA closed",
         "CREATE TABLE closed.notes (id int PRIMARY KEY)",
         "ALTER PUBLICATION cdc ADD TABLE closed.notes",
+        "ALTER TABLE closed.notes ENABLE ROW LEVEL SECURITY",
     )
     private.cdc.settings["CDC_POSTGRES__DSN"] = private.dsn.replace("//postgres@", "//Odd%20Role@")
     assert private.finds('role "Odd Role" may not replicate')
+    assert private.finds('row-level security hides rows of closed.notes from role "Odd Role"')
     private.assert_mended('role "Odd Role" may not read public.turns, public.outbox, closed.notes')
+    assert not private.finds("row-level security")
     assert private.finds('role "Odd Role" may replicate and is no superuser')
 
 

@@ -88,7 +88,7 @@ def publication(*tables: PublishedTable, via_partition_root: bool = False) -> Pu
 
 def role(**changed: object) -> Role:
     facts: dict[str, object] = {
-        "name": "cdc_replicator", "superuser": False, "replication": True, "unreadable": (),
+        "name": "cdc_replicator", "superuser": False, "replication": True, "unreadable": (), "guarded": (),
         "closed_schemas": (), "wal_senders": 0
     }  # fmt: skip
     return Role(**(facts | changed))  # type: ignore[arg-type]
@@ -294,6 +294,7 @@ def test_a_row_filter_and_a_published_root_are_warnings() -> None:
         ({"superuser": True}, "warning", "cdc init"),
         ({"replication": False}, "error", "ALTER ROLE cdc_replicator REPLICATION;"),
         ({"unreadable": ("public.notes",)}, "error", "GRANT SELECT ON public.notes TO cdc_replicator;"),
+        ({"guarded": ("public.notes",)}, "error", "ALTER ROLE cdc_replicator BYPASSRLS;"),
         ({"wal_senders": 9}, "warning", "ALTER SYSTEM SET max_wal_senders = 20;"),
     ],
 )
