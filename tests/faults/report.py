@@ -8,17 +8,17 @@ The reports are written by `CDC_FAULTS_REPORT=faults.json make faults` and
 
 import argparse
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.faults.campaign import ROOT, Budget
+from tests.faults.campaign import Budget
 from tests.faults.kinds import KINDS
 from tests.faults.round import Result
 from tests.faults.venue import missing
+from tests.revision import revision
 
 Report = dict[str, Any]
 
@@ -36,7 +36,7 @@ def summarise(budget: Budget, results: Sequence[Result], seconds: float) -> Repo
         committed.update(result.committed)
         figures.update({name: result.figures.get(name, 0) for name in _SUMMED})
     return {
-        "commit": _commit(),
+        "commit": revision(),
         "seed": budget.seed,
         "rounds": len(results),
         "seconds": round(seconds),
@@ -87,16 +87,6 @@ def _part(report: Report) -> str:
     return f"{report['seed']} to {report['seed'] + report['rounds'] - 1} at `{report['commit']}`"
 
 
-def _commit() -> str:
-    """Of the working tree; with `+` where it differs."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if git("status", "--porcelain") else "")
-
-
 def table(report: Report) -> str:
     """For a terminal."""
     rows = [(kind, count) for kind, count in report["faults"].items()]
@@ -139,9 +129,10 @@ must catch up by itself, and a checker that shares no code with it compares
 - moments taken at random during the round with what `cdc restore --to-lsn` gives back;
 - every end of the service with the one that was due (0, or 75 for a zombie), and its log with what is no bug.
 
-What it does not do: promote a standby (the simulation and `tests/acceptance/test_exceptions.py` do), or fill the disk
-of Postgres, which ends Postgres. What it must do is find bugs: `tests/acceptance/test_nemesis.py` plants some in the
-service. Each kind of fault is a few lines in `tests/faults/kinds`.
+What it does not do: lose what a primary had committed (it promotes without a loss; the simulation, `test_failover.py`
+and `test_exceptions.py` of `tests/acceptance` lose tails), or fill the disk of Postgres, which ends Postgres. What it
+must do is find bugs: `tests/acceptance/test_nemesis.py` plants some in the service. Each kind of fault is a few lines
+in `tests/faults/kinds`.
 """
 
 _AGAIN = """\
@@ -194,9 +185,8 @@ def _faults_section(report: Report) -> str:
 
 def _simulation_section(report: Report) -> str:
     plain = {name.replace("_", " "): value for name, value in report.items() if not isinstance(value, dict | list)}
-    counted = {name: value for name, value in report.items() if isinstance(value, list)}
-    tables = {name: value for name, value in report.items() if isinstance(value, dict)}
-    plain |= {name.replace("_", " "): len(value) for name, value in counted.items()}
+    tables = {name: value for name, value in report.items() if isinstance(value, dict) and value}
+    plain["**violations**"] = f"**{plain.pop('findings')}**"
     parts = ["### The simulation\n", _grid("what", "figure", plain)]
     parts += [_grid(name.replace("_", " "), "times", value) for name, value in tables.items()]
     return "\n".join(parts)

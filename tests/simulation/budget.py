@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.revision import revision
 from tests.simulation.story import Outcome, simulate
 
 CHUNK = 25
@@ -134,9 +135,10 @@ def _line(facts: dict[str, Any]) -> str:
 def main() -> int:
     if "CDC_SIMULATE_SEED" in os.environ:
         return _replay(int(os.environ["CDC_SIMULATE_SEED"]))
-    started = time.monotonic()
+    started, first = time.monotonic(), int(os.environ.get("CDC_SIMULATE_FIRST", "0"))
+    origin = {"revision": revision(), "first_seed": first}
     figures = run(
-        int(os.environ.get("CDC_SIMULATE_FIRST", "0")),
+        first,
         int(os.environ.get("CDC_SIMULATE_SEEDS", "3000")),
         float(os.environ.get("CDC_SIMULATE_SECONDS", "600")),
         int(os.environ.get("CDC_SIMULATE_JOBS", "0")) or os.cpu_count() or 1,
@@ -149,5 +151,5 @@ def main() -> int:
     for seed, violation in facts["found"].items():
         print(f"seed {seed}: {violation}   # CDC_SIMULATE_SEED={seed} make simulate")
     if report := os.environ.get("CDC_SIMULATE_REPORT"):
-        Path(report).write_text(json.dumps(facts, indent=2) + "\n")
+        Path(report).write_text(json.dumps(origin | facts, indent=2) + "\n")
     return int(bool(figures.findings))
