@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import redis
 import zstandard
 
 from cdc.archive.encryption import generate_key
 from cdc.postgres.install import read_sql
 from tests.acceptance.conftest import MakeService
-from tests.faults.checker import TABLES
+from tests.faults.checker import TABLES, Verdict, check_cache, read_table, unsettled_sessions
 from tests.faults.objects import read_directory
+from tests.faults.witness import Witness
 from tests.faults.workload import Workload
 from tests.servers import PostgresAddress, fresh_database
 from tests.service import query, run_cdc
@@ -62,3 +64,27 @@ def test_the_key_in_the_safe_alone_restores_what_a_service_without_a_key_wrote(
         assert len(table(target, "turns")) > 100
     proof = run_cdc("archive", "verify", "--json", *config, environment=key, check=True)
     assert json.loads(proof.stdout)["sealed"] == 0
+
+
+def test_a_cache_that_was_away_catches_up_from_the_encrypted_archive(
+    installed: str, redis_url: str, archive_dir: str, make_service: MakeService
+) -> None:
+    (box, private), (safe, _) = generate_key(), generate_key()
+    encrypted = {"recipients": [box, safe]}
+    both = make_service(
+        installed, archive_dir, redis_url, archive=encrypted, environment={"CDC_ARCHIVE__IDENTITY": private}
+    )
+    witness = Witness(installed, TABLES)
+    with both:
+        Workload(installed, seed=43, rate=100).run_for(0.5)
+        both.wait_until_caught_up(installed)
+    with make_service(installed, archive_dir, archive=encrypted, name="without_cache") as without_cache:
+        Workload(installed, seed=44, rate=100).run_for(1.0)
+        without_cache.wait_until_archived(installed)
+    with both:
+        both.wait_until_caught_up(installed)
+    assert [event["state"] for event in both.events("cache_state")].count("catching_up") == 1
+    with redis.Redis.from_url(redis_url) as client:
+        verdict = Verdict()
+        check_cache(client, read_table(installed, TABLES[0]), unsettled_sessions(witness.transactions()), verdict)
+    assert verdict.findings == []
