@@ -8,6 +8,7 @@
 """
 
 import datetime
+import json
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ import psycopg
 from redis import Redis
 
 from cdc import log
+from cdc.archive.encryption import generate_key
 from tests.bench import restore
 from tests.bench.compiled import compile_copy
 from tests.bench.contenders import Course, bare_loop, pg_recvlogical, pgoutput_decoder
@@ -31,10 +33,11 @@ from tests.bench.ours import read_with_both_sinks
 from tests.bench.sizes import Sizes, read_sizes
 from tests.bench.stack import PUBLICATION, SMALL_PROJECTIONS, START_SLOT, Scene, Stack, open_stack
 from tests.bench.table import render
-from tests.bench.workloads import SMALL, WORKLOADS, Workload
+from tests.bench.workloads import SMALL, TURNS, WORKLOADS, Workload
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _YARDSTICK, _OURS, _COMPILED = "pg_recvlogical -f /dev/null", "waltier, both sinks", "waltier, both sinks, compiled"
+_ENCRYPTED = "waltier, both sinks, encrypted to two keys"
 _MIB = 1024 * 1024
 
 _TITLES = {
@@ -117,9 +120,17 @@ def _contenders(
     ]
     if compiled is not None:
         contenders.append(partial(read_with_both_sinks, scene, written, _COMPILED, compiled))
+    if scene.name == TURNS.name:
+        contenders.append(partial(read_with_both_sinks, scene, written, _ENCRYPTED, None, _encryption()))
     if first:
         contenders.append(partial(pgoutput_decoder, connection, course, sizes.decoder_changes))
     return contenders
+
+
+def _encryption() -> dict[str, str]:
+    """Two new keys, one of them the service's own."""
+    (box, private), (safe, _) = generate_key(), generate_key()
+    return {"CDC_ARCHIVE__RECIPIENTS": json.dumps([box, safe]), "CDC_ARCHIVE__IDENTITY": private}
 
 
 def _race_figures(workload: Workload, found: list[Standing]) -> list[Figure]:
@@ -139,6 +150,10 @@ def _race_figures(workload: Workload, found: list[Standing]) -> list[Figure]:
         walsender_s, redis_s = ours.neighbours_cpu_s_per_million
         others = f"walsender {walsender_s:.1f} s, Redis {redis_s:.1f} s"
         figures.append(Figure(f"the servers' CPU per million changes meanwhile, {workload.name}, {kind}", others))
+    encrypted, plain = by_name.get(_ENCRYPTED), by_name.get(_OURS)
+    if encrypted is not None and plain is not None:
+        what = f"throughput with an encrypted archive, {workload.name}, against the same without"
+        figures.append(Figure(what, f"{encrypted.ratio_to(plain):.2f} ({encrypted.rate:,.0f} changes/s)"))
     return figures
 
 

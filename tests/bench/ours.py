@@ -1,6 +1,7 @@
 """Our own pass over the WAL: `cdc run` with both sinks on, until the archive on disk and the cache have all of it."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench.contenders import wait_active
@@ -10,11 +11,17 @@ from tests.bench.subject import Subject, cpu_s, wait_until
 from tests.bench.workloads import Written
 
 
-def read_with_both_sinks(scene: Scene, written: Written, name: str, root: Path | None = None) -> Reading:
+def read_with_both_sinks(
+    scene: Scene,
+    written: Written,
+    name: str,
+    root: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Reading:
     """The clock stops when the later of the two sinks has the marker. Changes are counted in the archive."""
     scene.rewind()
     before = sum(header.changes for _, header in scene.segments())
-    subject = scene.start(root)
+    subject = scene.start(root, environment)
     try:
         started = wait_active(scene.connection, SLOT, subject)
         pids = (subject.pid, scene.walsender_pid(), scene.stack.valkey.pid)

@@ -7,7 +7,7 @@ on the very same WAL.
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from cdc.embedded import PostgresServer, ValkeyServer
 from cdc.lsn import parse_lsn
 from cdc.postgres import install
 from tests.bench.contenders import drop_slot
-from tests.bench.subject import Subject, wait_until
+from tests.bench.subject import CHECKOUT, Subject, wait_until
 
 SLOT, START_SLOT, PUBLICATION = "cdc", "bench_start", "cdc"
 
@@ -110,9 +110,9 @@ class Scene:
     def log(self) -> Path:
         return self.stack.directory / f"{self.name}.log"
 
-    def start(self, root: Path | None = None) -> Subject:
+    def start(self, root: Path | None = None, environment: Mapping[str, str] | None = None) -> Subject:
         """The service, interpreted from the checkout or from `root`."""
-        return Subject(self.configuration, self.log, root) if root else Subject(self.configuration, self.log)
+        return Subject(self.configuration, self.log, root or CHECKOUT, environment)
 
     def wait_streaming(self, subject: Subject) -> None:
         wait_until("the service streams", lambda: self._slot_active() and self.cache_lsn() > 0, subject)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cdc.embedded.process import ServerProcess
@@ -13,7 +13,7 @@ from cdc.errors import Unavailable
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOP_S = 60
 _MAIN = "import sys; from cdc.cli import main; sys.exit(main())"
-_CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[2]
 
 
 def cpu_s(pid: int) -> float:
@@ -25,8 +25,15 @@ def cpu_s(pid: int) -> float:
 class Subject:
     """Started when made. `root` is the directory whose `cdc` is run: the checkout, or a compiled copy of it."""
 
-    def __init__(self, configuration: Path, log_path: Path, root: Path = _CHECKOUT) -> None:
-        python = ["/usr/bin/env", "-C", str(root), f"PYTHONPATH={root}", sys.executable, "-c", _MAIN]
+    def __init__(
+        self,
+        configuration: Path,
+        log_path: Path,
+        root: Path = CHECKOUT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        variables = [f"{name}={value}" for name, value in {"PYTHONPATH": root, **(environment or {})}.items()]
+        python = ["/usr/bin/env", "-C", str(root), *variables, sys.executable, "-c", _MAIN]
         argv = [*python, "run", "--config", str(configuration)]
         self._process = ServerProcess(argv, log_path, death_signal=signal.SIGTERM)
 
