@@ -180,6 +180,7 @@ def _everyday(stack: Stack, sizes: Sizes) -> list[Figure]:
         subject.stop()
     finally:
         subject.kill()
+    scene.end()
     return [*_traffic_figures(traffic), *_bucket_figures(traffic, idle), *_memory_figures(traffic, large)]
 
 
