@@ -375,8 +375,7 @@ def test_a_table_that_loses_changes_is_a_gap_that_names_it(
     query(installed, "DELETE FROM outbox")
     write_event(installed, "missing")
     if running:
-        write_turn(installed, "s1", "keeps it busy")
-        mark(installed)
+        wait_until(lambda: mark(installed) > 0 and not service.running, "it sees that, for it is kept busy", poll_s=0.2)
     else:
         service.start()
     assert service.wait() == PERSON, service.log_tail()

@@ -12,13 +12,13 @@ from tests.service import query, wait_until
 MIB = 1024 * 1024
 
 
-def test_a_transaction_of_200_000_rows_comes_in_parts_and_counts_once(
+def test_a_transaction_of_100_000_rows_comes_in_parts_and_counts_once(
     installed: str, redis_url: str, archive_dir: str, make_service: MakeService
 ) -> None:
-    rows, sizes = 200_000, [0]
+    rows, sizes = 100_000, [0]
     witness = Witness(installed, TABLES)
     service = make_service(
-        installed, archive_dir, redis_url, archive={"segment_bytes": 2 * MIB, "queue_bytes": 4 * MIB}
+        installed, archive_dir, redis_url, archive={"segment_bytes": MIB, "queue_bytes": 2 * MIB}
     ).start()
     service.wait_until_caught_up(installed)
     statement = (

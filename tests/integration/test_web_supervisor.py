@@ -50,10 +50,11 @@ class Ear:
 MakeService = Callable[..., Service]
 
 
-@pytest.fixture(params=["path", "abstract"])
+@pytest.fixture
 def ear(request: pytest.FixtureRequest, server_dir: Path) -> Iterator[Ear]:
     name = f"notify-{uuid4().hex[:8]}"
-    with Ear(str(server_dir / name) if request.param == "path" else f"@waltier-{name}") as listening:
+    abstract = getattr(request, "param", "path") == "abstract"
+    with Ear(f"@waltier-{name}" if abstract else str(server_dir / name)) as listening:
         yield listening
 
 
@@ -81,6 +82,7 @@ def paused(service: Service) -> Iterator[None]:
         service.resume()
 
 
+@pytest.mark.parametrize("ear", ["path", "abstract"], indirect=True)
 def test_from_the_start_to_the_end(make: MakeService, ear: Ear) -> None:
     service = make()
     wait_until(lambda: ear.hears("READY=1"), "READY=1")
