@@ -38,7 +38,7 @@ from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline import start
 from cdc.pipeline.cache_feed import CacheFeed
-from cdc.pipeline.fork import follow_timeline
+from cdc.pipeline.fork import check_snapshot, follow_timeline
 from cdc.pipeline.gap import check_tables, record_gap, source_of
 from cdc.pipeline.session import Session
 from cdc.pipeline.snapshot import warm_up
@@ -257,6 +257,7 @@ class Service:
             if await follow_timeline(connection, upstream.server, settings, archive):
                 position = await archive.open()
             archive.check_source(source)
+            await check_snapshot(archive)
             if self._only_repair:
                 await start.check_idle(upstream, settings, position)
             await start.ensure_slot(upstream, settings, archive, position, self._vitals)  # 4

@@ -264,6 +264,22 @@ class ArchiveSink:
             low, high = (middle, high) if before else (low, middle)
         return (await self._read_header(high)).covered_upto
 
+    async def find_lost_snapshot(self) -> int | None:
+        """The switch point of a fork behind which nothing was written yet, if the last snapshot is in its lost tail."""
+        last_seq = -1 if self._tail is None else self._tail.seq
+        fork: Fork | None = None
+        for seq in range(last_seq, -1, -1):
+            header = await self._read_header(seq)
+            if fork is None:
+                fork = header.fork
+                if header.kind not in ("fence", "fork") or seq <= last_seq - _LOOK_BACK_SEGMENTS:
+                    return None
+            elif header.base is not None and header.base.consistent_lsn > fork.switch_lsn:
+                return fork.switch_lsn
+            elif header.covered_upto <= fork.switch_lsn:
+                return None
+        return None
+
     async def _read_header(self, seq: int) -> Header:
         body = await self._bucket.get(log_key(seq))
         if body is None:

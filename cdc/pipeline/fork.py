@@ -14,9 +14,9 @@ from cdc import metrics
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
 from cdc.crash import crash_point
-from cdc.errors import Unavailable
+from cdc.errors import ChangesLost, Unavailable
 from cdc.lsn import format_lsn
-from cdc.pipeline.gap import lock_archive, source_of
+from cdc.pipeline.gap import REPAIR_HINT, lock_archive, source_of
 from cdc.postgres.server import Server
 from cdc.postgres.session import Connection
 from cdc.postgres.timeline import read_switch_points
@@ -50,3 +50,21 @@ async def follow_timeline(connection: Connection, server: Server, settings: Sett
     metrics.forks.inc()
     log.error("fork_recorded", switch_lsn=format_lsn(switch_lsn), reason=reason, lost_tail_bytes=tail_bytes)
     return True
+
+
+async def check_snapshot(archive: ArchiveSink) -> None:
+    """Raise ChangesLost if the last snapshot is of what the fork left behind: no state of this timeline is known then.
+
+    It is looked at until something is written behind the fork, so that a crash between the two loses nothing.
+    """
+    if archive.tail is None or archive.tail.open_gap is not None:
+        return
+    switch_lsn = await archive.find_lost_snapshot()
+    if switch_lsn is not None:
+        raise ChangesLost(
+            "the archive's last snapshot was lost with the timeline that was left",
+            detail=f"it was made after {format_lsn(switch_lsn)}, where the new timeline begins: a failover came before "
+            "the standby had what the snapshot was made of",
+            hint=REPAIR_HINT,
+            from_lsn=switch_lsn,
+        )

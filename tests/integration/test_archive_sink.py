@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -248,6 +249,23 @@ class TestFencing:
         assert fork is not None
         assert (fork.previous, fork.switch_lsn) == (EPOCH, 300)
         await assert_intact(bucket)
+
+    async def test_a_snapshot_of_the_lost_tail_is_found_until_something_is_written(self, bucket: FaultyBucket) -> None:
+        sink = await opened(bucket)
+        await sink.write_snapshot(150, [], [TURNS])
+        await sink.write(batch(transaction(2), transaction(3)))
+        source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 2))
+        for switch_lsn, lost in ((348, None), (149, 149)):
+            await sink.open()
+            assert await sink.find_lost_snapshot() is None
+            await sink.write_fork(source, switch_lsn, "promoted")
+            assert await sink.find_lost_snapshot() == lost
+            await sink.open()
+            await sink.fence(source)  # as a start does that is killed before it records the gap
+            assert await sink.find_lost_snapshot() == lost
+            source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 3))
+        await sink.write_gap(149, "the snapshot was lost")
+        assert await sink.find_lost_snapshot() is None
 
     async def test_of_two_that_record_a_fork_one_does(self, bucket: FaultyBucket) -> None:
         await opened(bucket)

@@ -40,12 +40,14 @@ class Ledger:
         self.history = histories[-1]
         self.first = self.next = -1
         self.covered_upto = 0
+        self.begins_lsn = 0
         self.writers: list[int] = []
         self.ordinal = 0
         self.kind = ""
         self.gap_open = False
         self.gaps = self.forks = 0
         self.log: list[int] = []
+        self._base_lsn = 0
         self._losses = losses
         self._losses_before = losses()
         self._world = world
@@ -106,6 +108,8 @@ class Ledger:
         self._expect(self.next < 0 or self.gap_open, "P8: a second snapshot, and no gap that says why")
         self._expect(consistent_lsn >= self.covered_upto, "P8: a snapshot of before what is covered")
         self.first = self.next = self.history.count_upto(consistent_lsn)
+        self.begins_lsn = self.begins_lsn or consistent_lsn
+        self._base_lsn = consistent_lsn
         self.gap_open = False
 
     def _gap(self, gap: Any) -> None:
@@ -124,6 +128,8 @@ class Ledger:
         left, entered = self.history, self._histories[timeline - 1]
         self._expect(fork["timeline"] == left.epoch.timeline, f"P8: a fork from {fork['timeline']}")
         switch_lsn = _lsn(fork["switch_lsn"])
+        if self._base_lsn > switch_lsn and not self.gap_open:
+            self._losses_before -= 1  # a snapshot, with the tail
         self._expect(
             entered.ancestors.get(left.epoch.timeline) == switch_lsn,
             f"P8: a fork at {switch_lsn:X}, but timeline {timeline} left others at {entered.ancestors}",

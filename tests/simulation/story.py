@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from cdc.archive.history import Until
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.verify import verify
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
@@ -25,11 +26,13 @@ from tests.simulation.history import Change, History, State, applied
 from tests.simulation.ledger import Ledger
 from tests.simulation.postgres import ModelPostgres, ModelStream
 from tests.simulation.redis import ModelRedis
+from tests.simulation.restored import difference
 from tests.simulation.world import Violation, Weather, World
 
 LIMIT_S = 900.0
 STORM_S = 20.0
 HEALING_S = 240.0
+_MOMENTS = 3
 
 FAULTS = (
     "bucket_refuses", "bucket_unanswered", "bucket_late", "bucket_slow", "bucket_away", "kill", "stop", "duel",
@@ -517,6 +520,22 @@ class _Story:
         read = [t.commit_lsn async for t in ArchiveReader(bucket).transactions(None) if t.last]
         if read != self.ledger.log:
             raise self.world.fail(f"the reader does not give what was archived: {read}, not {self.ledger.log}")
+        await self._check_restores()
+
+    async def _check_restores(self) -> None:
+        """The end, always; moments before, unless they lie before a snapshot that a gap made necessary."""
+        begins_lsn, transactions = self.ledger.begins_lsn, self.server.history.transactions
+        commits = [one.commit_lsn for one in transactions if one.xid and one.commit_lsn >= begins_lsn]
+        moments = [Until(lsn=lsn) for lsn in self.dice.sample(commits, min(_MOMENTS, len(commits)))]
+        for until in (Until(), *moments):
+            was_open = self.ledger.gap_open
+            try:
+                wrong = await difference(self.bucket, self.server.history, until)
+            except (Diverged, Invalid) as error:
+                meant = was_open or self.ledger.gap_open or (self.ledger.gaps and until != Until())
+                wrong = "" if meant else f"{error.message}: {error.detail}"
+            if wrong:
+                raise self.world.fail(f"P4: {wrong}")
 
     def unhandled(self, _loop: object, context: dict[str, Any]) -> None:
         """A callback that failed is a bug; an error that nobody asked for, in a world that ended, is not."""
