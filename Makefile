@@ -3,6 +3,8 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 SERVICES ?= local
+# Tests wait for servers more than they work: three at once keep two cores busy.
+WORKERS ?= 3
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
@@ -28,7 +30,7 @@ demo: $(VENV)/runtime ## everything, live, on embedded servers; ends by itself w
 	@$(BIN)/cdc demo $(DEMO)
 
 test: $(VENV)/dev ## the tests that need nothing but this repository
-	@$(BIN)/python -m pytest --services=$(SERVICES) -n 2 --dist loadgroup tests
+	@$(BIN)/python -m pytest --services=$(SERVICES) -n $(WORKERS) --dist loadgroup tests
 
 check: $(VENV)/dev ## format, lint, types, the floors of the architecture
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

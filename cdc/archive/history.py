@@ -19,7 +19,7 @@ import msgspec
 
 from cdc.archive.bucket import Bucket
 from cdc.archive.encryption import Keys
-from cdc.archive.header import Base, Header, Part, RelationShape, Source
+from cdc.archive.header import Base, Fork, Header, Part, RelationShape, Source
 from cdc.archive.segment import decode_segment, decode_segment_header
 from cdc.archive.series import Series
 from cdc.archive.tail import log_key, read_tail
@@ -75,8 +75,8 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True)
-class Fork:
-    """Where the source left a timeline. Of the transactions from `lost_ordinal` to before `next_ordinal` those were
+class Crossing:
+    """A fork that the way leads across. Of the transactions from `lost_ordinal` to before `next_ordinal` those were
     lost that were not committed before `switch_lsn`.
     """
 
@@ -120,8 +120,8 @@ class History:
     next_ordinal: int
     covered_upto: int
     shapes: dict[str, RelationShape]
-    skipped: list[Interruption | Fork]
-    forks: list[Fork] = field(default_factory=list)
+    skipped: list[Interruption | Crossing]
+    forks: list[Crossing] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list, repr=False)
 
     @property
@@ -209,7 +209,7 @@ async def read_history(bucket: Bucket, until: Until) -> History:
             if not await walk.step(body):
                 break
         else:
-            walk.reach_end()
+            walk.lead_across()
     return walk.finish()
 
 
@@ -226,7 +226,7 @@ class _Walk:
         self._history: History | None = None
         self._series = Series[_Step]()
         self._interruptions: list[Interruption] = []
-        self._fork: Header | None = None
+        self._ahead: list[Header] = []
 
     async def step(self, body: bytes) -> bool:
         """Look at the next object; False if everything after it is past the moment."""
@@ -248,22 +248,25 @@ class _Walk:
     def _look_at_fork(self, header: Header) -> None:
         """A time before anything was committed behind a fork is a time of the old timeline."""
         if header.fork is not None:
-            self.reach_end()
-            self._fork = header
+            self._ahead.append(header)
         if self._until.time_us is None or header.transactions or header.base is not None:
-            self.reach_end()
+            self.lead_across()
 
-    def reach_end(self) -> None:
-        """The moment lies behind what was looked at: a fork that waited for that counts."""
-        header, self._fork, history = self._fork, None, self._history
-        if header is None or header.fork is None or history is None:
-            return
-        switch_lsn, next_ordinal, reason = header.fork.switch_lsn, header.first_ordinal, header.fork.reason
+    def lead_across(self) -> None:
+        """The moment lies behind all that was looked at, so the forks that waited for that count."""
+        ahead, self._ahead = self._ahead, []
+        for header in ahead:
+            if self._history is not None and header.fork is not None:
+                self._cross(self._history, header, header.fork)
+
+    def _cross(self, history: History, header: Header, fork: Fork) -> None:
+        switch_lsn, next_ordinal = fork.switch_lsn, header.first_ordinal
         if history.base.consistent_lsn > switch_lsn:
-            self._interruptions.append(Interruption(header.seq, "fork", switch_lsn, next_ordinal, reason))
+            self._interruptions.append(Interruption(header.seq, "fork", switch_lsn, next_ordinal, fork.reason))
             return
         lost = (step.first_ordinal for step in history.steps if step.changes and step.last_commit_lsn >= switch_lsn)
-        history.forks.append(Fork(header.seq, switch_lsn, min(lost, default=next_ordinal), next_ordinal, reason))
+        lost_ordinal = min(lost, default=next_ordinal)
+        history.forks.append(Crossing(header.seq, switch_lsn, lost_ordinal, next_ordinal, fork.reason))
 
     def finish(self) -> History:
         """The way, now that the moment is reached or the archive has ended."""
@@ -325,7 +328,7 @@ class _Walk:
     def _begin(self, header: Header, base: Base) -> None:
         """Begin with this snapshot: what lay before it does not matter any more."""
         before = self._history
-        skipped: list[Interruption | Fork] = [] if before is None else [*before.skipped, *before.forks]
+        skipped: list[Interruption | Crossing] = [] if before is None else [*before.skipped, *before.forks]
         self._history = History(
             until=self._until,
             archive=header.archive,

@@ -167,6 +167,22 @@ async def test_a_moment_before_the_fork_is_one_of_the_old_timeline(lost: MemoryB
     assert history.forks == []
 
 
+async def test_a_time_between_two_forks_without_a_commit_is_one_of_the_old_timeline() -> None:
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0, [])
+    await sink.write(batch(transaction(1), transaction(2), transaction(3)))
+    await forked(bucket, 248)
+    sink = await forked(bucket, 240)
+    await sink.write(batch(later(3)))
+    history = await read_history(bucket, Until(time_us=transaction(3).commit_time_us))
+    assert lsns(await replayed(bucket, history)) == [1, 2, 3]
+    history = await read_history(bucket, Until(time_us=later(3).commit_time_us))
+    found = [pair async for pair in history.transactions(bucket, 0)]
+    assert [(ordinal, one.commit_lsn) for ordinal, one in found] == [(0, 100), (1, 200), (3, 300)]
+    assert [fork.lost_ordinal for fork in history.forks] == [0, 0]
+
+
 async def test_several_forks_that_lost_nothing_are_one_history() -> None:
     """The archive may be behind the switch point: what lies between was read on the new timeline."""
     bucket = MemoryBucket()
