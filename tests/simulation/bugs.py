@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import cdc.archive.history
 import cdc.archive.sink
 import cdc.service
 from cdc.archive.segment import compress_frame
@@ -178,6 +179,11 @@ def dropped_queue_is_forgotten() -> list[Patch]:
     return [(CacheFeed, "offer", offer)]
 
 
+def lost_tail_is_restored() -> list[Patch]:
+    """A restore leads across a fork, and takes along what the new timeline never had."""
+    return [(cdc.archive.history.History, "_switch_lsn_after", lambda _self, _seq: None)]
+
+
 BUGS: dict[str, Callable[[], list[Patch]]] = {
     bug.__name__: bug
     for bug in (
@@ -193,6 +199,7 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
         abandoned_parts_counted,
         replay_prolongs_life,
         dropped_queue_is_forgotten,
+        lost_tail_is_restored,
     )
 }
 
