@@ -9,7 +9,8 @@ from typing import Self
 class Server(ABC):
     """Started when a `with` begins, closed when it ends.
 
-    `start` and `close` block; `async with` does the same beside the event loop, and closes even when cancelled.
+    `start` and `close` block; `async with` does the same beside the event loop, and closes even when cancelled, also in
+    the middle of the start.
     """
 
     @abstractmethod
@@ -30,7 +31,13 @@ class Server(ABC):
         self.close()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:  # no thread can be stopped: what it starts meanwhile is closed
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self.close)
+            raise
         return self
 
     async def __aexit__(
