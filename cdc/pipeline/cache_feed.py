@@ -207,14 +207,17 @@ class CacheFeed:
                 since = self.queue.since
                 if not since.reached_by(self._sink_position()):
                     return
-                self._held = (since, self.queue.pop(BATCH_BYTES))
+                batch = self.queue.pop(BATCH_BYTES)
                 self._queue_bytes.set(self.queue.nbytes)
-            batch = self._held[1]
-            if len(batch):
-                lsn = await self._sink.write(batch)
+                if len(batch):
+                    self._held = (since, batch)
+            if self._held is not None:
+                lsn = await self._sink.write(self._held[1])
                 metrics.durable_lsn.labels(sink="cache").set(lsn)
+                self._held = None
             elif self._covered_lsn > self._sink_position().lsn:
+                # Only now, while nothing is queued, may the checkpoint go there. If it fails, all is looked at anew.
+                self.queue.wake()
                 await self._sink.advance(self._covered_lsn)
-            self._held = None
             if self.queue.closed and self.queue.empty:
                 return

@@ -47,6 +47,7 @@ class Ledger:
         self.gap_open = False
         self.gaps = self.forks = 0
         self.log: list[int] = []
+        self.base_lost = False
         self._base_lsn = 0
         self._losses = losses
         self._losses_before = losses()
@@ -117,7 +118,7 @@ class Ledger:
         self._drop_parts()
         self._expect(not self.gap_open, "P8: a gap inside a gap")
         self._expect(_lsn(gap["from"]) <= self.covered_upto, "P8: a gap that begins beyond what is covered")
-        self.gap_open = True
+        self.gap_open, self.base_lost = True, False
         self.gaps += 1
         lost = self._losses() - self._losses_before
         self._expect(self.gaps <= lost, f"P8: {self.gaps} gaps are recorded, and {lost} times something was lost")
@@ -130,6 +131,7 @@ class Ledger:
         switch_lsn = _lsn(fork["switch_lsn"])
         if self._base_lsn > switch_lsn and not self.gap_open:
             self._losses_before -= 1  # a snapshot, with the tail
+            self.base_lost = True
         self._expect(
             entered.ancestors.get(left.epoch.timeline) == switch_lsn,
             f"P8: a fork at {switch_lsn:X}, but timeline {timeline} left others at {entered.ancestors}",

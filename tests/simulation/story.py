@@ -506,6 +506,8 @@ class _Story:
         end_lsn = self.server.history.ends[-1] if self.server.history.ends else 0
         if self.ledger.history is not self.server.history or not self.ledger.complete:
             return "the archive is not complete"
+        if self.ledger.base_lost:
+            return "the snapshot was lost with a tail, and no gap says so"
         if self.server.slot is None or self.server.slot.confirmed < end_lsn:
             return "the slot is held (P6)"
         if not self.cache.meta.lsn or self.cache.lsn < end_lsn or self.cache.meta.part:
