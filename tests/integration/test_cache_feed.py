@@ -167,6 +167,21 @@ async def test_an_idle_cache_stands_where_the_archive_is_covered(stage: Stage) -
         await stage.until(lambda: stage.sink.position is not None and stage.sink.position.lsn == 0x5000)
 
 
+async def test_idle_wal_that_a_full_redis_did_not_take_is_no_reason_to_pass_over_what_came_since(stage: Stage) -> None:
+    async with running(stage) as feed:
+        await stage.until(lambda: feed.state is FeedState.LIVE)
+        await stage.redis.config_set("maxmemory", 1)
+        await stage.redis.config_set("maxmemory-policy", "noeviction")
+        try:
+            feed.archive_advanced(0x50, idle=True)
+            await stage.until(lambda: feed.state is FeedState.AWAY)
+            await feed.offer([transaction(1)])
+            feed.archive_advanced(transaction(2).end_lsn, idle=True)
+        finally:
+            await stage.redis.config_set("maxmemory", 0)
+        await stage.until(lambda: stage.has(1000))
+
+
 async def test_a_large_transaction_whose_first_pieces_were_dropped_comes_whole_from_the_archive(stage: Stage) -> None:
     large = pieces(5, 20, of=4, nbytes=1000)
     async with running(stage) as feed:
