@@ -75,19 +75,12 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class Crossing(Interruption):
     """A fork that the way leads across. Of the transactions from `lost_ordinal` to before `next_ordinal` those were
-    lost that were not committed before `switch_lsn`.
+    lost that were not committed before `lsn`, the switch point.
     """
 
-    seq: int
-    switch_lsn: int
     lost_ordinal: int
-    next_ordinal: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"a fork at {format_lsn(self.switch_lsn)} (segment {self.seq}): {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +113,7 @@ class History:
     next_ordinal: int
     covered_upto: int
     shapes: dict[str, RelationShape]
-    skipped: list[Interruption | Crossing]
+    skipped: list[Interruption]
     forks: list[Crossing] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list, repr=False)
 
@@ -149,7 +142,7 @@ class History:
 
     def _switch_lsn_after(self, seq: int) -> int | None:
         """Where the timelines that were left since a segment part from the one that goes on; None: it is the same."""
-        return min((fork.switch_lsn for fork in self.forks if fork.seq > seq), default=None)
+        return min((fork.lsn for fork in self.forks if fork.seq > seq), default=None)
 
     async def chunks(self, bucket: Bucket, first: int = 0) -> AsyncIterator[tuple[int, list[RowChange]]]:
         """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
@@ -266,7 +259,7 @@ class _Walk:
             return
         lost = (step.first_ordinal for step in history.steps if step.changes and step.last_commit_lsn >= switch_lsn)
         lost_ordinal = min(lost, default=next_ordinal)
-        history.forks.append(Crossing(header.seq, switch_lsn, lost_ordinal, next_ordinal, fork.reason))
+        history.forks.append(Crossing(header.seq, "fork", switch_lsn, next_ordinal, fork.reason, lost_ordinal))
 
     def finish(self) -> History:
         """The way, now that the moment is reached or the archive has ended."""
@@ -328,7 +321,7 @@ class _Walk:
     def _begin(self, header: Header, base: Base) -> None:
         """Begin with this snapshot: what lay before it does not matter any more."""
         before = self._history
-        skipped: list[Interruption | Crossing] = [] if before is None else [*before.skipped, *before.forks]
+        skipped: list[Interruption] = [] if before is None else [*before.skipped, *before.forks]
         self._history = History(
             until=self._until,
             archive=header.archive,

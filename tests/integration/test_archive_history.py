@@ -156,7 +156,7 @@ async def test_behind_a_fork_its_lost_tail_never_happened(lost: MemoryBucket, un
     assert lsns([one for _, one in found if one.last]) == there
     of_4 = {one.commit_time_us for _, one in found if one.commit_lsn == 400}
     assert of_4 == ({later(4).commit_time_us} if 4 in there else set())
-    assert [(fork.switch_lsn, fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(348, 0, 5)]
+    assert [(fork.lsn, fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(348, 0, 5)]
     assert "left out: a fork at 0/15C" in "".join(history.remarks())
 
 
