@@ -252,8 +252,9 @@ class Service:
             stack.push_async_callback(archive.close)
             source = source_of(upstream.server, settings, {})
             position = await archive.open()  # 3
-            if archive.tail is not None and archive.tail.source.epoch != source.epoch:
-                self._writer_epoch = 0  # a fork that we record is a fence, too
+            tail = archive.tail
+            if tail is not None and (tail.source.epoch != source.epoch or tail.open_gap is not None):
+                self._writer_epoch = 0  # a fork that we record is a fence, too, and a repair begins with one
             if await follow_timeline(connection, upstream.server, settings, archive):
                 position = await archive.open()
             archive.check_source(source)
