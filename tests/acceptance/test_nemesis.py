@@ -27,7 +27,7 @@ def directory(server_dir: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_a_short_haunting_breaks_no_promise(directory: Path) -> None:
-    result = play_apart(6, SECONDS, directory)
+    result = play_apart(6, SECONDS, directory / "6")
     assert result.findings == []
     assert sum(result.faults.values()) > 3
     assert result.figures["transactions"] > 50
