@@ -1,5 +1,6 @@
 """What the runbook plans, done as it says: a major upgrade of Postgres, and new credentials."""
 
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def pg_upgrade(old: PostgresServer, new: PostgresServer) -> None:
     identity = find_postgres(programs).identity
     run([str(programs / "pg_checksums"), "--disable", "-D", str(new.data_dir)], identity)
     directories = ["-b", str(old.bin_dir), "-B", str(programs), "-d", str(old.data_dir), "-D", str(new.data_dir)]
-    run([str(programs / "pg_upgrade"), *directories, "-U", "postgres", "-s", str(home)], identity, timeout_s=300)
+    with chdir(home):  # where it leaves the script that deletes the old cluster
+        run([str(programs / "pg_upgrade"), *directories, "-U", "postgres", "-s", str(home)], identity, timeout_s=300)
+    assert (home / "delete_old_cluster.sh").exists()
 
 
 def test_a_major_upgrade_ends_one_archive_and_begins_the_next(make_postgres: MakePostgres, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""What the documents say about the code is there."""
+"""What the documents say about the code is there, and the top level holds nothing else."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -13,8 +14,20 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
+TOP_LEVEL = {".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "Makefile", "README.md", "cdc", "deploy", "docs"}
+TOP_LEVEL |= {"pyproject.toml", "requirements-dev.lock", "requirements.lock", "setup.py", "sql", "tests"}
+
+
 def names(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_the_top_level_holds_only_what_is_conventional() -> None:
+    """What a program left in the working directory was committed once."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git repository")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} == TOP_LEVEL
 
 
 def test_the_readme_is_short() -> None:
