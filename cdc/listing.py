@@ -6,9 +6,9 @@ from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import Fork, Repair, header_facts
+from cdc.archive.object_key import log_key
 from cdc.archive.prover import Prover, Proving
 from cdc.archive.reader import SegmentFacts, cat_lines, list_segments
-from cdc.archive.tail import log_key
 from cdc.archive.verify import Break
 from cdc.change import format_time
 from cdc.config import ArchiveSettings

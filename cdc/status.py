@@ -17,9 +17,10 @@ from typing import Any
 from cdc import slots
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import Gap
+from cdc.archive.object_key import log_key
 from cdc.archive.proof import Proof, Proofs, Trial, only_of, read_proofs
 from cdc.archive.segment import decode_segment_header
-from cdc.archive.tail import Tail, log_key, read_tail
+from cdc.archive.tail import Tail, read_tail
 from cdc.cache.server import Checkpoint, read_cache_server
 from cdc.change import format_time
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings

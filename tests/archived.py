@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Source
+from cdc.archive.header import Chunk, Source
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.sink import ArchiveSink
 from cdc.change import Batch, Change, Column, LogicalMessage, Relation, RowChange, Transaction, Truncate
@@ -125,6 +125,12 @@ def facts_of_relation(relation: Relation) -> tuple[Any, ...]:
 async def in_batches(rows: Sequence[Row], size: int) -> AsyncIterator[list[Row]]:
     for at in range(0, len(rows), size):
         yield list(rows[at : at + size])
+
+
+async def write_chunk(sink: ArchiveSink, relation: Relation, rows: Sequence[Row], consistent_lsn: int) -> Chunk:
+    """Archive some rows of a snapshot as one object."""
+    [chunk] = await sink.write_base(relation, in_batches(rows, len(rows)), consistent_lsn)
+    return chunk
 
 
 def batch(*transactions: Transaction) -> Batch:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
-from cdc.errors import CdcError, Invalid, Unavailable
+from cdc.errors import CdcError, DataError, Invalid, Unavailable
 
 PROBE_KEY = "probe/conditional-put"
 
@@ -86,6 +86,18 @@ def _open(settings: ArchiveSettings) -> Bucket:
         region=settings.region,
         put_timeout_s=settings.put_timeout_s,
     )
+
+
+async def read_object(bucket: Bucket, key: str) -> bytes:
+    """An object that must be there. Raises DataError if it is not."""
+    return required(await bucket.get(key), key)
+
+
+def required(body: bytes | None, key: str) -> bytes:
+    """What `get` returned of an object that must be there. Raises DataError if it is not."""
+    if body is None:
+        raise DataError(f"{key} is missing from the archive", hint="cdc archive verify")
+    return body
 
 
 async def prove_conditional_put(bucket: Bucket) -> None:

@@ -17,12 +17,13 @@ from hashlib import sha256
 
 import msgspec
 
-from cdc.archive.bucket import Bucket
+from cdc.archive.bucket import Bucket, required
 from cdc.archive.encryption import Keys
 from cdc.archive.header import Base, Fork, Header, Part, RelationShape, Source
+from cdc.archive.object_key import log_key
 from cdc.archive.segment import decode_segment, decode_segment_header
 from cdc.archive.series import Series
-from cdc.archive.tail import log_key, read_tail
+from cdc.archive.tail import read_tail
 from cdc.archive.unlocked import keys_of
 from cdc.archive.verify import read_ahead
 from cdc.change import RowChange, Transaction, format_time, parse_time
@@ -197,9 +198,7 @@ async def read_history(bucket: Bucket, until: Until) -> History:
     # One number after another, which the tail's search has shown to be there.
     async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(tail.seq + 1)])) as objects:
         async for key, body in objects:
-            if body is None:
-                raise DataError(f"{key} is missing from the archive", hint="cdc archive verify")
-            if not await walk.step(body):
+            if not await walk.step(required(body, key)):
                 break
         else:
             walk.lead_across()

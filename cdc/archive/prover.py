@@ -21,9 +21,9 @@ from hashlib import sha256
 
 from cdc.archive.bucket import Bucket
 from cdc.archive.header import Fork, Gap, Header, decode_repair, encode_repair
+from cdc.archive.object_key import log_key
 from cdc.archive.proof import VERIFY_KEY, ForkNote, GapNote, Proof, Proved, read_proof, write_proof
 from cdc.archive.segment import decode_segment_header
-from cdc.archive.tail import log_key
 from cdc.archive.unlocked import UnlockedBucket, keys_of
 from cdc.archive.verify import Audit, Break, Finding, Progress, Report, verify
 from cdc.change import format_time, parse_time

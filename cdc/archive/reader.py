@@ -15,8 +15,9 @@ import msgspec
 
 from cdc.archive.bucket import Bucket
 from cdc.archive.header import Header
+from cdc.archive.object_key import log_key
 from cdc.archive.segment import Segment, decode_segment, decode_segment_header
-from cdc.archive.tail import Tail, find_last_seq, log_key, read_tail
+from cdc.archive.tail import Tail, find_last_seq, read_tail
 from cdc.archive.unlocked import keys_of
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved

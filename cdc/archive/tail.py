@@ -1,4 +1,4 @@
-"""Where an archive stands: its keys, and how its last segment is found and checked.
+"""Where an archive stands: how its last segment is found and checked, and whose history it tells.
 
 Keys are dense: segment n exists only if all before it do. So the last one is found by asking for single keys, first
 from where the hint points (which is never trusted), then in doubling steps, then by halving. The tail's header says
@@ -8,28 +8,13 @@ all that a writer must know, because every header does.
 from dataclasses import dataclass
 from hashlib import sha256
 
-import msgspec
-
-from cdc.archive.bucket import Bucket
+from cdc.archive.bucket import Bucket, read_object
 from cdc.archive.header import Header, Source
+from cdc.archive.hint import read_hint
+from cdc.archive.object_key import LOG, log_key, seq_of
 from cdc.archive.segment import Segment, inspect_segment
 from cdc.archive.unlocked import keys_of
-from cdc.errors import DataError
-
-LOG = "log/"
-BASE = "base/"
-HINT_KEY = "hint.json"
-SUFFIX = ".ndjson.zst"
-
-
-def log_key(seq: int) -> str:
-    return f"{LOG}{seq:016d}{SUFFIX}"
-
-
-def seq_of(key: str) -> int | None:
-    """The segment number in a log key; None if it is not one."""
-    digits = key.removeprefix(LOG).removesuffix(SUFFIX)
-    return int(digits) if digits.isdecimal() and log_key(int(digits)) == key else None
+from cdc.errors import DataError, Diverged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +62,7 @@ async def read_tail(bucket: Bucket) -> Tail | None:
 
 async def check_tail(bucket: Bucket, seq: int) -> Tail:
     """Read segment `seq`, check it against the one before, and say where the archive stands after it."""
-    body, previous = await _get(bucket, seq), None if seq == 0 else await _get(bucket, seq - 1)
+    body, previous = await read_segment(bucket, seq), None if seq == 0 else await read_segment(bucket, seq - 1)
     found = inspect_segment(body, keys_of(bucket))
     header = found.header if isinstance(found, Segment) else found
     expected = None if previous is None else sha256(previous).hexdigest()
@@ -91,16 +76,14 @@ async def check_tail(bucket: Bucket, seq: int) -> Tail:
     return tail_of(header, sha256(body).hexdigest())
 
 
-async def _get(bucket: Bucket, seq: int) -> bytes:
-    body = await bucket.get(log_key(seq))
-    if body is None:
-        raise DataError(f"segment {seq} is missing from the archive {bucket.url}", hint="cdc archive verify")
-    return body
+async def read_segment(bucket: Bucket, seq: int) -> bytes:
+    """Raises DataError if it is not there."""
+    return await read_object(bucket, log_key(seq))
 
 
 async def find_last_seq(bucket: Bucket) -> int | None:
     """The number of the last segment, or None for an empty archive. Raises DataError for a hole."""
-    hinted = await _read_hint(bucket)
+    hinted = await read_hint(bucket)
     start = hinted if hinted is not None and await _exists(bucket, hinted) else -1
     while True:
         last = await _probe_forward(bucket, start)
@@ -143,18 +126,28 @@ async def _exists(bucket: Bucket, seq: int) -> bool:
     return await bucket.head(log_key(seq)) is not None
 
 
-class _Hint(msgspec.Struct):
-    seq: int
+def check_source(url: str, archived: Source, source: Source) -> None:
+    """Raise Diverged unless `source` is the database, on the timeline, that the archive at `url` tells of."""
+    if archived.epoch.system_identifier != source.epoch.system_identifier:
+        raise Diverged(
+            f"the archive {url} tells the history of another cluster",
+            detail=_contrast("system identifier", archived.epoch.system_identifier, source.epoch.system_identifier),
+            hint="set archive.url to an empty prefix for this cluster, or postgres.dsn to the archived one",
+        )
+    if archived.database != source.database:
+        raise Diverged(
+            f"the archive {url} tells the history of another database",
+            detail=_contrast("database", archived.database, source.database),
+            hint="set archive.url to an empty prefix for this database, or postgres.dsn to the archived one",
+        )
+    if archived.epoch.timeline != source.epoch.timeline:
+        raise Diverged(
+            f"the source is no longer on the timeline that the archive {url} tells of",
+            detail=_contrast("timeline", archived.epoch.timeline, source.epoch.timeline)
+            + " A failover or a point-in-time recovery has taken place; positions before and after cannot be compared.",
+            hint="set archive.url to an empty prefix, and keep the old archive as the history before the switch",
+        )
 
 
-def encode_hint(seq: int) -> bytes:
-    return msgspec.json.encode(_Hint(seq)) + b"\n"
-
-
-async def _read_hint(bucket: Bucket) -> int | None:
-    body = await bucket.get(HINT_KEY)
-    try:
-        seq = None if body is None else msgspec.json.decode(body, type=_Hint).seq
-    except (msgspec.MsgspecError, ValueError):
-        return None
-    return seq if seq is not None and 0 <= seq < 10**16 else None
+def _contrast(what: str, archived: object, source: object) -> str:
+    return f"The archive's {what} is {archived}, the source's {source}."

@@ -22,8 +22,8 @@ from hashlib import sha256
 from cdc.archive.bucket import Bucket
 from cdc.archive.encryption import NO_KEYS, Keys
 from cdc.archive.header import Base, Chunk, Fork, Gap, Header, Repair
+from cdc.archive.object_key import BASE, LOG, log_key, seq_of
 from cdc.archive.segment import Segment, inspect_segment
-from cdc.archive.tail import BASE, LOG, log_key, seq_of
 from cdc.archive.unlocked import keys_of
 from cdc.change import Transaction
 from cdc.errors import DataError

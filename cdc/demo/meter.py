@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdc.archive.header import Header
+from cdc.archive.object_key import log_key
 from cdc.archive.segment import decode_segment
-from cdc.archive.tail import log_key
 from cdc.cache.reader import CacheReader
 from cdc.demo.workload import Commit
 

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from cdc.archive.bucket import Bucket
+from cdc.archive.bucket import Bucket, read_object
 from cdc.archive.reader import ArchiveReader
 from cdc.archive.segment import decode_segment
 from cdc.archive.verify import verify
 from cdc.cache.reader import CacheReader
-from cdc.change import RowChange
 from cdc.config import Projection
 from cdc.demo.expectation import Expectation, expectations
 from cdc.demo.replay import Key, Replay, compare, key_of
 from cdc.demo.workload import Tally
-from cdc.errors import CdcError, DataError
+from cdc.errors import CdcError
 from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.session import Connection
 from cdc.row import Row
@@ -89,17 +88,10 @@ async def replay_archive(bucket: Bucket) -> Replay:
     replay, reader = Replay(), ArchiveReader(bucket)
     async for segment in reader.segments():
         for chunk in segment.header.base.chunks if segment.header.base else ():
-            replay.begin_with(await _read_chunk(bucket, chunk.key))
+            replay.begin_with(decode_segment(await read_object(bucket, chunk.key)).rows())
     async for transaction in reader.transactions(None):
         replay.apply(transaction)
     return replay
-
-
-async def _read_chunk(bucket: Bucket, key: str) -> list[RowChange]:
-    body = await bucket.get(key)
-    if body is None:
-        raise DataError(f"{key} is missing from the archive")
-    return decode_segment(body).rows()
 
 
 def check_transactions(replay: Replay, tally: Tally) -> Check:

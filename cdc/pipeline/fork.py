@@ -11,6 +11,7 @@ earlier timeline, or on one that left before the archived one began, stays a per
 import structlog
 
 from cdc import metrics
+from cdc.archive.lookback import find_lost_snapshot
 from cdc.archive.sink import ArchiveSink
 from cdc.config import Settings
 from cdc.crash import crash_point
@@ -57,9 +58,10 @@ async def check_snapshot(archive: ArchiveSink) -> None:
 
     It is looked at until something is written behind the fork, so that a crash between the two loses nothing.
     """
-    if archive.tail is None or archive.tail.open_gap is not None:
+    tail = archive.tail
+    if tail is None or tail.open_gap is not None:
         return
-    switch_lsn = await archive.find_lost_snapshot()
+    switch_lsn = await find_lost_snapshot(archive.bucket, tail)
     if switch_lsn is not None:
         raise ChangesLost(
             "the archive's last snapshot was lost with the timeline that was left",

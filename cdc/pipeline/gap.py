@@ -15,6 +15,7 @@ import structlog
 
 from cdc.archive.across import Across
 from cdc.archive.header import Source
+from cdc.archive.lookback import read_last_look
 from cdc.archive.sink import ArchiveSink
 from cdc.archive.tail import Tail
 from cdc.config import Settings
@@ -148,7 +149,8 @@ async def check_tables(
     absent = {name: oid for name, oid in known.items() if oid not in published}
     fate = await read_fate(connection, absent) if absent else {}
     if fate:
-        since_lsn = await archive.read_last_look() if since_lsn is None else since_lsn
+        if since_lsn is None:
+            since_lsn = await read_last_look(archive.bucket, archive.tail) if archive.tail is not None else 0
         raise ChangesLost(
             "changes of a table are not in the stream: " + "; ".join(f"{name} {what}" for name, what in fate.items()),
             detail=f"it was published at {format_lsn(since_lsn)}; its rows that were written since then may be missing",

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from cdc.archive.across import Across
 from cdc.archive.header import Repair, Tally
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import log_key
 from cdc.archive.runs import Sorter
 from cdc.archive.segment import decode_segment
 from cdc.archive.sink import ArchiveSink
-from cdc.archive.tail import log_key
 from cdc.archive.verify import verify
 from cdc.change import Change, Column, Relation, RowChange, Transaction, Truncate
 from cdc.metrics import REGISTRY

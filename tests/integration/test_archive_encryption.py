@@ -14,11 +14,11 @@ from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.encryption import Keys, Sealed, generate_key
 from cdc.archive.history import Until, read_history
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import log_key
 from cdc.archive.prover import Prover
 from cdc.archive.reader import cat_lines, list_segments
 from cdc.archive.segment import decode_segment
 from cdc.archive.sink import ArchiveSink
-from cdc.archive.tail import log_key
 from cdc.archive.unlocked import UnlockedBucket
 from cdc.archive.verify import Report, verify
 from cdc.errors import Unavailable

@@ -7,8 +7,8 @@ import pytest
 
 from cdc.archive.history import History, Until, read_history
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import log_key
 from cdc.archive.sink import ArchiveSink
-from cdc.archive.tail import log_key
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Invalid
 from cdc.row import Row

@@ -12,13 +12,13 @@ import pytest
 from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.directory import DirectoryBucket
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import log_key
 from cdc.archive.proof import VERIFY_KEY, Proof, read_proof
 from cdc.archive.prover import Prover, Proving
 from cdc.archive.sink import ArchiveSink
-from cdc.archive.tail import log_key
 from cdc.archive.verify import verify
 from cdc.errors import Invalid, Unavailable
-from tests.archived import OUTBOX, SOURCE, batch, opened, pieces, settings, transaction
+from tests.archived import OUTBOX, SOURCE, batch, opened, pieces, settings, transaction, write_chunk
 from tests.s3 import S3Server
 
 
@@ -28,7 +28,7 @@ async def write(sink: ArchiveSink, *numbers: int) -> None:
 
 
 async def take_snapshot(sink: ArchiveSink, lsn: int) -> None:
-    chunks = [await sink.write_base_chunk(OUTBOX, [[b"%d" % row] for row in range(5)], lsn) for _ in range(2)]
+    chunks = [await write_chunk(sink, OUTBOX, [[b"%d" % row] for row in range(5)], lsn) for _ in range(2)]
     await sink.write_snapshot(lsn, chunks, [OUTBOX])
 
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import HINT_KEY, log_key
 from cdc.archive.reader import ArchiveReader, cat_lines, list_segments
-from cdc.archive.tail import HINT_KEY, log_key
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
 from cdc.sink import Epoch, Position

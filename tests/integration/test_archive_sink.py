@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cdc.archive.bucket import AlreadyExists
 from cdc.archive.header import Header, Source
+from cdc.archive.hint import encode_hint
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import HINT_KEY, log_key
 from cdc.archive.segment import decode_segment, decode_segment_header
 from cdc.archive.sink import ArchiveSink
-from cdc.archive.tail import HINT_KEY, encode_hint, find_last_seq, log_key
+from cdc.archive.tail import find_last_seq
 from cdc.archive.verify import verify
 from cdc.change import Column, LogicalMessage, Relation, Transaction
 from cdc.errors import DataError, Diverged, Fenced, Moved, Unavailable
@@ -35,6 +36,7 @@ from tests.archived import (
     settings,
     transaction,
     with_changes,
+    write_chunk,
 )
 
 
@@ -249,23 +251,6 @@ class TestFencing:
         assert fork is not None
         assert (fork.previous, fork.switch_lsn) == (EPOCH, 300)
         await assert_intact(bucket)
-
-    async def test_a_snapshot_of_the_lost_tail_is_found_until_something_is_written(self, bucket: FaultyBucket) -> None:
-        sink = await opened(bucket)
-        await sink.write_snapshot(150, [], [TURNS])
-        await sink.write(batch(transaction(2), transaction(3)))
-        source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 2))
-        for switch_lsn, lost in ((348, None), (149, 149)):
-            await sink.open()
-            assert await sink.find_lost_snapshot() is None
-            await sink.write_fork(source, switch_lsn, "promoted")
-            assert await sink.find_lost_snapshot() == lost
-            await sink.open()
-            await sink.fence(source)  # as a start does that is killed before it records the gap
-            assert await sink.find_lost_snapshot() == lost
-            source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 3))
-        await sink.write_gap(149, "the snapshot was lost")
-        assert await sink.find_lost_snapshot() is None
 
     async def test_of_two_that_record_a_fork_one_does(self, bucket: FaultyBucket) -> None:
         await opened(bucket)
@@ -501,7 +486,7 @@ class TestTrouble:
         await assert_intact(bucket)
 
     async def test_a_hint_is_left_now_and_then(self, bucket: FaultyBucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cdc.archive.sink._HINT_INTERVAL_S", 0.0)
+        monkeypatch.setattr("cdc.archive.hint._INTERVAL_S", 0.0)
         sink = await opened(bucket)
         for number in range(1, 40):
             await sink.write(batch(transaction(number)))
@@ -528,8 +513,8 @@ class TestBackfill:
             [b"%d" % number, b"\xff" if number == 3 else b"x", b"1", b"{}", b"t"] for number in range(10)
         ]
         chunks = [
-            await sink.write_base_chunk(TURNS, rows[:4], 300),
-            await sink.write_base_chunk(TURNS, rows[4:], 300),
+            await write_chunk(sink, TURNS, rows[:4], 300),
+            await write_chunk(sink, TURNS, rows[4:], 300),
             *await sink.write_base(OUTBOX, in_batches([[b"1"], [b"2"]], 1), 300),
         ]
         assert await ArchiveSink(bucket, settings()).open() is None
@@ -559,9 +544,9 @@ class TestBackfill:
 
     async def test_a_backfill_started_over_leaves_the_first_try_aside(self, bucket: FaultyBucket) -> None:
         sink = await opened(bucket)
-        await sink.write_base_chunk(OUTBOX, [[b"1"]], 300)
+        await write_chunk(sink, OUTBOX, [[b"1"]], 300)
         sink = await opened(bucket)
-        chunk = await sink.write_base_chunk(OUTBOX, [[b"1"], [b"2"]], 400)
+        chunk = await write_chunk(sink, OUTBOX, [[b"1"], [b"2"]], 400)
         await sink.write_snapshot(400, [chunk], [OUTBOX])
         report = await verify(bucket)
         assert (report.findings, report.base_rows, report.uncommitted_chunks) == ([], 2, 1)
@@ -574,7 +559,7 @@ class TestBackfill:
     async def test_names_that_could_break_a_path_do_not(self, bucket: FaultyBucket) -> None:
 
         odd = Relation(1, "../a", "b/c.d größe", "d", [Column("id", "int8", 20, -1, True)])
-        chunk = await (await opened(bucket)).write_base_chunk(odd, [[b"1"]], 300)
+        chunk = await write_chunk(await opened(bucket), odd, [[b"1"]], 300)
         assert chunk.key == "base/0000000000000001/%2E%2E%2Fa.b%2Fc%2Ed%20größe/00000000.ndjson.zst"
 
     async def test_a_gap_is_recorded(self, bucket: FaultyBucket) -> None:
@@ -595,19 +580,6 @@ class TestBackfill:
         assert sink.tail.open_gap is None
         assert (await verify(bucket)).gaps[0].closed_lsn == 900
         await assert_intact(bucket)
-
-    @pytest.mark.parametrize("segments", [3, 100])
-    async def test_where_a_writer_last_looked_is_found_from_near_and_far(
-        self, bucket: FaultyBucket, segments: int
-    ) -> None:
-        await (await opened(bucket)).write(batch(transaction(1)))
-        sink = await opened(bucket)
-        assert await sink.read_last_look() == transaction(1).end_lsn
-        for number in range(2, segments):
-            await sink.write(batch(transaction(number)))
-        assert await sink.read_last_look() == transaction(1).end_lsn
-        covered = await sink.write_coverage(transaction(segments).end_lsn)
-        assert await sink.read_last_look() == covered
 
     async def test_changes_behind_an_open_gap_are_found(self, bucket: FaultyBucket) -> None:
         sink = await opened(bucket)

@@ -8,10 +8,10 @@ import pytest
 
 from cdc.archive.header import Header
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import log_key
 from cdc.archive.segment import decode_segment, encode_segment
-from cdc.archive.tail import log_key
 from cdc.archive.verify import Report, verify
-from tests.archived import OUTBOX, batch, opened, pieces, transaction
+from tests.archived import OUTBOX, batch, opened, pieces, transaction, write_chunk
 
 SEGMENTS = 11
 
@@ -21,7 +21,7 @@ async def bucket() -> MemoryBucket:
     """0 fence, 1 snapshot, 2 to 5 data of three transactions each, 6 to 8 parts, 9 data, 10 coverage."""
     bucket = MemoryBucket()
     sink = await opened(bucket)
-    chunks = [await sink.write_base_chunk(OUTBOX, [[b"%d" % row] for row in range(5)], 50) for _ in range(2)]
+    chunks = [await write_chunk(sink, OUTBOX, [[b"%d" % row] for row in range(5)], 50) for _ in range(2)]
     await sink.write_snapshot(50, chunks, [OUTBOX])
     for number in range(1, 13, 3):
         await sink.write(batch(*(transaction(n, 2) for n in range(number, number + 3))))

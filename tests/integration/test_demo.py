@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from cdc.archive.bucket import open_bucket
-from cdc.archive.tail import log_key
+from cdc.archive.object_key import log_key
 from cdc.cache.reader import CacheReader
 from cdc.demo import stage as stages
 from cdc.demo.meter import CacheMeter

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from cdc.archive.bucket import PROBE_KEY, AlreadyExists
-from cdc.archive.tail import seq_of
+from cdc.archive.object_key import seq_of
 from cdc.errors import Unavailable
 from tests.simulation.clock import LIFE, Life
 from tests.simulation.world import Weather, World

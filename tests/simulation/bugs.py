@@ -12,6 +12,7 @@ from unittest import mock
 import cdc.archive.history
 import cdc.archive.sink
 import cdc.service
+from cdc.archive.puts import Puts
 from cdc.archive.segment import compress_frame
 from cdc.archive.sink import ArchiveSink
 from cdc.archive.tail import read_tail
@@ -29,47 +30,47 @@ Patch = tuple[Any, str, Any]
 def taken_is_success() -> list[Patch]:
     """A 412 is taken for our own earlier attempt, without comparing bytes."""
 
-    async def compare(_self: ArchiveSink, _key: str, _body: bytes) -> bool:
+    async def compare(_self: Puts, _key: str, _body: bytes) -> bool:
         return True
 
-    return [(ArchiveSink, "_compare", compare)]
+    return [(Puts, "_compare", compare)]
 
 
 def retry_with_other_bytes() -> list[Patch]:
     """Every attempt makes the segment's bytes anew: the same lines, other bytes."""
-    settled = ArchiveSink._settled
+    settled = Puts._settled
 
-    async def put(self: ArchiveSink, key: str, body: bytes) -> None:
+    async def settle(self: Puts, key: str, body: bytes) -> None:
         while not await settled(self, key, body):
             body += compress_frame(b"", 1)
             await asyncio.sleep(self._pause_s(1))
 
-    return [(ArchiveSink, "_put", put)]
+    return [(Puts, "settle", settle)]
 
 
 def two_puts_in_flight() -> list[Patch]:
     """The segments of one batch are PUT side by side; all are waited for."""
-    put, write = ArchiveSink._put, ArchiveSink.write
+    settle, write = Puts.settle, ArchiveSink.write
 
-    async def put_aside(self: Any, key: str, body: bytes) -> None:
+    async def settle_aside(self: Any, key: str, body: bytes) -> None:
         flying = getattr(self, "flying", None)
         if flying is None:
-            await put(self, key, body)
+            await settle(self, key, body)
             return
-        flying.append(asyncio.create_task(put(self, key, body)))
+        flying.append(asyncio.create_task(settle(self, key, body)))
         if len(flying) > 1:
             await flying.pop(0)
 
     async def write_all(self: Any, batch: Batch) -> int:
-        self.flying = []
+        self._puts.flying = []
         try:
             lsn = await write(self, batch)
-            await asyncio.gather(*self.flying)
+            await asyncio.gather(*self._puts.flying)
         finally:
-            self.flying = None
+            self._puts.flying = None
         return lsn
 
-    return [(ArchiveSink, "_put", put_aside), (ArchiveSink, "write", write_all)]
+    return [(Puts, "settle", settle_aside), (ArchiveSink, "write", write_all)]
 
 
 def no_epoch() -> list[Patch]:
@@ -78,7 +79,7 @@ def no_epoch() -> list[Patch]:
     async def follow(*_: object) -> bool:
         return False
 
-    return [(cdc.archive.sink, "_check_identity", lambda *_: None), (cdc.service, "follow_timeline", follow)]
+    return [(cdc.archive.sink, "check_source", lambda *_: None), (cdc.service, "follow_timeline", follow)]
 
 
 def keepalive_acknowledged_early() -> list[Patch]:

@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 
 from cdc.archive.bucket import Bucket
 from cdc.archive.memory import MemoryBucket
+from cdc.archive.object_key import BASE, LOG
 from cdc.archive.reader import ArchiveReader, cat_lines
 from cdc.archive.segment import decode_segment, decode_segment_header
-from cdc.archive.tail import BASE, LOG, read_tail
+from cdc.archive.tail import read_tail
 from cdc.archive.verify import verify
 from cdc.change import RowChange, Transaction
 from cdc.errors import DataError
 from cdc.pgoutput.assembler import Assembler
 from cdc.pgoutput.frames import PAYLOAD_BEGIN
 from cdc.row import Value
-from tests.archived import OUTBOX, archived, batch, facts, opened, pieces, transaction, with_changes
+from tests.archived import OUTBOX, archived, batch, facts, opened, pieces, transaction, with_changes, write_chunk
 from tests.unit.test_pgoutput_golden import PRIMARY_KEYS, VERSIONS, frames
 from tests.unit.test_segment import DAMAGED, SOME, encode
 
@@ -192,7 +193,7 @@ def intact() -> dict[str, bytes]:
 
 async def _fill(bucket: MemoryBucket) -> None:
     sink = await opened(bucket)
-    chunks = [await sink.write_base_chunk(OUTBOX, [[b"%d" % row] for row in range(5)], 50) for _ in range(2)]
+    chunks = [await write_chunk(sink, OUTBOX, [[b"%d" % row] for row in range(5)], 50) for _ in range(2)]
     await sink.write_snapshot(50, chunks, [OUTBOX])
     await sink.write(batch(*(transaction(number, 2) for number in range(1, 4))))
     for piece in pieces(4, 6, of=3):
