@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import Fork, Repair, header_facts
+from cdc.archive.header import Fork, Repair
+from cdc.archive.header_line import header_facts
 from cdc.archive.object_key import log_key
 from cdc.archive.prover import Prover, Proving
 from cdc.archive.reader import SegmentFacts, cat_lines, list_segments

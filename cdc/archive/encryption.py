@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from cdc.archive.header import Encryption, Header, WrappedKey, encode_header
+from cdc.archive.header import Encryption, Header, WrappedKey
+from cdc.archive.header_line import encode_header
 from cdc.errors import DataError, Invalid
 from cdc.recipient import PRIVATE, PUBLIC, decode_identity, decode_key, encode_key, key_id
 

@@ -19,7 +19,7 @@ import structlog
 
 from cdc import metrics
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import RepairNote
+from cdc.archive.header_line import RepairNote
 from cdc.change import format_time, parse_time
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn, parse_lsn

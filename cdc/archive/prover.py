@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from cdc.archive.bucket import Bucket
-from cdc.archive.header import Fork, Gap, Header, decode_repair, encode_repair
+from cdc.archive.header import Fork, Gap, Header
+from cdc.archive.header_line import decode_repair, encode_repair
 from cdc.archive.object_key import log_key
 from cdc.archive.proof import VERIFY_KEY, ForkNote, GapNote, Proof, Proved, read_proof, write_proof
 from cdc.archive.segment import decode_segment_header

@@ -20,7 +20,8 @@ import msgspec
 import zstandard
 
 from cdc.archive.encryption import NO_KEYS, Keys, no_key_for, sealed_frames, unseal
-from cdc.archive.header import Header, decode_header, encode_header, relation_of
+from cdc.archive.header import Header, relation_of
+from cdc.archive.header_line import decode_header, encode_header
 from cdc.change import (
     DELETE,
     READ,

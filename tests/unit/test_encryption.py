@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cdc.archive.encryption import NO_KEYS, Keys, Recipients, Sealed, generate_key
-from cdc.archive.header import Header, Writer, decode_header, encode_header
+from cdc.archive.header import Header, Writer
+from cdc.archive.header_line import decode_header, encode_header
 from cdc.archive.lines import Encoder
 from cdc.archive.segment import (
     Segment,

@@ -11,19 +11,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdc.archive.header import (
-    Base,
-    Chunk,
-    Fork,
-    Gap,
-    Header,
-    Part,
-    Source,
-    Writer,
-    decode_header,
-    encode_header,
-    shapes_by_name,
-)
+from cdc.archive.header import Base, Chunk, Fork, Gap, Header, Part, Source, Writer, shapes_by_name
+from cdc.archive.header_line import decode_header, encode_header
 from cdc.archive.lines import Encoder
 from cdc.archive.segment import Segment, compress_frame, decode_segment, decode_segment_header, encode_segment
 from cdc.change import Change, Column, LogicalMessage, Relation, RowChange, Transaction, Truncate
