@@ -21,7 +21,7 @@ from cdc.archive.object_key import log_key
 from cdc.archive.proof import Proof, Proofs, Trial, only_of, read_proofs
 from cdc.archive.segment import decode_segment_header
 from cdc.archive.tail import Tail, read_tail
-from cdc.cache.server import Checkpoint, read_cache_server
+from cdc.cache.server import Reached, read_cache_server
 from cdc.change import format_time
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.doctor import one_line
@@ -68,7 +68,7 @@ class CacheStatus:
     """`checkpoint` is None while the cache is empty or being warmed."""
 
     configured: bool
-    checkpoint: Checkpoint | None = None
+    checkpoint: Reached | None = None
     error: CdcError | None = None
 
 

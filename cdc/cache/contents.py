@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
-from cdc.cache.projection import META_KEY, Template
+from cdc.cache.projection import Template
 from cdc.config import CacheSettings
 from cdc.errors import Invalid
 

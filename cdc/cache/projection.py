@@ -27,18 +27,16 @@ row's; a delete then cannot reach its keys, and its table is named in `Plan.unre
 
 import re
 from collections.abc import Sequence
-from typing import Final
 
 import orjson
 
+from cdc.cache.checkpoint import META_KEY
 from cdc.cache.order import is_time, order_kind, score_of_type, time_us
 from cdc.cache.plan import Identity, LatestShape, Plan
 from cdc.change import UPDATE, Relation, RowChange, Transaction, Truncate
 from cdc.config import HistoryProjection, LatestProjection, Projection, RowProjection
 from cdc.errors import Invalid
 from cdc.row import ABSENT, Row, Value
-
-META_KEY: Final = b"cdc:meta"
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _GLOB_SPECIAL = re.compile(rb"([*?\[\]\\^])")

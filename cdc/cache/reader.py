@@ -1,7 +1,7 @@
 """Reading the cache as any reader does, with plain commands: for `cdc demo` and for tests. Nothing is written here."""
 
+from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
-from cdc.cache.server import META_KEY
 from cdc.config import CacheSettings
 from cdc.lsn import parse_lsn
 
@@ -28,7 +28,7 @@ class CacheReader:
     async def keys(self) -> set[str]:
         """All keys but the checkpoint, in one blocking command: not for a large cache in use."""
         keys: list[bytes] = await self._connection.call(b"KEYS", b"*")
-        return {key.decode() for key in keys} - {META_KEY}
+        return {key.decode() for key in keys} - {META_KEY.decode()}
 
     async def count(self) -> int:
         """How many keys there are, the checkpoint included."""
@@ -36,7 +36,7 @@ class CacheReader:
 
     async def lsn(self) -> int:
         """Up to where the cache says it is complete; 0 if it does not."""
-        text: bytes | None = await self._connection.call(b"HGET", META_KEY.encode(), b"lsn")
+        text: bytes | None = await self._connection.call(b"HGET", META_KEY, b"lsn")
         return 0 if text is None else parse_lsn(text.decode())
 
     async def close(self) -> None:

@@ -4,8 +4,9 @@ Without its checkpoint the cache is "not warmed", so a removal that stops half-w
 complete. Keys of projections that are no longer configured are not known here; they expire by themselves.
 """
 
+from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
-from cdc.cache.projection import META_KEY, Template
+from cdc.cache.projection import Template
 from cdc.config import CacheSettings
 
 _PAGE = b"1000"

@@ -1,18 +1,19 @@
 """What the Redis server says of itself: facts for `cdc doctor` and `cdc status`. Nothing is written here."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
+from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
 from cdc.config import CacheSettings
 from cdc.lsn import parse_lsn
 from cdc.sink import Epoch
 
-META_KEY = "cdc:meta"
+OLDEST_VERSION: Final = (6, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Reached:
     """What `cdc:meta` holds: the cache is complete up to `lsn` of `epoch`."""
 
     lsn: int
@@ -31,8 +32,9 @@ class CacheServer:
     maxmemory_bytes: int
     maxmemory_policy: str
     append_only: bool
-    checkpoint: Checkpoint | None
+    checkpoint: Reached | None
     used_bytes: int = 0
+    loading: bool = False
 
 
 async def read_cache_server(settings: CacheSettings) -> CacheServer:
@@ -40,36 +42,39 @@ async def read_cache_server(settings: CacheSettings) -> CacheServer:
     connection = Connection(settings)
     try:
         info = await connection.call(b"INFO")
-        meta = await connection.call(b"HMGET", META_KEY.encode(), b"lsn", b"epoch", b"updated_at")
+        meta = await connection.call(b"HMGET", META_KEY, b"lsn", b"epoch", b"updated_at")
     finally:
         await connection.close()
-    return _facts(_parse_info(info), meta)
+    return describe(info, *meta)
 
 
-def _parse_info(info: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
-    return {name: value for name, colon, value in lines if colon}
-
-
-def _facts(info: dict[str, str], meta: list[Any]) -> CacheServer:
+def describe(info: bytes, *meta: bytes | None) -> CacheServer:
+    """The server from its answer to INFO; `meta` is `lsn`, `epoch` and `updated_at` of the checkpoint, if asked."""
+    facts = _parse_info(info)
     return CacheServer(
-        software=info.get("server_name", "redis"),
-        version=tuple(int(part) for part in info.get("redis_version", "0").split(".") if part.isdecimal()),
-        role=info.get("role", ""),
-        cluster=info.get("cluster_enabled") == "1",
-        maxmemory_bytes=int(info.get("maxmemory", 0)),
-        maxmemory_policy=info.get("maxmemory_policy", ""),
-        append_only=info.get("aof_enabled") == "1",
-        checkpoint=_checkpoint(*meta),
-        used_bytes=int(info.get("used_memory", 0)),
+        software=facts.get("server_name", "redis"),
+        version=tuple(int(part) for part in facts.get("redis_version", "0").split(".") if part.isdecimal()),
+        role=facts.get("role", ""),
+        cluster=facts.get("cluster_enabled") == "1",
+        maxmemory_bytes=int(facts.get("maxmemory", 0)),
+        maxmemory_policy=facts.get("maxmemory_policy", ""),
+        append_only=facts.get("aof_enabled") == "1",
+        checkpoint=_reached(*meta) if meta else None,
+        used_bytes=int(facts.get("used_memory", 0)),
+        loading=facts.get("loading") == "1",
     )
 
 
-def _checkpoint(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> Checkpoint | None:
+def _parse_info(info: bytes) -> dict[str, str]:
+    """INFO's lines `name:value`; headings and empty lines have no colon."""
+    return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
+
+
+def _reached(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> Reached | None:
     """None for a cache that has not been warmed, or whose checkpoint is not one of ours."""
     try:
         system_identifier, _, timeline = (epoch or b"").decode().partition("/")
         position = parse_lsn((lsn or b"").decode())
-        return Checkpoint(position, Epoch(system_identifier, int(timeline)), (updated_at or b"").decode())
+        return Reached(position, Epoch(system_identifier, int(timeline)), (updated_at or b"").decode())
     except ValueError:
         return None

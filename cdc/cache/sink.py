@@ -7,11 +7,6 @@ Every call is a compare-and-set: it names the checkpoint that it expects and doe
 second writer, a zombie's late call or an emptied cache cannot make a key go back; the sink learns of it as `Moved`,
 and whoever drives it calls `open()` again and starts from what is there. A call whose answer was lost is settled by
 looking: the checkpoint is either where it was or where the call would have moved it.
-
-`cdc:meta` holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (which filling of the
-cache this is, and of which projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not
-applied yet) while a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a
-TRUNCATE, count themselves behind it (`commit_lsn:seq:step-writer.call`).
 """
 
 import asyncio
@@ -25,14 +20,17 @@ from typing import Final, NamedTuple
 import structlog
 
 from cdc import metrics
+from cdc.cache.checkpoint import FIELDS, META_KEY, Checkpoint
 from cdc.cache.connection import Connection, NoScript, pack
+from cdc.cache.gathering import Gathering
 from cdc.cache.plan import Plan
-from cdc.cache.projection import META_KEY, Projector, Template, WarmQuery, find_conflicts, warm_queries
+from cdc.cache.projection import Projector, Template, WarmQuery, find_conflicts, warm_queries
+from cdc.cache.server import OLDEST_VERSION, describe
 from cdc.change import READ, Batch, Change, Relation, RowChange, Transaction, Truncate, format_time
 from cdc.config import CacheSettings, Projection
 from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
-from cdc.lsn import format_lsn, parse_lsn
+from cdc.lsn import format_lsn
 from cdc.row import Row
 from cdc.sink import Epoch, Position
 
@@ -40,43 +38,10 @@ log = structlog.get_logger()
 
 _SCRIPT: Final = resources.files(__package__).joinpath("script.lua").read_bytes()
 _SHA: Final = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
-_FIELDS: Final = (b"lsn", b"epoch", b"generation", b"part")
 _FIRST_VALUE: Final = 11  # ARGV before it: two checkpoints of four fields, updated_at, the plan
 
-_OLDEST_SERVER: Final = (6, 2)
 _SCAN_COUNT: Final = b"2000"
 _UNLINK_AT_ONCE: Final = 1000
-
-
-class Checkpoint(NamedTuple):
-    """`cdc:meta` as it stands in Redis; a field that is absent is empty."""
-
-    lsn: bytes = b""
-    epoch: bytes = b""
-    generation: bytes = b""
-    part: bytes = b""
-
-    def position(self, epoch: Epoch) -> Position:
-        lsn = parse_lsn(self.lsn.decode())
-        if not self.part:
-            return Position(epoch, lsn)
-        commit_lsn, seq = self.part.decode().split(":")[:2]
-        return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
-
-    def stepped(self, signature: str) -> "Checkpoint":
-        """The same position, and yet another checkpoint: no two states of the data may share one.
-
-        Else a failover of Redis between two calls that lost what the first one did would not be seen by the second; nor
-        would that another call has taken as many steps, through other keys: so each has a signature of its own.
-        """
-        commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
-        number = int(step.partition("-")[0]) + 1
-        return self._replace(part=f"{commit_lsn}:{seq}:{number}-{signature}".encode())
-
-    def describe(self) -> str:
-        text = " ".join(f"{name.decode()}={value.decode(errors='replace')}" for name, value in
-                        zip(_FIELDS, self, strict=True) if value)  # fmt: skip
-        return text or "no checkpoint"
 
 
 def _now_us() -> int:
@@ -149,27 +114,28 @@ class CacheSink:
         return warm_queries(self._settings.projections)
 
     async def _check_server(self) -> None:
-        facts = _parse_info(await self._connection.call(b"INFO"))
-        version = tuple(int(part) for part in facts.get("redis_version", "0").split(".")[:2])
-        if version < _OLDEST_SERVER:
-            raise Invalid(f"Redis {facts.get('redis_version')} is too old", hint="use Redis 6.2 or later, or Valkey")
-        if facts.get("cluster_enabled") == "1":
+        server = describe(await self._connection.call(b"INFO"))
+        if server.version < OLDEST_VERSION:
+            version = ".".join(map(str, server.version))
+            raise Invalid(f"Redis {version} is too old", hint="use Redis 6.2 or later, or Valkey")
+        if server.cluster:
             raise Invalid(
                 "cache.url leads to a cluster",
                 hint="use one server (or one primary with replicas): the checkpoint and the keys change together",
             )
-        if facts.get("role") == "slave":
+        if server.role == "slave":
             raise Unavailable("cache.url leads to a replica", hint="point cache.url to the primary")
-        if facts.get("loading") == "1":
+        if server.loading:
             raise Unavailable("Redis is loading its data")
-        policy = facts.get("maxmemory_policy", "")
-        if policy.startswith("allkeys"):
+        if server.maxmemory_policy.startswith("allkeys"):
             log.warning(
-                "cache_eviction_hits_checkpoint", policy=policy, hint="CONFIG SET maxmemory-policy volatile-lru"
+                "cache_eviction_hits_checkpoint",
+                policy=server.maxmemory_policy,
+                hint="CONFIG SET maxmemory-policy volatile-lru",
             )
 
     async def _look(self) -> Checkpoint:
-        found = await self._connection.call(b"HMGET", META_KEY, *_FIELDS)
+        found = await self._connection.call(b"HMGET", META_KEY, *FIELDS)
         return Checkpoint(*(value or b"" for value in found))
 
     # Write ------------------------------------------------------------------------------------------------------------
@@ -181,7 +147,7 @@ class CacheSink:
         """
         await self._settle()
         self._require_checkpoint()
-        gathering = _Gathering(self._position)
+        gathering = Gathering(self._position)
         try:
             applied = await self._write(batch, gathering)
             await self._apply(gathering)
@@ -191,7 +157,7 @@ class CacheSink:
             self._observe(applied[0].commit_time_us, applied[-1].commit_time_us)
         return gathering.lsn
 
-    async def _write(self, batch: Batch, gathering: "_Gathering") -> list[Transaction]:
+    async def _write(self, batch: Batch, gathering: Gathering) -> list[Transaction]:
         """Apply all but the last plan, which stays gathered; return the transactions that were not covered."""
         applied: list[Transaction] = []
         for transaction in batch.transactions:
@@ -208,7 +174,7 @@ class CacheSink:
         """Move the checkpoint to `lsn`, which the stream passed without changes; return where it is then."""
         await self._settle()
         self._require_checkpoint()
-        gathering = _Gathering(self._position)
+        gathering = Gathering(self._position)
         if not gathering.part_commit_lsn:
             gathering.lsn = max(gathering.lsn, lsn)
             await self._apply(gathering)
@@ -222,7 +188,7 @@ class CacheSink:
         if not self._usable(self._checkpoint):
             raise Moved("the cache has no checkpoint to go on from", detail=self._checkpoint.describe())
 
-    def _gather(self, transaction: Transaction, gathering: "_Gathering") -> bool:
+    def _gather(self, transaction: Transaction, gathering: Gathering) -> bool:
         """What nearly every transaction is: whole, only rows, and there is room. False, and nothing done, otherwise."""
         changes, plan = transaction.changes, gathering.plan
         if plan.rows + len(changes) > self._batch_rows or plan.nbytes + transaction.nbytes > self._batch_bytes:
@@ -234,7 +200,7 @@ class CacheSink:
         gathering.lsn = transaction.end_lsn
         return True
 
-    async def _take(self, transaction: Transaction, gathering: "_Gathering") -> None:
+    async def _take(self, transaction: Transaction, gathering: Gathering) -> None:
         first_seq = gathering.begin(transaction)
         commit_ms = transaction.commit_time_us // 1000
         for change in transaction.changes:
@@ -252,13 +218,13 @@ class CacheSink:
                 await self._unlink_all(change.relation.qualified_name)
         gathering.finish(transaction)
 
-    async def _apply_part(self, gathering: "_Gathering", transaction: Transaction, upto: Change) -> None:
+    async def _apply_part(self, gathering: Gathering, transaction: Transaction, upto: Change) -> None:
         """Apply what is gathered, in the middle of a transaction: everything before the change `upto`."""
         gathering.part_commit_lsn, gathering.part_seq = transaction.commit_lsn, upto.seq
         await self._launch(gathering)
         crash_point("cache_part_sent")
 
-    async def _apply(self, gathering: "_Gathering") -> None:
+    async def _apply(self, gathering: Gathering) -> None:
         """Apply what is gathered."""
         await self._land()
         target = self._target(gathering, self._checkpoint)
@@ -266,7 +232,7 @@ class CacheSink:
             await self._call(gathering.plan, target)
         gathering.plan = Plan()
 
-    async def _launch(self, gathering: "_Gathering") -> None:
+    async def _launch(self, gathering: Gathering) -> None:
         """Apply what is gathered, and return while Redis is still at work, so that the next plan can be made meanwhile.
 
         One call is in flight at a time, and the next one is ready to go when it lands: each compares the checkpoint
@@ -283,7 +249,7 @@ class CacheSink:
             await asyncio.sleep(0)  # until it is sent
 
     @staticmethod
-    def _target(gathering: "_Gathering", expected: Checkpoint) -> Checkpoint:
+    def _target(gathering: Gathering, expected: Checkpoint) -> Checkpoint:
         target = expected._replace(lsn=format_lsn(gathering.lsn).encode(), part=gathering.part)
         # A TRUNCATE that was interrupted begins again, and its steps stay counted: no two may be taken for one another.
         stepped = target.lsn == expected.lsn and bool(target.part) and expected.part.startswith(target.part + b":")
@@ -436,51 +402,6 @@ class _Call(NamedTuple):
     arguments: list[bytes]
     packed: bytes
     target: Checkpoint
-
-
-class _Gathering:
-    """A plan, and how far the cache is once it is applied."""
-
-    __slots__ = ("lsn", "part_commit_lsn", "part_seq", "plan")
-
-    def __init__(self, position: Position) -> None:
-        self.plan = Plan()
-        self.lsn = position.lsn
-        self.part_commit_lsn = position.part_commit_lsn
-        self.part_seq = position.part_seq
-
-    @property
-    def part(self) -> bytes:
-        return f"{format_lsn(self.part_commit_lsn)}:{self.part_seq}".encode() if self.part_commit_lsn else b""
-
-    def covers(self, transaction: Transaction) -> bool:
-        if transaction.last and transaction.end_lsn <= self.lsn:
-            return True
-        return transaction.commit_lsn < max(self.lsn, self.part_commit_lsn)
-
-    def begin(self, transaction: Transaction) -> int:
-        """The first change of this piece that is not applied yet. Raises Moved if some before it are missing."""
-        half_applied = self.part_commit_lsn not in (0, transaction.commit_lsn)
-        awaited_seq = self.part_seq if self.part_commit_lsn else 0
-        if half_applied or transaction.first_seq > awaited_seq:
-            raise Moved(
-                "the stream passed over changes that the cache needs",
-                detail=f"awaited {self.part.decode() or format_lsn(self.lsn)}, "
-                f"got {format_lsn(transaction.commit_lsn)}:{transaction.first_seq}",
-            )
-        return awaited_seq
-
-    def finish(self, transaction: Transaction) -> None:
-        if transaction.last:
-            self.lsn, self.part_commit_lsn, self.part_seq = transaction.end_lsn, 0, 0
-        elif transaction.changes:
-            self.part_commit_lsn = transaction.commit_lsn
-            self.part_seq = max(self.part_seq, transaction.changes[-1].seq + 1)
-
-
-def _parse_info(answer: bytes) -> dict[str, str]:
-    """INFO's lines `name:value`; headings and empty lines have no colon."""
-    return dict(line.split(":", 1) for line in answer.decode(errors="replace").splitlines() if ":" in line)
 
 
 def _digest(projections: Sequence[Projection]) -> bytes:

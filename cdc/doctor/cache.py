@@ -1,7 +1,7 @@
 """Redis: it may lose everything and nothing is lost; but it should not lose the checkpoint alone."""
 
 from cdc.cache.contents import Contents, read_cache_time, read_contents
-from cdc.cache.server import CacheServer, read_cache_server
+from cdc.cache.server import OLDEST_VERSION, CacheServer, read_cache_server
 from cdc.config import CacheSettings
 from cdc.doctor.clock import compare, judge_clock
 from cdc.doctor.finding import Finding, failure
@@ -36,7 +36,7 @@ def judge_cache(server: CacheServer) -> list[Finding]:
     """What the server says of itself."""
     version = ".".join(map(str, server.version))
     findings = [Finding("ok", "cache", f"{server.software} {version} answers")]
-    if server.version < (6, 2):
+    if server.version < OLDEST_VERSION:
         findings.append(Finding("error", "cache", f"Redis {version} is too old", "use Redis 6.2 or newer, or Valkey"))
     if server.cluster:
         message = "this Redis is a cluster: the checkpoint and the keys must change together"

@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 from cdc.archive.sink import ArchiveSink
-from cdc.cache.projection import META_KEY
-from cdc.cache.sink import CacheSink, Checkpoint
+from cdc.cache.checkpoint import FIELDS, META_KEY, Checkpoint
+from cdc.cache.sink import CacheSink
 from cdc.progress import Progress
 from tests.service import PROGRAM
 from tests.simulation import bugs as simulated
-
-_FIELDS = (b"lsn", b"epoch", b"generation", b"part")
 
 Patch = tuple[Any, str, Any]
 
@@ -47,7 +45,7 @@ def flushed_cache_is_taken_for_warm() -> list[Patch]:
         found, known = await look(self), self._checkpoint
         if found.lsn or not known.lsn:
             return found
-        await self._connection.call(b"HSET", META_KEY, *itertools.chain(*zip(_FIELDS, known, strict=True)))
+        await self._connection.call(b"HSET", META_KEY, *itertools.chain(*zip(FIELDS, known, strict=True)))
         return cast(Checkpoint, known)
 
     return [(CacheSink, "_look", look_and_mend)]

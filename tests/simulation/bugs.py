@@ -16,8 +16,9 @@ from cdc.archive.puts import Puts
 from cdc.archive.segment import compress_frame
 from cdc.archive.sink import ArchiveSink
 from cdc.archive.tail import read_tail
+from cdc.cache.checkpoint import Checkpoint
 from cdc.cache.plan import Plan
-from cdc.cache.sink import CacheSink, Checkpoint
+from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
 from cdc.errors import Fenced
 from cdc.pipeline import start

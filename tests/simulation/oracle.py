@@ -9,7 +9,7 @@ import functools
 import json
 from typing import Any
 
-from cdc.cache.sink import Checkpoint
+from cdc.cache.checkpoint import Checkpoint
 from cdc.lsn import parse_lsn
 from tests.cache_model import HISTORY, LATEST, ROW, CacheModel, Entry
 from tests.simulation.history import History

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cdc.cache.sink import Checkpoint
+from cdc.cache.checkpoint import Checkpoint
 from cdc.errors import Unavailable
 from cdc.lsn import parse_lsn
 from tests.simulation.history import TIME_US, History

@@ -10,7 +10,7 @@ from cdc import status
 from cdc.archive.header import Gap, Source
 from cdc.archive.proof import Proof, Proofs, Proved, Success, Trial
 from cdc.archive.tail import Tail
-from cdc.cache.server import Checkpoint
+from cdc.cache.server import Reached
 from cdc.errors import DataError, Unavailable
 from cdc.postgres.server import Server
 from cdc.sink import Epoch
@@ -41,7 +41,7 @@ def archive(covered_upto: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> A
 
 
 def cache(lsn: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> CacheStatus:
-    facts: dict[str, Any] = {"checkpoint": Checkpoint(lsn, epoch, "")}
+    facts: dict[str, Any] = {"checkpoint": Reached(lsn, epoch, "")}
     return CacheStatus(True, **(facts | changed))
 
 

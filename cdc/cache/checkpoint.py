@@ -1,0 +1,46 @@
+"""The cache's checkpoint: the hash `cdc:meta` in Redis, which moves in the same script call as the data.
+
+It holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (which filling of the cache
+this is, and of which projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not applied
+yet) while a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a TRUNCATE,
+count themselves behind it (`commit_lsn:seq:step-writer.call`).
+"""
+
+from typing import Final, NamedTuple
+
+from cdc.lsn import parse_lsn
+from cdc.sink import Epoch, Position
+
+META_KEY: Final = b"cdc:meta"
+FIELDS: Final = (b"lsn", b"epoch", b"generation", b"part")
+
+
+class Checkpoint(NamedTuple):
+    """`cdc:meta` as it stands in Redis; a field that is absent is empty."""
+
+    lsn: bytes = b""
+    epoch: bytes = b""
+    generation: bytes = b""
+    part: bytes = b""
+
+    def position(self, epoch: Epoch) -> Position:
+        lsn = parse_lsn(self.lsn.decode())
+        if not self.part:
+            return Position(epoch, lsn)
+        commit_lsn, seq = self.part.decode().split(":")[:2]
+        return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
+
+    def stepped(self, signature: str) -> "Checkpoint":
+        """The same position, and yet another checkpoint: no two states of the data may share one.
+
+        Else a failover of Redis between two calls that lost what the first one did would not be seen by the second; nor
+        would that another call has taken as many steps, through other keys: so each has a signature of its own.
+        """
+        commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
+        number = int(step.partition("-")[0]) + 1
+        return self._replace(part=f"{commit_lsn}:{seq}:{number}-{signature}".encode())
+
+    def describe(self) -> str:
+        text = " ".join(f"{name.decode()}={value.decode(errors='replace')}" for name, value in
+                        zip(FIELDS, self, strict=True) if value)  # fmt: skip
+        return text or "no checkpoint"
