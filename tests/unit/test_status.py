@@ -14,7 +14,8 @@ from cdc.cache.server import Reached
 from cdc.errors import DataError, Unavailable
 from cdc.postgres.server import Server
 from cdc.sink import Epoch
-from cdc.status import ArchiveStatus, CacheStatus, PostgresStatus, Status
+from cdc.status import Status
+from cdc.status.neighbours import ArchiveStatus, CacheStatus, PostgresStatus
 from tests.unit.test_doctor import slot
 
 EPOCH = Epoch("7000", 1)

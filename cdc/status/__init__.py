@@ -1,0 +1,11 @@
+"""`cdc status`: one screen that says whether all is well, also when one of the three neighbours cannot be reached.
+
+`neighbours` asks them; `verdict` is pure, from what they said to sentences; `screen` prints. Exit code 0: all is well,
+1: something is not, and may mend itself, 78: a person must decide.
+"""
+
+from cdc.status.examination import examine as examine
+from cdc.status.screen import age as age
+from cdc.status.screen import facts as facts
+from cdc.status.screen import lines as lines
+from cdc.status.verdict import Status as Status

@@ -1,0 +1,100 @@
+"""What Postgres, the archive and the cache say of themselves, or why one of them cannot be asked."""
+
+from dataclasses import dataclass, field
+
+from cdc.archive.bucket import Bucket, open_bucket
+from cdc.archive.header import Gap
+from cdc.archive.object_key import log_key
+from cdc.archive.proof import Proofs, only_of, read_proofs
+from cdc.archive.segment import decode_segment_header
+from cdc.archive.tail import Tail, read_tail
+from cdc.cache.server import Reached, read_cache_server
+from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings
+from cdc.errors import CdcError
+from cdc.postgres.server import Server, current_wal_lsn, read_server
+from cdc.postgres.session import connect
+from cdc.postgres.slot import Slot, read_slot
+
+# Fences and coverage carry no changes, and so no time; the last changes are rarely further back than this.
+_LOOK_BACK_SEGMENTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresStatus:
+    """`slot` is None if there is none; everything is None if Postgres cannot be reached, and `error` says why."""
+
+    slot_name: str
+    server: Server | None = None
+    slot: Slot | None = None
+    current_lsn: int | None = None
+    error: CdcError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveStatus:
+    """`tail` is None for an empty archive; `last_time_us` is the commit time of the newest change near the tail."""
+
+    url: str
+    tail: Tail | None = None
+    last_time_us: int | None = None
+    error: CdcError | None = None
+    open_gap: Gap | None = None
+    proofs: Proofs = field(default_factory=Proofs)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """`checkpoint` is None while the cache is empty or being warmed."""
+
+    configured: bool
+    checkpoint: Reached | None = None
+    error: CdcError | None = None
+
+
+async def look_at_postgres(settings: PostgresSettings) -> PostgresStatus:
+    server: Server | None = None
+    try:
+        async with await connect(settings) as connection:
+            server = await read_server(connection)
+            slot = await read_slot(connection, settings.slot)
+            return PostgresStatus(settings.slot, server, slot, await current_wal_lsn(connection))
+    except CdcError as error:
+        return PostgresStatus(settings.slot, server, error=error)
+
+
+async def look_at_archive(settings: ArchiveSettings) -> ArchiveStatus:
+    try:
+        bucket = open_bucket(settings)
+        try:
+            tail = await read_tail(bucket)
+            last_time_us = None if tail is None else await _last_time_us(bucket, tail.seq)
+            open_gap = None if tail is None else await _open_gap(bucket, tail)
+            proofs = Proofs() if tail is None else only_of(await read_proofs(bucket), tail.archive)
+        finally:
+            await bucket.close()
+    except CdcError as error:
+        return ArchiveStatus(settings.url, error=error)
+    return ArchiveStatus(settings.url, tail, last_time_us, open_gap=open_gap, proofs=proofs)
+
+
+async def _open_gap(bucket: Bucket, tail: Tail) -> Gap | None:
+    body = None if tail.open_gap is None else await bucket.get(log_key(tail.open_gap))
+    return None if body is None else decode_segment_header(body).gap
+
+
+async def _last_time_us(bucket: Bucket, seq: int) -> int | None:
+    for earlier in range(seq, max(-1, seq - _LOOK_BACK_SEGMENTS), -1):
+        body = await bucket.get(log_key(earlier))
+        header = None if body is None else decode_segment_header(body)
+        if header is not None and header.to_time_us is not None:
+            return header.to_time_us
+    return None
+
+
+async def look_at_cache(settings: CacheSettings) -> CacheStatus:
+    if settings.url is None:
+        return CacheStatus(configured=False)
+    try:
+        return CacheStatus(True, (await read_cache_server(settings)).checkpoint)
+    except CdcError as error:
+        return CacheStatus(True, error=error)
