@@ -18,7 +18,7 @@ COMMANDS = ["demo", "init", "run", "status", "doctor", "slots", "archive", "tear
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cdc.config.DEFAULT_PATHS", ())
+    monkeypatch.setattr("cdc.config.sources.DEFAULT_PATHS", ())
     for name in ("CDC_CONFIG", "CDC_POSTGRES__DSN", "CDC_ARCHIVE__URL", "CDC_ADMIN_DSN"):
         monkeypatch.delenv(name, raising=False)
     handlers, level = logging.root.handlers[:], logging.root.level

@@ -31,7 +31,7 @@ URL = {"CDC_ARCHIVE__URL": "s3://bucket/prefix"}
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working directory of our own, so that no cdc.toml of the machine is read."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "DEFAULT_PATHS", (Path("cdc.toml"), tmp_path / "etc" / "cdc.toml"))
+    monkeypatch.setattr("cdc.config.sources.DEFAULT_PATHS", (Path("cdc.toml"), tmp_path / "etc" / "cdc.toml"))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ URL = {"CDC_ARCHIVE__URL": "s3://bucket/prefix"}
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working directory of our own, which others may enter."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "DEFAULT_PATHS", (Path("cdc.toml"),))
+    monkeypatch.setattr("cdc.config.sources.DEFAULT_PATHS", (Path("cdc.toml"),))
     return tmp_path
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_any_user_may_read_is_open(open_directory: Path, mode: int, 
     ],
 )
 def test_cdc_toml_counts_where_it_holds_a_password(monkeypatch: pytest.MonkeyPatch, dsn: str, counts: bool) -> None:
-    monkeypatch.setattr(config, "is_open_to_others", lambda _file: True)
+    monkeypatch.setattr("cdc.config.loading.is_open_to_others", lambda _file: True)
     write("cdc.toml", f'[postgres]\ndsn = "{dsn}"\n', 0o644)
     assert load(None, URL).exposed_files == ((Path("cdc.toml"),) if counts else ())
 
