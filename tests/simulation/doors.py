@@ -25,10 +25,11 @@ from cdc.pipeline import fork, gap, snapshot, start
 from cdc.postgres.publication import Publication
 from cdc.postgres.slot import ExportedSnapshot
 from tests.cache_model import TURNS
-from tests.simulation import postgres, redis
+from tests.simulation import redis, sessions
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life
 from tests.simulation.history import TIME_US
+from tests.simulation.postgres import ModelPostgres
 from tests.simulation.world import World
 
 # Small, so that small histories have large transactions.
@@ -38,20 +39,20 @@ PIECE_BYTES = 4_000
 class Doors:
     """One world's. `bucket` is the one that is configured now, `buckets` those that running services were told."""
 
-    def __init__(self, world: World, server: postgres.ModelPostgres, cache: redis.ModelRedis) -> None:
+    def __init__(self, world: World, server: ModelPostgres, cache: redis.ModelRedis) -> None:
         self.world = world
         self.server = server
         self.cache = cache
         self.bucket: ModelBucket | None = None
         self.buckets: dict[Life, ModelBucket] = {}
 
-    async def connect(self, *_: object, **__: object) -> postgres.ModelConnection:
+    async def connect(self, *_: object, **__: object) -> sessions.ModelConnection:
         await self.world.travel(0.01)
         self.server.reach()
-        return postgres.ModelConnection(self.server)
+        return sessions.ModelConnection(self.server)
 
-    async def open_stream(self, *_: object) -> postgres.ModelStream:
-        return postgres.ModelStream(await self.connect())
+    async def open_stream(self, *_: object) -> sessions.ModelStream:
+        return sessions.ModelStream(await self.connect())
 
     async def read_switch_points(self, _settings: object, timeline: int) -> dict[int, int]:
         async with await self.connect() as connection:
@@ -65,8 +66,8 @@ class Doors:
     def open_cache(self, _settings: CacheSettings) -> redis.ModelConnection:
         return redis.ModelConnection(self.cache)
 
-    def open_sentinel(self, _settings: object) -> postgres.ModelSentinel:
-        return postgres.ModelSentinel(self.server)
+    def open_sentinel(self, _settings: object) -> sessions.ModelSentinel:
+        return sessions.ModelSentinel(self.server)
 
     @asynccontextmanager
     async def create_slot(
@@ -78,17 +79,17 @@ class Doors:
     @asynccontextmanager
     async def open_snapshot(
         self, _settings: object, exported: ExportedSnapshot
-    ) -> AsyncIterator[postgres.ModelSnapshot]:
+    ) -> AsyncIterator[sessions.ModelSnapshot]:
         async with await self.connect() as connection:
-            yield postgres.ModelSnapshot(connection, exported)
+            yield sessions.ModelSnapshot(connection, exported)
 
 
-async def _read_publication(connection: postgres.ModelConnection, _name: str) -> Publication:
+async def _read_publication(connection: sessions.ModelConnection, _name: str) -> Publication:
     await connection.ask()
-    return postgres.PUBLICATION
+    return sessions.PUBLICATION
 
 
-async def _type_names(connection: postgres.ModelConnection) -> dict[int, str]:
+async def _type_names(connection: sessions.ModelConnection) -> dict[int, str]:
     await connection.ask()
     return {column.type_oid: column.type_name for column in TURNS.columns}
 

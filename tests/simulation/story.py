@@ -18,15 +18,17 @@ from cdc.archive.verify import verify
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.errors import CdcError, ChangesLost, Diverged, Fenced, Invalid, Unavailable
 from cdc.service import Service
-from tests.cache_model import PROJECTIONS, turn
+from tests.cache_model import PROJECTIONS
+from tests.simulation.application import Application
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life, Stuck, VirtualLoop
 from tests.simulation.doors import Doors, opened
-from tests.simulation.history import Change, History, State, applied
+from tests.simulation.history import History
 from tests.simulation.ledger import Ledger
-from tests.simulation.postgres import ModelPostgres, ModelStream
+from tests.simulation.postgres import ModelPostgres
 from tests.simulation.redis import ModelRedis
 from tests.simulation.restored import difference
+from tests.simulation.sessions import ModelStream
 from tests.simulation.world import Violation, Weather, World
 
 LIMIT_S = 900.0
@@ -101,12 +103,12 @@ class _Story:
         self.kinds = {kind for kind in FAULTS if self.dice.random() < (0.4 if kind == "duel" else 0.25)}
         self.bucket_weather, self.cache_weather = self._weather("bucket"), self._weather("redis")
         self.server = ModelPostgres(world, self.acknowledged)
+        self.application = Application(world, self.server)
         self.cache = ModelRedis(world, self.cache_weather, lambda: self.server.histories)
         self.doors = Doors(world, self.server, self.cache)
         self.ledger = self._new_archive()
         self.lives: list[Life] = []
         self.settings = self._settings()
-        self.version = 0
         world.tell(f"seed {world.seed}: " + " ".join(sorted(self.kinds)))
 
     def outcome(self) -> Outcome:
@@ -183,59 +185,6 @@ class _Story:
         lacking = self.ledger.lacks(flushed)
         if lacking is not None:
             raise self.world.fail(f"P1: {flushed:X} was acknowledged, but the archive lacks {lacking}")
-
-    # the application
-
-    def _commit(self) -> None:
-        dice = self.dice
-        if dice.random() < 0.05:
-            self.version += 1
-            self.server.emit(f"v{self.version}")
-            return
-        state, changes = dict(self.server.history.states[-1]), list[Change]()
-        count = dice.choice((0, 1, 1, 1, 2, 3, 3, 40)) if dice.random() < 0.5 else 1
-        for _ in range(count):
-            change = self._change(state, "x" * (90 if count > 10 else 5))
-            state = applied(state, (change,))
-            changes.append(change)
-        self.server.commit(changes)
-
-    def _change(self, state: State, filling: str) -> Change:
-        """One of everything that a session can do to the table, or say beside it."""
-        dice, id_, die = self.dice, self.dice.randint(1, 8), self.dice.random()
-        self.version += 1
-        content = f"v{self.version} {filling}"
-        old = state.get(id_)
-        if die < 0.03:
-            return Change("t") if die < 0.02 else Change("m", text=content)
-        if old is None:
-            session, pos = dice.choice("aaabb"), dice.randint(1, 12)
-            return Change("c", None, turn(id_, None if die < 0.08 else session, pos, content))
-        if die < 0.25:
-            return Change("d", old)
-        new = {**old, "content": content}
-        if die < 0.35:
-            return Change("u", old, {**old, "pos": dice.randint(1, 12)}, toasted=True)
-        if die < 0.45:
-            new["pos"] = dice.choice((None, dice.randint(1, 12)))
-        elif die < 0.55:
-            new["session_hash"] = dice.choice(("a", "b", None))
-        elif die < 0.65 and (free := sorted(set(range(1, 9)) - set(state))):
-            new["id"] = dice.choice(free)
-            new["turn_id"] = f"t{new['id']}"
-        return Change("u", old, new)
-
-    async def _work(self) -> None:
-        """The application: bursts and pauses."""
-        left = self.dice.randint(5, 40)
-        pause_s = STORM_S / left
-        while left and not self.world.over.is_set():
-            await asyncio.sleep(self.dice.choice((0.0, 0.01, pause_s * 2)))
-            if self.dice.random() < 0.2:
-                self.server.write_noise(self.dice.randint(1, 5_000))
-            if self.server.up:
-                self._commit()
-                left -= 1
 
     # the service, under a supervisor
 
@@ -408,7 +357,7 @@ class _Story:
         self.world.fault("duel", life.name)
         self.duellist = life
         for _ in range(self.dice.randint(1, 3)):
-            self._commit()  # so that there is more to write for one who takes this for written
+            self.application.commit()  # so that there is more to write for one who takes this for written
         self.world.later(self.dice.random() * 0.2, self.server.give_up, stream)
         self.world.later(6.0, self._end_duel, life)
         return self.dice.choice(("lost", "lost", "late"))
@@ -448,11 +397,13 @@ class _Story:
     async def live(self) -> None:
         """1. storm; 2. calm; 3. everything is where the database is; 4. the whole archive, read back."""
         for _ in range(self.dice.randint(0, 3)):
-            self._commit()
+            self.application.commit()
         places = self.dice.choice(("ab", "abc")) if self.kinds & {"duel", "stop"} else "a"
         tasks = [self._start(self._supervise(place)) for place in places]
         try:
-            await self._unless_over(asyncio.gather(self._start(self._work()), self._start(self._storm())))  # 1
+            await self._unless_over(
+                asyncio.gather(self._start(self.application.work(STORM_S)), self._start(self._storm()))
+            )  # 1
             self._calm()  # 2
             await self._unless_over(self._start(self._healed()))  # 3
             await self._check_archive()  # 4
