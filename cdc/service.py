@@ -20,7 +20,6 @@ import signal
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -250,15 +249,7 @@ class Service:
             bucket = await self._open_bucket()  # 2
             archive = self._archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
-            source = source_of(upstream.server, settings, {})
-            position = await archive.open()  # 3
-            tail = archive.tail
-            if tail is not None and (tail.source.epoch != source.epoch or tail.open_gap is not None):
-                self._writer_epoch = 0  # a fork that we record is a fence, too, and a repair begins with one
-            if await follow_timeline(connection, upstream.server, settings, archive):
-                position = await archive.open()
-            archive.check_source(source)
-            await check_snapshot(archive)
+            position = await self._open_archive(upstream, archive)  # 3
             if self._only_repair:
                 await start.check_idle(upstream, settings, position)
             await start.ensure_slot(upstream, settings, archive, position, self._vitals)  # 4
@@ -271,33 +262,17 @@ class Service:
             ):  # 5
                 return
             crash_point("slot_held")
-            slot = await read_slot(connection, settings.postgres.slot)  # 6
-            position = await archive.open()
-            if slot is None or position is None:
-                raise Unavailable("slot or archive changed hands during the start")
-            start.check_covered(slot, position.lsn)
-            publication = await read_publication(connection, settings.postgres.publication)
-            known = archive.tail.source.tables if archive.tail else {}
-            self._tables = await check_tables(connection, publication, known, archive)
-            self._tables_lsn = position.lsn
-            self._writer_epoch = 0  # until the fence is settled: one whose answer is lost is our own all the same
-            crash_point("fence_unwritten")
-            await archive.fence(replace(source, tables=self._tables))
-            crash_point("fence_written")
-            self._writer_epoch = archive.tail.writer_epoch if archive.tail else 0
-            if archive.tail is not None and archive.tail.open_gap is not None:
-                raise Unavailable("another service recorded a gap during the start; looking again")
+            confirmed_lsn = await self._take_over(upstream, archive)  # 6
             if self._only_repair:
                 return
             self._publication = upstream.publication
             sentinel = await self._open_sentinel(stack)
-            confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
             if self._watching is None and archive.tail is not None:
                 self._watching = tasks.create_task(watch(bucket, archive.tail.archive), name="proofs")
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
-            metrics.durable_lsn.labels(sink="archive").set(position.lsn)
+            metrics.durable_lsn.labels(sink="archive").set(archive.covered_upto)
             self._vitals.stream(_upstream_of(upstream.server, settings))
-            log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(position.lsn))
+            log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(archive.covered_upto))
             session = Session(
                 stream,
                 Assembler(await type_names(connection), upstream.publication.primary_keys),
@@ -313,6 +288,39 @@ class Service:
             )
             self._in_session = True
             await session.run(self._stop, sentinel)
+
+    async def _open_archive(self, upstream: start.Upstream, archive: ArchiveSink) -> Position | None:
+        """3. Where the archive stands, on the server's timeline."""
+        source = source_of(upstream.server, self._settings, {})
+        position = await archive.open()
+        tail = archive.tail
+        if tail is not None and (tail.source.epoch != source.epoch or tail.open_gap is not None):
+            self._writer_epoch = 0  # a fork that we record is a fence, too, and a repair begins with one
+        if await follow_timeline(upstream.connection, upstream.server, self._settings, archive):
+            position = await archive.open()
+        archive.check_source(source)
+        await check_snapshot(archive)
+        return position
+
+    async def _take_over(self, upstream: start.Upstream, archive: ArchiveSink) -> int:
+        """6. Become the writer, which only the slot's holder does; return where the slot stands."""
+        connection, settings = upstream.connection, self._settings
+        slot = await read_slot(connection, settings.postgres.slot)
+        position = await archive.open()
+        if slot is None or position is None or archive.tail is None:
+            raise Unavailable("slot or archive changed hands during the start")
+        start.check_covered(slot, position.lsn)
+        publication = await read_publication(connection, settings.postgres.publication)
+        self._tables = await check_tables(connection, publication, archive.tail.source.tables, archive)
+        self._tables_lsn = position.lsn
+        self._writer_epoch = 0  # until the fence is settled: one whose answer is lost is our own all the same
+        crash_point("fence_unwritten")
+        await archive.fence(source_of(upstream.server, settings, self._tables))
+        crash_point("fence_written")
+        self._writer_epoch = archive.tail.writer_epoch
+        if archive.tail.open_gap is not None:
+            raise Unavailable("another service recorded a gap during the start; looking again")
+        return slot.confirmed_flush_lsn or position.lsn
 
     async def _open_sentinel(self, stack: AsyncExitStack) -> Sentinel | None:
         try:
