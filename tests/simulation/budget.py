@@ -13,6 +13,7 @@ The exit code is 1 if any world broke a promise; each is told with the one comma
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.revision import revision
 from tests.simulation.story import Outcome, simulate
 
 CHUNK = 25
+_PROGRESS_S = 30.0
 _SHOWN_LINES = 150
 _SHOWN_FINDINGS = 5
 
@@ -109,13 +111,20 @@ def shares(first: int, seeds: int, until: float) -> Iterator[range]:
 
 def run(first: int, seeds: int, seconds: float, jobs: int) -> Figures:
     """Every seed in one of so many processes; a portion is handed out when a process is free for it."""
-    figures, until = Figures(), time.monotonic() + seconds
+    figures, until, told_at = Figures(), time.monotonic() + seconds, time.monotonic()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         portions, waiting = shares(first, seeds, until), []
         for portion in portions:
             waiting.append(pool.apply_async(live_through, (portion,)))
             if len(waiting) > jobs:
                 figures.merge(waiting.pop(0).get())
+            if time.monotonic() - told_at > _PROGRESS_S:
+                told_at = time.monotonic()
+                print(
+                    f"{figures.seeds} of {seeds} seeds, findings: {sorted(figures.findings)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         for share in waiting:
             figures.merge(share.get())
     return figures
