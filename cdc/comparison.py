@@ -23,11 +23,12 @@ from typing import Any
 import structlog
 
 from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.digests import UNKNOWN, as_archived, digest, digest_at
+from cdc.archive.digests import as_archived
 from cdc.archive.history import History, Until, read_history
 from cdc.archive.proof import AGAINST_KEY, remember_trial, success
+from cdc.archive.table_state import Difference, TableState, state_of
 from cdc.archive.tail import Tail, read_tail
-from cdc.change import DELETE, UPDATE, Relation, RowChange, Transaction, Truncate
+from cdc.change import RowChange, Transaction, Truncate
 from cdc.config import ArchiveSettings, PostgresSettings
 from cdc.errors import DataError, Invalid, Unavailable
 from cdc.lsn import format_lsn
@@ -38,7 +39,6 @@ from cdc.postgres.session import connect
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import SnapshotReader, open_snapshot
 from cdc.postgres.target import settings_of
-from cdc.row import ABSENT, Row
 
 log = structlog.get_logger()
 
@@ -47,20 +47,6 @@ _ATTEMPTS = 3
 
 # A person reads so many; --json has them all.
 _SHOWN = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A row that is not the same. `kind` is `missing` or `extra` in the archive, or `unequal` in `columns`."""
-
-    table: str
-    kind: str
-    key: dict[str, str | None]
-    columns: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        where = " ".join(f"{name}={value}" for name, value in self.key.items()) or "a row without a key"
-        return f"{self.table} {where}: {self.kind}" + (f" in {', '.join(self.columns)}" if self.columns else "")
 
 
 @dataclass(slots=True)
@@ -78,7 +64,7 @@ class Comparison:
         return not self.differences
 
 
-Replay = Callable[[Bucket, History], Awaitable[tuple[dict[str, "TableState"], int]]]
+Replay = Callable[[Bucket, History], Awaitable[tuple[dict[str, TableState], int]]]
 """Gives the tables as they are at the end of a history, and the first ordinal that is not in them."""
 
 
@@ -213,7 +199,7 @@ async def _mark_and_wait(bucket: Bucket, postgres: PostgresSettings, lsn: int, p
 
 
 async def _compare(
-    state: dict[str, "TableState"], publication: Publication, reader: SnapshotReader, found: Comparison
+    state: dict[str, TableState], publication: Publication, reader: SnapshotReader, found: Comparison
 ) -> Comparison:
     for table in publication.tables:
         replayed = state.pop(table.qualified_name, None) or TableState(table.relation)
@@ -229,7 +215,7 @@ async def _compare(
     return found
 
 
-async def _replay(bucket: Bucket, history: History) -> tuple[dict[str, "TableState"], int]:
+async def _replay(bucket: Bucket, history: History) -> tuple[dict[str, TableState], int]:
     """The tables, and the first ordinal that is not in them."""
     state: dict[str, TableState] = {}
     next_ordinal = history.first_ordinal
@@ -242,144 +228,19 @@ async def _replay(bucket: Bucket, history: History) -> tuple[dict[str, "TableSta
     return state, next_ordinal
 
 
-def _apply_all(state: dict[str, "TableState"], transaction: Transaction) -> None:
+def _apply_all(state: dict[str, TableState], transaction: Transaction) -> None:
     for change in transaction.changes:
         match change:
             case RowChange():
                 _apply(state, change)
             case Truncate():
-                _table(state, change.relation).clear()
+                state_of(state, change.relation).clear()
             case _:
                 pass
 
 
-def _apply(state: dict[str, "TableState"], change: RowChange) -> None:
-    _table(state, change.relation).apply(change)
-
-
-def _table(state: dict[str, "TableState"], relation: Relation) -> "TableState":
-    table = state.get(relation.qualified_name)
-    if table is None:
-        table = state[relation.qualified_name] = TableState(relation)
-    return table
-
-
-class TableState:
-    """One table's rows as digests, by key; without a key as a bag of equal rows.
-
-    A column has its place from when it is first seen, whatever the table's shape becomes.
-    """
-
-    def __init__(self, relation: Relation) -> None:
-        self.unknown_values = 0
-        self._name = relation.qualified_name
-        self._keys = self._key_names(relation)
-        self._places: dict[str, int] = {}
-        self._rows: dict[bytes, bytes] = {}
-        self._bag: Counter[bytes] = Counter()
-        self._relation: Relation | None = None
-
-    def clear(self) -> None:
-        self._rows.clear()
-        self._bag.clear()
-
-    def apply(self, change: RowChange) -> None:
-        """The next change of this table."""
-        self._meet(change.relation)
-        identity = change.new if change.old is None else change.old
-        before = None
-        if change.op in (UPDATE, DELETE) and identity is not None:
-            before = self._remove(change.relation, identity)
-        if change.new is not None:
-            self._put(change.relation, change.new, before)
-
-    def take(self, relation: Relation, row: Row) -> Iterator[Difference]:
-        """Compare a live row with the one here, which then is gone."""
-        self._meet(relation)
-        digests = self._digests(relation, row, None)
-        if not self._keys:
-            if self._bag[digests] <= 0:
-                yield Difference(self._name, "missing", {})
-            else:
-                self._bag[digests] -= 1
-            return
-        key = self._key(relation, row)
-        here = self._rows.pop(key, None)
-        if here is None:
-            yield Difference(self._name, "missing", self._describe(key))
-        elif here != digests and (columns := self._unequal(here, digests)):
-            yield Difference(self._name, "unequal", self._describe(key), columns)
-
-    def rest(self) -> Iterator[Difference]:
-        """Rows that no live row has taken."""
-        for key in self._rows:
-            yield Difference(self._name, "extra", self._describe(key))
-        for _ in self._bag.elements():
-            yield Difference(self._name, "extra", {})
-
-    def _meet(self, relation: Relation) -> None:
-        if relation is self._relation:
-            return
-        widened = {column.name for column in relation.columns} != self._places.keys()
-        if self._key_names(relation) != self._keys or (self._places and widened and not self._keys):
-            raise Invalid(
-                f"the key of {self._name} has changed within the archive, so its rows cannot be followed",
-                detail="Of a table without a key, all columns together are the key.",
-                hint=f"cdc restore --table {self._name} ..., and compare the tables",
-            )
-        for column in relation.columns:
-            self._places.setdefault(column.name, len(self._places))
-        self._relation = relation
-
-    def _key_names(self, relation: Relation) -> tuple[str, ...]:
-        names = tuple(column.name for column in relation.columns if column.key)
-        whole_row = relation.replica_identity == "f" and len(names) == len(relation.columns)
-        return () if whole_row else names
-
-    def _put(self, relation: Relation, row: Row, before: bytes | None) -> None:
-        digests = self._digests(relation, row, before)
-        if self._keys:
-            self._rows[self._key(relation, row)] = digests
-        else:
-            self._bag[digests] += 1
-
-    def _remove(self, relation: Relation, row: Row) -> bytes | None:
-        if self._keys:
-            return self._rows.pop(self._key(relation, row), None)
-        self._bag[self._digests(relation, row, None)] -= 1
-        return None
-
-    def _key(self, relation: Relation, row: Row) -> bytes:
-        """No value of Postgres's holds a zero byte."""
-        values = [row[relation.column_index[name]] for name in self._keys]
-        return b"\0".join([value if isinstance(value, bytes) else b"" for value in values])
-
-    def _describe(self, key: bytes) -> dict[str, str | None]:
-        values = key.decode(errors="backslashreplace").split("\0")
-        return dict(zip(self._keys, values, strict=True))
-
-    def _digests(self, relation: Relation, row: Row, before: bytes | None) -> bytes:
-        digests = [UNKNOWN] * len(self._places)
-        for column, value in zip(relation.columns, row, strict=True):
-            place = self._places[column.name]
-            if value is not ABSENT:
-                digests[place] = digest(value)
-            elif before is not None:
-                digests[place] = digest_at(before, place)
-        return b"".join(digests)
-
-    def _unequal(self, here: bytes, live: bytes) -> tuple[str, ...]:
-        """Columns of a live row that are known here and differ."""
-        columns = []
-        for name, place in self._places.items():
-            ours = digest_at(here, place)
-            theirs = digest_at(live, place)
-            if theirs == UNKNOWN:
-                continue  # dropped since
-            self.unknown_values += ours == UNKNOWN
-            if ours not in (UNKNOWN, theirs):
-                columns.append(name)
-        return tuple(columns)
+def _apply(state: dict[str, TableState], change: RowChange) -> None:
+    state_of(state, change.relation).apply(change)
 
 
 def facts(found: Comparison) -> dict[str, Any]:

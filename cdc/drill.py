@@ -26,9 +26,10 @@ from cdc.archive.bucket import Bucket, open_bucket
 from cdc.archive.header import relation_of
 from cdc.archive.history import History, Until
 from cdc.archive.proof import DRILL_KEY, Trial, only_of, read_proofs, remember_trial, success
+from cdc.archive.table_state import TableState
 from cdc.archive.tail import Tail, read_tail
 from cdc.change import READ, Relation, RowChange
-from cdc.comparison import Comparison, TableState
+from cdc.comparison import Comparison
 from cdc.config import Settings
 from cdc.errors import CdcError, Invalid, Unavailable
 from cdc.lsn import format_lsn
