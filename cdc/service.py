@@ -41,7 +41,8 @@ from cdc.pipeline.fork import check_snapshot, follow_timeline
 from cdc.pipeline.gap import check_tables, record_gap, source_of
 from cdc.pipeline.session import Session
 from cdc.pipeline.snapshot import warm_up
-from cdc.postgres.publication import Publication, check_publication, read_publication, type_names
+from cdc.postgres.publication import Publication, read_publication, type_names
+from cdc.postgres.publication_check import check_publication
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
 from cdc.postgres.server import Server
@@ -358,7 +359,7 @@ class Service:
         known = self._publication
         if known is not None and publication.fingerprint != known.fingerprint:
             log.warning("publication_changed", publication=publication.name, tables=len(publication.tables))
-            check_publication(publication, self._settings.cache.projections if self._settings.cache.url else ())
+            check_publication(publication, self._settings.cache.served)
         self._publication = publication
 
     async def _is_served(self, wal_sender_pid: int) -> bool:

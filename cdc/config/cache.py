@@ -28,6 +28,11 @@ class CacheSettings(Section):
         False, description="allow another machine without rediss:// and a verified certificate"
     )
 
+    @property
+    def served(self) -> tuple[AnyProjection, ...]:
+        """The projections; none where there is no cache to hold them."""
+        return () if self.url is None else self.projections
+
     @field_validator("url")
     @classmethod
     def _is_a_redis_address(cls, url: SecretStr | None) -> SecretStr | None:

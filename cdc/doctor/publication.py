@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from cdc.config import AnyProjection, CacheSettings, LatestProjection
 from cdc.doctor.finding import Finding, mended_by_sql
-from cdc.postgres.publication import FULL, Publication, PublishedTable, find_mistakes
+from cdc.postgres.publication import FULL, Publication, PublishedTable
+from cdc.postgres.publication_check import find_mistakes
 from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.schema import Schema, UnpublishedTable
 
@@ -14,10 +15,9 @@ _PUBLISHES_GENERATED = 18
 
 def judge_publication(publication: Publication, cache: CacheSettings) -> list[Finding]:
     """Mistakes that keep `cdc run` from starting, and what is meant perhaps and lost nevertheless."""
-    projections = cache.projections if cache.url else ()
     mistakes = [
         Finding("error", "publication", f"publication {publication.name}: {what}", hint, sql=_statement(hint))
-        for what, hint in find_mistakes(publication, projections)
+        for what, hint in find_mistakes(publication, cache.served)
     ]
     tables = ", ".join(table.qualified_name for table in publication.tables)
     well = Finding("ok", "publication", f"publication {publication.name}: {tables}")
@@ -62,7 +62,7 @@ def judge_schema(schema: Schema, publication: Publication, cache: CacheSettings,
     return [
         *_judge_unpublished(schema.unpublished, publication),
         *_judge_columns(schema, publication, server_version),
-        *_judge_toast(schema, publication, cache.projections if cache.url else ()),
+        *_judge_toast(schema, publication, cache.served),
     ]
 
 

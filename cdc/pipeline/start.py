@@ -17,7 +17,8 @@ from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavail
 from cdc.lsn import format_lsn
 from cdc.pipeline.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, lock_archive, source_of
 from cdc.pipeline.snapshot import backfill
-from cdc.postgres.publication import Publication, check_publication, read_publication
+from cdc.postgres.publication import Publication, read_publication
+from cdc.postgres.publication_check import check_publication
 from cdc.postgres.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
@@ -44,7 +45,7 @@ async def examine_upstream(connection: Connection, settings: Settings) -> Upstre
     server = await read_server(connection)
     await check_server(connection, server, settings.postgres.slot, failover=settings.postgres.failover)
     publication = await read_publication(connection, settings.postgres.publication)
-    check_publication(publication, settings.cache.projections if settings.cache.url else ())
+    check_publication(publication, settings.cache.served)
     return Upstream(connection, server, publication)
 
 

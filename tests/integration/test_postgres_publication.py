@@ -4,7 +4,8 @@ import psycopg
 import pytest
 
 from cdc.errors import Invalid
-from cdc.postgres.publication import Publication, check_publication, read_publication, type_names
+from cdc.postgres.publication import Publication, read_publication, type_names
+from cdc.postgres.publication_check import check_publication
 from cdc.postgres.session import connect
 from tests.streaming import execute, fetch, settings_for
 

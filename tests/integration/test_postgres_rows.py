@@ -10,7 +10,8 @@ from psycopg.conninfo import make_conninfo
 from cdc.change import Relation, RowChange, Truncate
 from cdc.config import PostgresSettings
 from cdc.errors import Invalid
-from cdc.postgres.publication import Publication, check_publication, read_publication
+from cdc.postgres.publication import Publication, read_publication
+from cdc.postgres.publication_check import check_publication
 from cdc.postgres.session import connect
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import Condition, SnapshotReader, open_snapshot

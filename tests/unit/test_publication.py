@@ -5,7 +5,8 @@ import pytest
 from cdc.change import Column
 from cdc.config import TURNS_PROJECTIONS, HistoryProjection, LatestProjection, RowProjection
 from cdc.errors import Invalid
-from cdc.postgres.publication import Partition, Publication, PublishedTable, check_publication
+from cdc.postgres.publication import Partition, Publication, PublishedTable
+from cdc.postgres.publication_check import check_publication
 
 _NAMES = ("id", "turn_id", "session_hash", "role", "state", "confidence", "metadata", "created_at")
 _ALL_ACTIONS = ("insert", "update", "delete", "truncate")
