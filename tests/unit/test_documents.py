@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -83,6 +84,14 @@ def test_every_crash_point_is_in_the_crash_tables() -> None:
     named = {point for row in CRASH_ROWS for point in re.findall(r"`(\w+)`", row[-1])}
     assert set(get_args(CrashPoint)) <= named
     assert len(CRASH_ROWS) > 30
+
+
+def test_the_floors_are_those_that_the_contract_keeps() -> None:
+    _, _, block = (ROOT / "ARCHITECTURE.md").read_text().partition("## Rooms and floors")
+    drawn = [re.split(r"\s{2,}", line)[0].split(" │ ") for line in block.split("```")[1].strip().splitlines()]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    kept = [layer.replace("cdc.", "").split(" | ") for layer in contracts[0]["layers"]]
+    assert [name for floor in drawn for name in floor] == [name for floor in kept for name in floor]
 
 
 def test_every_command_is_in_the_readme() -> None:
