@@ -119,10 +119,15 @@ def test_redis_killed(scene: Scene) -> None:
 
 
 def test_a_strangers_slot_that_nobody_reads_until_it_is_lost(scene: Scene) -> None:
+    query(scene.dsn, "CHECKPOINT")  # so that the next one is ours, below
     query(scene.dsn, "SELECT pg_create_physical_replication_slot('stranger', true)")
     scene.prometheus.wait_firing("WaltierSlotUnread", slot="stranger")
-    while not scene.prometheus.firing("WaltierSlotNearLimit", slot="stranger"):
+    for _ in range(100):  # past the limit of 64 MB, at a pace that leaves Prometheus time to see it come
+        if scene.prometheus.firing("WaltierSlotNearLimit", slot="stranger"):
+            break
         scene.write_wal(1)
+        time.sleep(0.25)
+    scene.prometheus.wait_firing("WaltierSlotNearLimit", slot="stranger")
     scene.write_wal(64)
     query(scene.dsn, "CHECKPOINT")
     scene.prometheus.wait_firing("WaltierSlotLost", slot="stranger")
