@@ -84,7 +84,7 @@ class Across:
             keys = {log_key(step.seq): step for step in steps}
             async with aclosing(read_ahead(bucket, list(keys))) as objects:
                 async for key, segment in objects:
-                    await asyncio.to_thread(self._apply_segment, required(segment, key), keys[key].upto_lsn)
+                    await asyncio.to_thread(self._apply_segment, required(bucket, key, segment), keys[key].upto_lsn)
         except (Unknown, DataError, Sealed, OSError) as error:
             self._give_up(error)
 
@@ -345,7 +345,7 @@ async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_Step]]:
     switch_lsn: int | None = None
     async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(last_seq, -1, -1)])) as objects:
         async for key, body in objects:
-            header = decode_segment_header(required(body, key))
+            header = decode_segment_header(required(bucket, key, body))
             if header.base is not None:
                 if switch_lsn is not None and header.base.consistent_lsn > switch_lsn:
                     raise Unknown("the last snapshot before the gap lies in a lost tail")
@@ -365,7 +365,7 @@ async def _read_chunks(bucket: Bucket, chunks: Sequence[Chunk]) -> AsyncIterator
     recorded = {chunk.key: chunk for chunk in chunks}
     async with aclosing(read_ahead(bucket, list(recorded))) as objects:
         async for key, body in objects:
-            found = required(body, key)
+            found = required(bucket, key, body)
             if sha256(found).hexdigest() != recorded[key].sha256:
                 raise DataError(f"{key} is not as the snapshot record describes it", hint="cdc archive verify")
             yield found

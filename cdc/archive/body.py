@@ -15,7 +15,7 @@ from cdc.archive.encryption import Recipients
 from cdc.archive.header import Header
 from cdc.archive.lines import Encoder
 from cdc.archive.segment import FRAME_BYTES, compress_frame, compress_header
-from cdc.change import DELETE, Relation, RowChange, Transaction
+from cdc.change import DELETE, Change, Relation, RowChange, Transaction
 from cdc.row import Row
 
 _Result = TypeVar("_Result")
@@ -73,8 +73,10 @@ class Body:
         """Encode the rows of a snapshot at `lsn`: as they are there, or, for DELETE, as they no longer are."""
         first = self.encoder.lines
         new_and_old = [(None, row) if op == DELETE else (row, None) for row in rows]
-        changes = [RowChange(op, first + number, relation, new, old) for number, (new, old) in enumerate(new_and_old)]
-        await self.add_changes(None, Transaction(0, lsn, time.time_ns() // 1000, list(changes)))
+        changes: list[Change] = [
+            RowChange(op, first + number, relation, new, old) for number, (new, old) in enumerate(new_and_old)
+        ]
+        await self.add_changes(None, Transaction(0, lsn, time.time_ns() // 1000, changes))
 
     @property
     def empty(self) -> bool:

@@ -90,13 +90,15 @@ def _open(settings: ArchiveSettings) -> Bucket:
 
 async def read_object(bucket: Bucket, key: str) -> bytes:
     """An object that must be there. Raises DataError if it is not."""
-    return required(await bucket.get(key), key)
+    return required(bucket, key, await bucket.get(key))
 
 
-def required(body: bytes | None, key: str) -> bytes:
+def required(bucket: Bucket, key: str, body: bytes | None) -> bytes:
     """What `get` returned of an object that must be there. Raises DataError if it is not."""
     if body is None:
-        raise DataError(f"{key} is missing from the archive", hint="cdc archive verify")
+        raise DataError(
+            f"{key} is missing from the archive", detail=f"The archive is {bucket.url}.", hint="cdc archive verify"
+        )
     return body
 
 

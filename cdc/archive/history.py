@@ -198,7 +198,7 @@ async def read_history(bucket: Bucket, until: Until) -> History:
     # One number after another, which the tail's search has shown to be there.
     async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(tail.seq + 1)])) as objects:
         async for key, body in objects:
-            if not await walk.step(required(body, key)):
+            if not await walk.step(required(bucket, key, body)):
                 break
         else:
             walk.lead_across()

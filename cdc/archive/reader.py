@@ -17,7 +17,7 @@ from cdc.archive.bucket import Bucket
 from cdc.archive.header import Header
 from cdc.archive.object_key import log_key
 from cdc.archive.segment import Segment, decode_segment, decode_segment_header
-from cdc.archive.tail import Tail, find_last_seq, read_tail
+from cdc.archive.tail import Tail, find_last_seq, read_segment, read_tail
 from cdc.archive.unlocked import keys_of
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
@@ -68,11 +68,7 @@ class ArchiveReader:
     async def read_header(self, seq: int) -> Header | None:
         """The header of segment `seq`, or None if there is none. Raises DataError."""
         body = await self._bucket.get(log_key(seq))
-        if body is None:
-            return None
-        header = decode_segment_header(body)
-        _check_seq(header, seq)
-        return header
+        return None if body is None else _header_of(body, seq)
 
     async def segments(self, from_seq: int = 0) -> AsyncIterator[Segment]:
         """All segments from `from_seq` to the end, in order."""
@@ -171,10 +167,13 @@ class ArchiveReader:
         return (header.epoch.timeline, header.covered_upto) <= (after.epoch.timeline, after.lsn)
 
     async def _header_surely(self, seq: int) -> Header:
-        header = await self.read_header(seq)
-        if header is None:
-            raise DataError(f"segment {seq} is missing from the archive", hint="cdc archive verify")
-        return header
+        return _header_of(await read_segment(self._bucket, seq), seq)
+
+
+def _header_of(body: bytes, seq: int) -> Header:
+    header = decode_segment_header(body)
+    _check_seq(header, seq)
+    return header
 
 
 def _check_seq(header: Header, seq: int) -> None:

@@ -1,21 +1,18 @@
 """The whole configuration."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from cdc.config.archive import ArchiveSettings
 from cdc.config.cache import CacheSettings
 from cdc.config.http import HttpSettings
+from cdc.config.log import LogSettings
 from cdc.config.monitor import MonitorSettings
 from cdc.config.postgres import PostgresSettings
 from cdc.config.projection import HistoryProjection, LatestProjection, RowProjection
 from cdc.config.section import Section
-
-
-class LogSettings(Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 
 class Settings(Section):

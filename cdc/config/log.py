@@ -1,0 +1,11 @@
+"""`[log]`: what is said."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cdc.config.section import Section
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
