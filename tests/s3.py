@@ -70,22 +70,18 @@ class Request:
 
 @dataclass
 class Fault:
-    """What to do to requests that match, until it is used up (`times`) or its time is over (`until_s`)."""
+    """What to do to requests that match, until it is used up (`times`) or healed."""
 
     methods: frozenset[str]
     key_contains: str
     times: int | None
-    until_s: float | None
     status: int | None = None
     lose_answer: bool = False
     delay_before_s: float = 0.0
     delay_after_s: float = 0.0
 
-    def spent(self) -> bool:
-        return self.times == 0 or (self.until_s is not None and time.monotonic() >= self.until_s)
-
     def take(self, method: str, key: str) -> bool:
-        if self.spent() or method not in self.methods or self.key_contains not in key:
+        if self.times == 0 or method not in self.methods or self.key_contains not in key:
             return False
         if self.times is not None:
             self.times -= 1
@@ -204,26 +200,26 @@ class S3Server:
             self.violations.clear()
             self.most_puts_in_flight = self._puts_in_flight
 
-    # Faults. Each concerns PUTs unless told otherwise; `times` and `seconds` bound it, without either it lasts.
+    # Faults. Each concerns PUTs unless told otherwise, so many `times`, or without that until `heal`: how long a test
+    # takes between two lines is the machine's to say, so none ends by the clock.
 
     def fail(
         self,
         status: int = 503,
         *,
         times: int | None = None,
-        seconds: float | None = None,
         methods: str = "PUT",
         key_contains: str = "",
     ) -> None:
         """Answer with this status and apply nothing."""
-        self._inject(methods, key_contains, times, seconds, status=status)
+        self._inject(methods, key_contains, times, status=status)
 
     def lose_answer(self, *, times: int | None = 1, methods: str = "PUT", key_contains: str = "") -> None:
         """Answer the request as ever, but cut the connection before a byte of the answer is sent.
 
         aiohttp's client sends an idempotent request a second time on its own when that happens, at once.
         """
-        self._inject(methods, key_contains, times, None, lose_answer=True)
+        self._inject(methods, key_contains, times, lose_answer=True)
 
     def delay(
         self,
@@ -231,12 +227,11 @@ class S3Server:
         before_s: float = 0.0,
         after_s: float = 0.0,
         times: int | None = None,
-        seconds: float | None = None,
         methods: str = "PUT",
         key_contains: str = "",
     ) -> None:
         """Wait before or after applying, whether or not the client still waits for the answer."""
-        self._inject(methods, key_contains, times, seconds, delay_before_s=before_s, delay_after_s=after_s)
+        self._inject(methods, key_contains, times, delay_before_s=before_s, delay_after_s=after_s)
 
     def refuse_connections(self) -> None:
         """Close the door and cut everybody off, until `accept_connections`."""
@@ -253,15 +248,14 @@ class S3Server:
         if self._site is None:
             self.accept_connections()
 
-    def _inject(self, methods: str, key_contains: str, times: int | None, seconds: float | None, **what: Any) -> None:
-        until_s = None if seconds is None else time.monotonic() + seconds
-        fault = Fault(frozenset(methods.split()), key_contains, times, until_s, **what)
+    def _inject(self, methods: str, key_contains: str, times: int | None, **what: Any) -> None:
+        fault = Fault(frozenset(methods.split()), key_contains, times, **what)
         with self._lock:
             self._faults.append(fault)
 
     def _take_fault(self, method: str, key: str) -> Fault | None:
         with self._lock:
-            self._faults = [fault for fault in self._faults if not fault.spent()]
+            self._faults = [fault for fault in self._faults if fault.times != 0]
             return next((fault for fault in self._faults if fault.take(method, key)), None)
 
     # Life.

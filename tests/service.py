@@ -41,6 +41,21 @@ def wait_until(true: Callable[[], bool], what: str, *, timeout_s: float = PATIEN
         time.sleep(poll_s)
 
 
+def settled(value: Callable[[], int], *, for_s: float = 2.0, timeout_s: float = PATIENCE_S) -> int:
+    """The value once it has stayed the same for so long. Fails the test if it never does."""
+    last, since_s = value(), time.monotonic()
+
+    def still() -> bool:
+        nonlocal last, since_s
+        now = value()
+        if now != last:
+            last, since_s = now, time.monotonic()
+        return time.monotonic() - since_s >= for_s
+
+    wait_until(still, f"unchanged for {for_s:.0f} s", timeout_s=timeout_s)
+    return last
+
+
 def parse_lsn(text: str) -> int:
     """`16/B374D848` as a number."""
     high, low = text.split("/")

@@ -188,8 +188,9 @@ async def test_a_loop_that_is_held_is_felt_as_late() -> None:
         time.sleep(1.5)  # what nothing on this loop may do
         await asyncio.sleep(0.01)
         assert vitals.pulse.late_s > 0.3
-        await asyncio.sleep(1.1)
-        assert vitals.pulse.late_s < 0.3
+        async with asyncio.timeout(30):
+            while vitals.pulse.late_s > 0.3:  # it beats on, and on a busy machine not at the first beat in time
+                await asyncio.sleep(0.1)
 
 
 async def test_a_companion_that_dies_is_named_and_the_service_no_longer_alive() -> None:
