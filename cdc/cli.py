@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from cdc import __version__
 from cdc.config import load, load_archive, load_monitor, load_postgres
-from cdc.errors import CdcError
+from cdc.errors import CdcError, Invalid
 
 
 def _effective_file(context: typer.Context, value: Path | None) -> Path | None:
@@ -225,7 +225,7 @@ def teardown(
     admin = settings.postgres.model_copy(update={"dsn": SecretStr(dsn)}) if dsn else settings.postgres
     if not yes:
         print("\n".join(removal.plan(settings, publication=publication, cache=cache, ddl_sentinel=ddl_sentinel)))
-        typer.confirm("Go on?", abort=True)
+        _confirm("cdc teardown --yes")
     done = asyncio.run(
         removal.carry_out(settings, publication=publication, cache=cache, ddl_sentinel=ddl_sentinel, admin=admin)
     )
@@ -379,6 +379,16 @@ async def _write(lines: AsyncIterator[bytes]) -> None:
     async for line in lines:
         sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _confirm(unasked: str) -> None:
+    """Go on only if somebody says so; a script, in which nobody can, is told the command that does not ask."""
+    try:
+        agreed = typer.confirm("Go on?")
+    except typer.Abort:
+        raise Invalid("nobody answered, so nothing was done", hint=unasked) from None
+    if not agreed:
+        raise typer.Abort
 
 
 def _print_json(facts: Any) -> None:

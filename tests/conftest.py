@@ -14,6 +14,7 @@ import pytest
 from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
 from tests.servers import (
+    CHOSEN_POSTGRES_BIN,
     COMPOSE_FILE,
     COMPOSE_S3_CREDENTIALS,
     DEBIAN_POSTGRES_BIN,
@@ -104,7 +105,7 @@ def docker_setup() -> list[str]:
 def postgres_server(request: pytest.FixtureRequest, services: str, server_dir: Path) -> Iterator[PostgresAddress]:
     """The Postgres of this session. Share it: make databases on it, and leave its settings and its life alone."""
     if services == "local":
-        with PostgresServer(server_dir / "postgres", settings=TEST_SETTINGS) as server:
+        with PostgresServer(server_dir / "postgres", settings=TEST_SETTINGS, bin_dir=CHOSEN_POSTGRES_BIN) as server:
             yield server
         return
     if services == "docker":
@@ -194,7 +195,10 @@ def make_postgres(server_dir: Path) -> Iterator[MakePostgres]:
             home.chmod(0o755)
             running.callback(shutil.rmtree, home, ignore_errors=True)
             server = PostgresServer(
-                home / "data", settings={**TEST_SETTINGS, **(settings or {})}, bin_dir=bin_dir, encoding=encoding
+                home / "data",
+                settings={**TEST_SETTINGS, **(settings or {})},
+                bin_dir=bin_dir or CHOSEN_POSTGRES_BIN,
+                encoding=encoding,
             )
             return running.enter_context(server)
 

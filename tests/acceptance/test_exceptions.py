@@ -270,7 +270,8 @@ class Failover:
         if not with_slot:
             shutil.rmtree(home / "pg_replslot" / "cdc")
         shutil.copy(home / "PG_VERSION", home / "standby.signal")
-        self.copy = PostgresServer(home, settings=self.primary.settings, port=self.primary.port)
+        primary = self.primary
+        self.copy = PostgresServer(home, settings=primary.settings, bin_dir=primary.bin_dir, port=primary.port)
         self.primary.start()
 
     def promote(self) -> None:

@@ -236,7 +236,7 @@ def test_another_cluster_behind_the_same_dsn_is_refused_and_nothing_is_written(
     first.stop()
     second = make_postgres()
     second.stop()
-    other = PostgresServer(second.data_dir, settings=second.settings, port=first.port)
+    other = PostgresServer(second.data_dir, settings=second.settings, bin_dir=second.bin_dir, port=first.port)
     with other:
         install(other.dsn())
         write_event(other.dsn(), "another history")

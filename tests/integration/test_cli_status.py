@@ -156,6 +156,15 @@ def test_teardown_asks_and_a_no_changes_nothing(cdc: Command, database: str, slo
     assert slot in cdc("slots").stdout
 
 
+def test_teardown_in_a_script_says_how_not_to_be_asked(cdc: Command, database: str, slot: str) -> None:
+    make_slot(database, slot)
+    done = cdc("teardown")
+    assert done.returncode == 2
+    assert "nobody answered, so nothing was done" in done.stderr
+    assert "cdc teardown --yes" in done.stderr
+    assert slot in cdc("slots").stdout
+
+
 def test_teardown_drops_the_slot_and_says_what_remains(cdc: Command, database: str, slot: str) -> None:
     make_slot(database, slot)
     done = cdc("teardown", "--yes")

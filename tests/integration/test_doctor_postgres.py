@@ -16,14 +16,14 @@ from tests.conftest import MakePostgres
 from tests.faults.venue import FAKETIME
 from tests.pasted import Pasted
 from tests.proxy import Proxy
-from tests.servers import TEST_SETTINGS, fresh_database
+from tests.servers import CHOSEN_POSTGRES_BIN, TEST_SETTINGS, fresh_database
 from tests.streaming import execute, fetch
 
 
 @pytest.fixture(scope="module")
 def server(server_dir: Path) -> Iterator[PostgresServer]:
     """Of this module: what the doctor's script changes is for the whole cluster."""
-    with PostgresServer(server_dir / "doctor", settings=TEST_SETTINGS) as server:
+    with PostgresServer(server_dir / "doctor", settings=TEST_SETTINGS, bin_dir=CHOSEN_POSTGRES_BIN) as server:
         yield server
 
 

@@ -16,7 +16,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"
 
 
 TOP_LEVEL = {".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "Makefile", "README.md", "cdc", "deploy", "docs"}
-TOP_LEVEL |= {"pyproject.toml", "requirements-dev.lock", "requirements.lock", "setup.py", "sql", "tests"}
+TOP_LEVEL |= {"pyproject.toml", "requirements-dev.lock", "requirements-servers.lock", "requirements.lock", "setup.py"}
+TOP_LEVEL |= {"sql", "tests"}
 
 
 def names(paths: list[Path]) -> list[str]:
