@@ -69,6 +69,17 @@ def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]
         return found.fetchall() if found.description else []
 
 
+def postgres_version(dsn: str) -> int:
+    """The server's major version."""
+    return int(query(dsn, "SHOW server_version_num")[0][0]) // 10000
+
+
+def needs_postgres(dsn: str, version: int) -> None:
+    """Skip the test on an older server: what it is about came with this major version."""
+    if postgres_version(dsn) < version:
+        pytest.skip(f"this came with Postgres {version}")
+
+
 def mark(dsn: str) -> int:
     """Commit a marker; whoever has confirmed this position has all that was committed before the call."""
     return parse_lsn(query(dsn, "SELECT pg_logical_emit_message(true, 'waltier.test', 'here')::text")[0][0])

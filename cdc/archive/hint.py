@@ -13,9 +13,10 @@ from cdc.archive.bucket import Bucket
 from cdc.archive.object_key import HINT_KEY
 from cdc.errors import CdcError
 
-# From some twenty HEADs to a few: that is not worth a PUT a minute.
+# From some twenty HEADs to a few: that is not worth a PUT a minute, and a log that hardly grows is found without it.
 _INTERVAL_S = 60.0
 _INTERVAL_SEGMENTS = 16
+_SEGMENTS_A_MINUTE = 2
 _TIMEOUT_S = 2.0
 
 
@@ -47,8 +48,9 @@ class HintWriter:
 
     def note(self, seq: int) -> None:
         """Segment `seq` is the last one now, which is worth a hint now and then."""
-        due = time.monotonic() - self._written_at >= _INTERVAL_S and seq - self._seq >= _INTERVAL_SEGMENTS
-        if due and (self._task is None or self._task.done()):
+        elapsed_s, segments = time.monotonic() - self._written_at, seq - self._seq
+        many = max(_INTERVAL_SEGMENTS, _SEGMENTS_A_MINUTE * elapsed_s / 60)
+        if elapsed_s >= _INTERVAL_S and segments >= many and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._write(seq), name="archive hint")
 
     async def close(self, seq: int | None) -> None:

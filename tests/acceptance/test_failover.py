@@ -26,7 +26,7 @@ from tests.acceptance.test_exceptions import (
 )
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_archive, read_directory
-from tests.service import install, mark, parse_lsn, query, wait_until
+from tests.service import install, mark, needs_postgres, parse_lsn, query, wait_until
 
 Backup = Callable[..., PostgresServer]
 
@@ -138,8 +138,7 @@ def test_a_failover_slot_goes_on_without_a_gap(
     make_postgres: MakePostgres, back_up: Backup, archive_dir: str, redis_url: str, make_service: MakeService
 ) -> None:
     primary = make_postgres()
-    if primary.version < 17:
-        pytest.skip("failover slots are of Postgres 17")
+    needs_postgres(primary.dsn(), 17)
     install(primary.dsn())
     query(primary.dsn(), "SELECT pg_create_physical_replication_slot('standby', true)")
     standby = back_up(primary, "-S", "standby")

@@ -22,7 +22,7 @@ class Sizes:
     latency_s: int = 20
     latency_rate: int = 500
     transaction_rows: int = 1_000_000
-    idle_s: int = 65
+    idle_s: int = 180
     restore_rows: int = 1_000_000
     restore_changes: int = 300_000
     compiled: int = 1

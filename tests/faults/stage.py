@@ -1,7 +1,7 @@
 """The processes of a round: Postgres, Redis with a replica, a bucket, services; and the wires between them.
 
 Services reach Postgres and Redis through proxies, whose ports never change; the harness itself reaches them directly.
-A bucket is the R2-like server of tests/s3.py, or a directory on a small file system of its own. After a failover of
+A bucket is the R2-like server of tests/s3, or a directory on a small file system of its own. After a failover of
 Redis `cache_url` is another one.
 """
 

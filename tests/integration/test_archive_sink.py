@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -495,6 +497,17 @@ class TestTrouble:
         assert 16 <= hinted < 39
         await sink.close()
         assert json.loads(bucket.objects[HINT_KEY])["seq"] == 39
+
+    async def test_an_idle_log_of_a_segment_a_minute_is_worth_no_hint(
+        self, bucket: FaultyBucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        minutes = itertools.count(step=1.01)
+        monkeypatch.setattr("cdc.archive.hint.time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
+        sink = await opened(bucket)
+        for number in range(1, 40):
+            await sink.write(batch(transaction(number)))
+            await asyncio.sleep(0)
+        assert HINT_KEY not in bucket.objects
 
     async def test_a_hint_that_cannot_be_written_harms_nothing(self, bucket: FaultyBucket) -> None:
         async def replace(key: str, body: bytes) -> None:

@@ -14,7 +14,7 @@ from cdc.config import CacheSettings
 from cdc.embedded import ValkeyServer
 from cdc.embedded.process import free_port
 from cdc.errors import Invalid
-from tests.s3 import _write_certificates
+from tests.certificates import write_certificates
 from tests.servers import DEBIAN_REDIS
 
 pytestmark = pytest.mark.wide
@@ -34,7 +34,7 @@ class Tls:
 def tls(server_dir: Path) -> Iterator[Tls]:
     home = Path(tempfile.mkdtemp(prefix="redis-tls-", dir=server_dir))
     home.chmod(0o755)
-    _write_certificates(home)
+    write_certificates(home)
     certificate, authority, port = home / "server.pem", home / "ca.pem", free_port()
     certificate.chmod(0o644)
     settings = {

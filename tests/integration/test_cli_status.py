@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.command import Command
+from tests.service import needs_postgres
 
 NOBODY = "postgresql://postgres@127.0.0.1:1/chat"
 
@@ -194,6 +195,7 @@ def test_an_archive_that_is_not_there_is_an_error_with_its_address(
 
 
 def test_a_slot_becomes_a_failover_slot_at_the_next_run(cdc: Command, database: str, slot: str) -> None:
+    needs_postgres(database, 17)
     asked = {"CDC_POSTGRES__FAILOVER": "true"}
     failover = "SELECT failover FROM pg_replication_slots WHERE slot_name = %s"
     with cdc.running():

@@ -7,6 +7,7 @@ from cdc.errors import Invalid
 from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
 from cdc.postgres.session import connect
+from tests.service import needs_postgres, postgres_version
 from tests.streaming import execute, fetch, settings_for
 
 
@@ -14,10 +15,6 @@ async def _read(database: str) -> Publication:
     settings = settings_for(database)
     async with await connect(settings) as connection:
         return await read_publication(connection, settings.publication)
-
-
-def _version(database: str) -> int:
-    return int(str(fetch(database, "SELECT current_setting('server_version_num')")[0])) // 10000
 
 
 async def test_a_missing_publication_is_invalid_with_the_sql_to_create_it(database: str) -> None:
@@ -71,8 +68,7 @@ async def test_postgres_refuses_the_updates_of_a_table_that_we_refuse(database: 
 
 
 async def test_a_column_list_under_full_identity_is_refused_as_postgres_does(database: str) -> None:
-    if _version(database) < 15:
-        pytest.skip("column lists came with 15")
+    needs_postgres(database, 15)
     execute(
         database,
         "CREATE TABLE t (id int PRIMARY KEY, note text)",
@@ -95,7 +91,7 @@ async def test_generated_columns_under_full_identity_are_judged_as_the_version_d
         "CREATE PUBLICATION cdc FOR TABLE t",
     )
     publication = await _read(database)
-    if _version(database) < 18:
+    if postgres_version(database) < 18:
         execute(database, "UPDATE t SET id = 2")
         check_publication(publication, ())
         return

@@ -17,7 +17,8 @@ from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import Condition, SnapshotReader, open_snapshot
 from cdc.row import ABSENT, Row
 from tests.servers import PostgresAddress, fresh_database
-from tests.streaming import consuming, execute, fetch, make_slot, settings_for
+from tests.service import needs_postgres
+from tests.streaming import consuming, execute, make_slot, settings_for
 
 _TYPES = """
 CREATE TYPE mood AS ENUM ('calm', 'very "cross"');
@@ -130,8 +131,7 @@ async def test_sql_ascii_bytes_are_the_same_in_the_stream_and_in_a_snapshot(post
 
 
 async def test_column_lists_row_filters_and_generated_columns_hold_for_a_snapshot_too(database: str) -> None:
-    if int(str(fetch(database, "SELECT current_setting('server_version_num')")[0])) < 150000:
-        pytest.skip("column lists and row filters came with 15")
+    needs_postgres(database, 15)
     settings = settings_for(database)
     execute(
         database,

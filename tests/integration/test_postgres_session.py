@@ -15,6 +15,7 @@ from cdc.postgres.server import check_server, current_wal_lsn, read_server
 from cdc.postgres.session import SESSION_SETTINGS, connect
 from tests.conftest import MakePostgres
 from tests.servers import fresh_database
+from tests.service import needs_postgres
 from tests.streaming import execute, fetch, settings_for
 
 
@@ -108,6 +109,7 @@ async def test_a_server_without_logical_wal_or_room_for_a_slot_is_told_both(make
 
 
 async def test_a_server_with_failover_slots_may_be_asked_for_one(database: str) -> None:
+    needs_postgres(database, 17)
     settings = settings_for(database)
     async with await connect(settings) as connection:
         await check_server(connection, await read_server(connection), settings.slot, failover=True)

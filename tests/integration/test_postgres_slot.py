@@ -31,6 +31,7 @@ from cdc.postgres.slot import (
 )
 from cdc.postgres.snapshot import open_snapshot
 from tests.conftest import MakePostgres
+from tests.service import needs_postgres
 from tests.streaming import execute, fetch, make_slot, settings_for
 
 
@@ -63,6 +64,7 @@ async def test_a_temporary_slot_goes_with_its_context(database: str) -> None:
 
 
 async def test_a_failover_slot_is_one_and_its_snapshot_is_exported_too(database: str) -> None:
+    needs_postgres(database, 17)
     settings = settings_for(database).model_copy(update={"failover": True})
     async with create_slot(settings, settings.slot) as exported, open_snapshot(settings, exported):
         slot = await _slot(settings)
@@ -74,6 +76,7 @@ async def test_a_failover_slot_is_one_and_its_snapshot_is_exported_too(database:
 
 
 async def test_an_existing_slot_becomes_a_failover_slot_but_not_under_a_reader(database: str) -> None:
+    needs_postgres(database, 17)
     settings = settings_for(database)
     execute(database, "CREATE PUBLICATION cdc FOR ALL TABLES")
     make_slot(settings)
@@ -93,6 +96,7 @@ async def test_an_existing_slot_becomes_a_failover_slot_but_not_under_a_reader(d
 
 async def test_a_standby_synchronises_the_failover_slot(make_postgres: MakePostgres) -> None:
     primary, standby = make_postgres(), make_postgres()
+    needs_postgres(primary.dsn(), 17)
     standby.stop()
     shutil.rmtree(standby.data_dir)
     execute(primary.dsn(), "SELECT pg_create_physical_replication_slot('standby', true)")

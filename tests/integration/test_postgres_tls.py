@@ -1,20 +1,16 @@
 """Over TLS: Debian's Postgres, because the embedded one has no OpenSSL."""
 
-import datetime
-import ipaddress
 import os
 from pathlib import Path
 
 import psycopg
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from psycopg.conninfo import make_conninfo
 
 from cdc.change import Change, RowChange
 from cdc.errors import Invalid, Unavailable
 from cdc.postgres.session import connect
+from tests.certificates import write_certificates
 from tests.conftest import MakePostgres
 from tests.servers import DEBIAN_POSTGRES_BIN
 from tests.streaming import Consumer, consuming, execute, make_slot, settings_for
@@ -22,43 +18,18 @@ from tests.streaming import Consumer, consuming, execute, make_slot, settings_fo
 pytestmark = pytest.mark.wide
 
 
-def _make_certificate(directory: Path) -> Path:
-    """A certificate for 127.0.0.1 that is its own authority, beside its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "waltier tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / "server.crt"
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    path.with_suffix(".key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    path.with_suffix(".key").chmod(0o600)
-    return path
-
-
 @pytest.fixture
 def tls_dsn(make_postgres: MakePostgres, tmp_path: Path) -> str:
     server = make_postgres(bin_dir=DEBIAN_POSTGRES_BIN)
-    certificate = _make_certificate(server.data_dir)
+    write_certificates(tmp_path)
     owner = server.data_dir.stat()
-    for path in (certificate, certificate.with_suffix(".key")):
+    for name in ("server.crt", "server.key"):
+        path = server.data_dir / name
+        path.write_bytes((tmp_path / "server.pem").read_bytes())
+        path.chmod(0o600)
         os.chown(path, owner.st_uid, owner.st_gid)
     execute(server.dsn(), "ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()")
-    trusted = tmp_path / "ca.crt"
-    trusted.write_bytes(certificate.read_bytes())
-    return make_conninfo(server.dsn(), sslmode="verify-full", sslrootcert=str(trusted))
+    return make_conninfo(server.dsn(), sslmode="verify-full", sslrootcert=str(tmp_path / "ca.pem"))
 
 
 async def _next_transaction(consumer: Consumer) -> list[Change]:
@@ -88,14 +59,14 @@ async def test_a_stream_over_tls_delivers_large_and_small_rows_without_a_stall(t
 async def test_an_authority_that_is_not_trusted_is_invalid_with_a_hint(tls_dsn: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    stranger = _make_certificate(other)
+    write_certificates(other)
     with pytest.raises(Invalid) as refused:
-        await connect(settings_for(make_conninfo(tls_dsn, sslrootcert=str(stranger))))
+        await connect(settings_for(make_conninfo(tls_dsn, sslrootcert=str(other / "ca.pem"))))
     assert "sslrootcert" in refused.value.hint
     with pytest.raises(Invalid):
         await connect(settings_for(make_conninfo(tls_dsn, sslrootcert=str(other / "missing.crt"))))
     with pytest.raises(Invalid, match="another host"):
-        await connect(settings_for(make_conninfo(tls_dsn, host="localhost")))
+        await connect(settings_for(make_conninfo(tls_dsn, host="db.example.net", hostaddr="127.0.0.1")))
 
 
 async def test_a_server_without_tls_is_invalid_for_who_asks_for_it(make_postgres: MakePostgres, tls_dsn: str) -> None:
