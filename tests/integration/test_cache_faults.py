@@ -87,15 +87,25 @@ class Wire:
         self._server_port = port
         self.lose_answers = False
         self.cut_after_bytes = -1
+        self._ends: list[asyncio.StreamWriter] = []
+        self._connections: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def url(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         async with server:
             yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+            for end in self._ends:
+                end.transport.abort()
+            await asyncio.gather(*self._connections)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.append(asyncio.create_task(self._connect(reader, writer)))
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._ends.append(writer)
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        self._ends.append(to_writer)
         with suppress(OSError):
             await asyncio.gather(self._forth(reader, to_writer), self._back(to_reader, writer))
         for end in (writer, to_writer):
