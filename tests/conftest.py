@@ -1,8 +1,10 @@
 """Fixtures of servers. `--services` says where they come from; see tests/servers.py."""
 
+import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+import structlog
 
 from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
@@ -62,6 +65,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # A shell's background job begins with SIGINT ignored, and so would every command that a test wants to interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test calls sends the process's log lines to its own stderr, which is closed after the test."""
+    handlers, level, excepthook = logging.root.handlers[:], logging.root.level, sys.excepthook
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    sys.excepthook = excepthook
 
 
 @pytest.fixture(scope="session")

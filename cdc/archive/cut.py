@@ -13,13 +13,9 @@ from cdc.change import Transaction
 
 @dataclass(frozen=True, slots=True)
 class DataCut:
-    """Whole transactions for one data segment. Those without changes only move the position."""
+    """Whole transactions for one data segment."""
 
     transactions: tuple[Transaction, ...]
-
-    @property
-    def end_lsn(self) -> int:
-        return self.transactions[-1].end_lsn
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,25 +288,21 @@ class ArchiveSink:
         return replace(header, fork=fork, last_lsn=last_lsn, covered_upto=covered_upto)
 
     async def _write_data(self, piece: DataCut) -> None:
-        kept = [transaction for transaction in piece.transactions if transaction.changes]
+        transactions = piece.transactions
         self._series = None
-        if not kept:  # before Postgres 15 transactions without published changes arrive empty
-            if piece.end_lsn > self.covered_upto:
-                await self._append("coverage", covered_upto=piece.end_lsn)
-            return
         body = self._new_body()
-        await body.add(self._writable().next_ordinal, kept)
-        times = [transaction.commit_time_us for transaction in kept]
+        await body.add(self._writable().next_ordinal, transactions)
+        times = [transaction.commit_time_us for transaction in transactions]
         await self._append(
             "data",
             body,
-            first_lsn=kept[0].commit_lsn,
-            last_lsn=kept[-1].commit_lsn,
-            covered_upto=max(piece.end_lsn, self.covered_upto),
-            transactions=len(kept),
+            first_lsn=transactions[0].commit_lsn,
+            last_lsn=transactions[-1].commit_lsn,
+            covered_upto=max(transactions[-1].end_lsn, self.covered_upto),
+            transactions=len(transactions),
             from_time_us=min(times),
             to_time_us=max(times),
-            ends=tuple([transaction.end_lsn - transaction.commit_lsn for transaction in kept]),
+            ends=tuple([transaction.end_lsn - transaction.commit_lsn for transaction in transactions]),
         )
         _observe_latency(times[0], times[-1])
 

@@ -4,7 +4,8 @@ One `Assembler` belongs to one connection, because the server describes each tab
 version 1 it sends a transaction only after its commit, in one run from Begin to Commit; there is nothing to roll back.
 What leaves here:
 
-- each transaction, also an empty one (it must be acknowledged), in pieces if it is large;
+- each transaction with changes, in pieces if it is large. One without, as Postgres 14 sends those of other tables, is
+  only a position, like a keepalive's: `wal_end` has it;
 - each logical message that was emitted outside any transaction's fate, as a transaction of its own.
 
 A stream that contradicts itself (a row outside a transaction, a table never described, a Commit that is not its
@@ -50,8 +51,7 @@ PIECE_BYTES: Final = 1024 * 1024
 _END_OF_TIME_US: Final = 253_402_300_800_000_000
 
 # What things hold in memory beside the bytes of their values, measured (tests/unit/test_assembler.py). The bytes count
-# twice: once in the row, once in its JSON, which the first sink that asks for it makes. An empty transaction counts
-# too, for a queue bounded in bytes must bound these as well.
+# twice: once in the row, once in its JSON, which the first sink that asks for it makes.
 _TRANSACTION_BYTES: Final = 300
 _CHANGE_BYTES: Final = 150
 _VALUE_BYTES: Final = 40
@@ -163,7 +163,8 @@ class Assembler:
                 "a transaction ends before its commit",
                 detail=f"Commit {format_lsn(commit.commit_lsn)}, end {format_lsn(commit.end_lsn)}",
             )
-        done.append(self._take(begin, commit.end_lsn, True))
+        if self._changes or self._first_seq:
+            done.append(self._take(begin, commit.end_lsn, True))
         self._begin = None
         self._first_seq = 0
 

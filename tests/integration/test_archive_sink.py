@@ -291,16 +291,6 @@ class TestWriting:
         assert [header.transactions for header in headers(bucket)] == [0, 2, 2, 2, 1]
         assert lsns(await archived(bucket)) == list(range(1, 8))
 
-    async def test_transactions_without_changes_move_the_position_only(self, bucket: FaultyBucket) -> None:
-        sink = await opened(bucket)
-        empty = [with_changes(number, []) for number in (1, 3, 5, 6)]
-        assert await sink.write(batch(empty[0], transaction(2), empty[1])) == empty[1].end_lsn
-        assert await sink.write(batch(empty[2], empty[3])) == empty[3].end_lsn
-        assert await sink.write(batch(empty[3])) == empty[3].end_lsn
-        assert kinds(bucket) == ["fence", "data", "coverage"]
-        assert lsns(await archived(bucket)) == [2]
-        await assert_intact(bucket)
-
     async def test_coverage_only_goes_forward(self, bucket: FaultyBucket) -> None:
         sink = await opened(bucket)
         await sink.write(batch(transaction(1)))

@@ -1,13 +1,10 @@
 """The command line without any server: help, usage, mistakes, exit codes."""
 
-import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from cdc import __version__, cli
 from cdc.errors import DataError, Diverged, Fenced, Invalid, SlotLost, Unavailable
@@ -16,16 +13,11 @@ COMMANDS = ["demo", "init", "run", "status", "doctor", "slots", "archive", "tear
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cdc.config.sources.DEFAULT_PATHS", ())
     for name in ("CDC_CONFIG", "CDC_POSTGRES__DSN", "CDC_ARCHIVE__URL", "CDC_ADMIN_DSN"):
         monkeypatch.delenv(name, raising=False)
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    structlog.reset_defaults()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
