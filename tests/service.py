@@ -261,6 +261,10 @@ class Service:
         self._wait(lambda: len(self.events(event)) > more_than, f"{event} logged", timeout_s)
         return self.events(event)[-1]
 
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Another `cdc` command with this service's configuration and environment, to its end."""
+        return run_cdc(*arguments, "--config", str(self.config_file), environment=self.environment, check=check)
+
     def wait_until_archived(self, admin_dsn: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until everything committed before this call is acknowledged."""
         self._wait_until_acknowledged(admin_dsn, mark(admin_dsn), timeout_s)

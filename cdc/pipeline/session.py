@@ -26,6 +26,7 @@ import structlog
 
 from cdc import metrics
 from cdc.archive.sink import ArchiveSink
+from cdc.change import Batch
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
 from cdc.errors import CdcError, Unavailable
@@ -178,18 +179,20 @@ class Session:
                     await self._queue.gather(self._settings.segment_bytes, started + self._settings.linger_s)
             except TimeoutError:
                 await self._cover()
-                continue
-            batch = self._queue.pop(self._settings.segment_bytes)
-            self._queue_bytes.set(self._queue.nbytes)
-            if not len(batch):
-                continue
-            started = time.monotonic()
-            self._archived(await self._archive.write(batch))
-            if started - self._rechecked_at > self._settings.coverage_interval_s:
-                await self._look_again()
-            if self._shed:
+            else:
+                batch = self._queue.pop(self._settings.segment_bytes)
+                self._queue_bytes.set(self._queue.nbytes)
+                if len(batch):
+                    started = time.monotonic()
+                    await self._write(batch)
+            if self._shed:  # while the PUT was being tried, of a batch or of coverage
                 self._fail(Unavailable("the bucket answers again; reading again from the slot what was shed"))
                 return
+
+    async def _write(self, batch: Batch) -> None:
+        self._archived(await self._archive.write(batch))
+        if time.monotonic() - self._rechecked_at > self._settings.coverage_interval_s:
+            await self._look_again()
 
     def _archived(self, lsn: int, *, idle: bool = False) -> None:
         self._progress.archived(lsn)

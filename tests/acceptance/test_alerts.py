@@ -19,7 +19,7 @@ from cdc.embedded import PostgresServer, ValkeyServer
 from tests.acceptance.prometheus import RULES, Prometheus, free_port, shorten
 from tests.s3 import S3Server
 from tests.servers import TEST_SETTINGS
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.service import Service, install, query, wait_until
 from tests.unit.test_grafana import targets
 
 pytestmark = [pytest.mark.wide, pytest.mark.xdist_group("alerts")]
@@ -202,7 +202,7 @@ def verify(scene: Scene) -> int:
 
 def prove(scene: Scene, *command: str) -> int:
     """The exit code; then the service is started again, which reads proofs at its start, or else every five minutes."""
-    done = run_cdc(*command, "--config", str(scene.service.config_file), environment=scene.s3.environment)
+    done = scene.service.command(*command, check=False)
     scene.service.kill()
     restart(scene)
     return done.returncode

@@ -18,7 +18,7 @@ from tests.faults.venue import can_mount
 from tests.http import get
 from tests.s3 import S3Server
 from tests.servers import CHOSEN_POSTGRES_BIN, TEST_SETTINGS
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.service import Service, install, query, wait_until
 
 pytestmark = [
     pytest.mark.wide,
@@ -74,7 +74,7 @@ def test_the_disk_made_larger_and_the_bucket_back_nothing_is_lost(
     wal_is_freed(postgres)
     verdict = check(postgres.dsn(), s3.objects(), redis_url, read_archive(s3.objects()).transactions)
     assert verdict.findings == [], str(verdict)
-    command(service, "archive", "verify", "--full", "--against", postgres.dsn())
+    service.command("archive", "verify", "--full", "--against", postgres.dsn())
     assert service.stop() == 0
 
 
@@ -89,10 +89,10 @@ def test_the_bucket_still_away_the_slot_is_given_up_and_repaired_afterwards(
     wal_is_freed(postgres)
     s3.heal()
     assert service.wait() == 78
-    command(service, "repair")
+    service.command("repair")
     service.start()
     service.wait_until_caught_up(postgres.dsn())
-    command(service, "archive", "verify", "--full", "--against", postgres.dsn())
+    service.command("archive", "verify", "--full", "--against", postgres.dsn())
     assert service.stop() == 0
 
 
@@ -126,8 +126,3 @@ def wal_is_freed(postgres: PostgresServer) -> None:
         return bool(query(postgres.dsn(), "SELECT sum(size) < 128 * 1024 * 1024 FROM pg_ls_waldir()")[0][0])
 
     wait_until(freed, "the WAL is freed")
-
-
-def command(service: Service, *arguments: str) -> None:
-    """Another command with this service's configuration; it succeeds."""
-    run_cdc(*arguments, "--config", str(service.config_file), environment=service.environment, check=True)

@@ -4,7 +4,7 @@ import psycopg
 from psycopg import conninfo, sql
 
 from tests.acceptance.conftest import MakeService, as_replicator
-from tests.service import query, run_cdc
+from tests.service import query
 
 SCHEMA, TABLE = "sch'e\"ma; DROP TABLE public.turns;--", 'tä"ble\n%s {0} $$ \\'
 KEY, COLUMN = "i'd\" = 0 OR true;--", "col\"umn\n', NULL); -- ☂"
@@ -35,14 +35,13 @@ def test_hostile_names_are_archived_compared_and_restored_and_nothing_else_happe
         ):
             admin.execute(sql.SQL(statement).format(**quoted))
         service.wait_until_archived(installed)
-        config = ("--config", str(service.config_file))
-        run_cdc("doctor", *config, check=True)
-        run_cdc("slots", *config, check=True)
-        run_cdc("archive", "verify", "--against", as_replicator(installed), *config, check=True)
+        service.command("doctor")
+        service.command("slots")
+        service.command("archive", "verify", "--against", as_replicator(installed))
         admin.execute("CREATE DATABASE hostile_target")
         try:
             target = conninfo.make_conninfo(installed, dbname="hostile_target")
-            run_cdc("restore", "--into", target, *config, check=True)
+            service.command("restore", "--into", target)
             with psycopg.connect(target) as restored:
                 rows = restored.execute(
                     sql.SQL("SELECT * FROM {schema}.{table} ORDER BY 1").format(**quoted)
@@ -51,6 +50,6 @@ def test_hostile_names_are_archived_compared_and_restored_and_nothing_else_happe
         finally:
             admin.execute("DROP DATABASE hostile_target WITH (FORCE)")
         assert service.stop() == 0
-        run_cdc("teardown", "--publication", "--yes", "--dsn", installed, *config, check=True)
+        service.command("teardown", "--publication", "--yes", "--dsn", installed)
     assert query(installed, "SELECT count(*) FROM pg_publication WHERE pubname <> 'cdc'") == [(0,)]
     assert query(installed, "SELECT to_regclass('public.turns') IS NOT NULL") == [(True,)]

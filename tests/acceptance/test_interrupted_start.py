@@ -15,7 +15,7 @@ from tests.acceptance.test_exceptions import TABLES, drop, write_event, write_tu
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import log_objects, read_archive
 from tests.s3 import S3Server
-from tests.service import Service, run_cdc, wait_until
+from tests.service import Service, wait_until
 
 # Far less than the bucket stays away, far more than a busy machine needs.
 PROMPT_S = 15.0
@@ -58,10 +58,7 @@ def assert_whole(service: Service, s3: S3Server, dsn: str, *, breaks: int) -> di
     verdict = Verdict()
     check_replay(archive, {name: read_table(dsn, name) for name in TABLES}, verdict)
     assert not verdict.findings, str(verdict)
-    done = run_cdc(
-        "archive", "verify", "--json", "--config", str(service.config_file), environment=s3.environment, check=True
-    )
-    report: dict[str, Any] = json.loads(done.stdout)
+    report: dict[str, Any] = json.loads(service.command("archive", "verify", "--json").stdout)
     assert report["findings"] == []
     return report
 

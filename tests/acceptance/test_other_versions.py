@@ -16,7 +16,7 @@ from tests.faults.objects import read_archive, tail_of
 from tests.faults.workload import Workload
 from tests.s3 import S3Server
 from tests.servers import POSTGRES_WHEELS, fresh_database, postgres_bin_of_wheel
-from tests.service import Service, install, query, run_cdc
+from tests.service import install, query
 
 pytestmark = pytest.mark.wide
 
@@ -46,17 +46,12 @@ def test_killed_under_load_both_sinks_hold_what_the_tables_hold_and_it_is_restor
     verdict = check(dsn, objects, redis_url, read_archive(objects).transactions)
     assert verdict.findings + acknowledgements.findings + cache.findings == [], str(verdict)
     assert verdict.figures["transactions"] > 100
-    command(service, "doctor")
-    command(service, "archive", "verify", "--full", "--against", dsn)
+    service.command("doctor")
+    service.command("archive", "verify", "--full", "--against", dsn)
     with fresh_database(postgres) as into:
         install(into)
-        command(service, "restore", "--into", into)
+        service.command("restore", "--into", into)
         assert [checksum(into, table) for table in TABLES] == [checksum(dsn, table) for table in TABLES]
     assert service.stop() == 0
-    command(service, "teardown", "--yes")
+    service.command("teardown", "--yes")
     assert query(dsn, "SELECT slot_name FROM pg_replication_slots") == []
-
-
-def command(service: Service, *arguments: str) -> None:
-    """Another command with this service's configuration; it succeeds."""
-    run_cdc(*arguments, "--config", str(service.config_file), environment=service.environment, check=True)

@@ -160,6 +160,26 @@ def test_the_bucket_away_nothing_is_acknowledged_and_nothing_lost(
         assert s3.most_puts_in_flight == 1
 
 
+def test_a_queue_that_is_shed_while_idle_wal_is_being_covered_is_read_again(
+    installed: str, s3: S3Server, make_service: MakeService
+) -> None:
+    witness = Witness(installed, TABLES)
+    bucket = on_bucket(s3, queue_bytes=MIB, coverage_interval_s=1)
+    service = make_service(installed, "s3://archive/shed", **bucket).start()
+    service.wait_until_caught_up(installed)
+    query(installed, "CREATE TABLE elsewhere (id int)")
+    s3.fail(503)
+    query(installed, "SELECT pg_switch_wal()")
+    service.wait_for_event("put_failed")
+    with load(installed, rate=120):
+        service.wait_for_event("archive_queue_shed")
+    s3.heal()
+    service.wait_until_caught_up(installed)
+    assert service.stop() == 0
+    verdict = check(installed, s3.objects(), None, witness.transactions())
+    assert verdict.findings == [], str(verdict)
+
+
 def break_bucket(s3: S3Server, how: str) -> None:
     match how:
         case "answers 503":

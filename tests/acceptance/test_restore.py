@@ -173,7 +173,7 @@ def test_restored_to_any_ordinal_it_is_what_an_independent_replay_gives(source: 
 
 def test_an_lsn_and_a_time_name_the_same_moment_as_an_ordinal(source: Source) -> None:
     archive = source.archive()
-    lines = run_cdc("archive", "cat", "--config", str(source.service.config_file), check=True).stdout.splitlines()
+    lines = source.service.command("archive", "cat").stdout.splitlines()
     ordinal = len(archive.transactions) // 2
     line = next(found for found in map(json.loads, lines) if found["ord"] == ordinal)
     sums = []

@@ -78,7 +78,7 @@ class Conversation:
                 query(dsn, statement)
             self.service.wait_until_archived(dsn)
             assert self.service.stop() == 0
-        listed = run_cdc("archive", "cat", "--config", str(self.service.config_file), check=True).stdout.splitlines()
+        listed = self.service.command("archive", "cat").stdout.splitlines()
         events = [line for line in map(json.loads, listed) if line.get("table") == "public.outbox"]
         self.ordinal = events[-1]["ord"]
         self.time = events[-1]["time"]
@@ -286,7 +286,7 @@ def test_a_partitioned_table_is_one_table_and_row_security_hides_nothing_from_a_
                 query(dsn, f"INSERT INTO {table} SELECT n, 's-' || n % 2 FROM generate_series(1, 19) AS n")
                 query(dsn, f"UPDATE {table} SET id = 0 WHERE id = 19")
             service.wait_until_archived(dsn)
-            cat = run_cdc("archive", "cat", "--config", str(service.config_file), check=True).stdout
+            cat = service.command("archive", "cat").stdout
             then = str(json.loads(cat.splitlines()[-1])["ord"])
             command = ["restore", "--config", str(service.config_file), "--where", "session_hash=s-1", "--json"]
             query(dsn, "DELETE FROM parted WHERE id = 15")

@@ -130,9 +130,9 @@ must catch up by itself, and a checker that shares no code with it compares
 - every end of the service with the one that was due (0, or 75 for a zombie), and its log with what is no bug.
 
 What it does not do: lose what a primary had committed (it promotes without a loss; the simulation, `test_failover.py`
-and `test_exceptions.py` of `tests/acceptance` lose tails), or fill the disk of Postgres, which ends Postgres. What it
-must do is find bugs: `tests/acceptance/test_nemesis.py` plants some in the service. Each kind of fault is a few lines
-in `tests/faults/kinds`.
+and `test_exceptions.py` of `tests/acceptance` lose tails), or fill the disk of Postgres, which ends Postgres
+(`test_disk_full.py` does). What it must do is find bugs: `tests/acceptance/test_nemesis.py` plants some in the service.
+Each kind of fault is a few lines in `tests/faults/kinds`.
 """
 
 _AGAIN = """\

@@ -15,7 +15,7 @@ from cdc.monitor.barriers import Barriers
 from cdc.vitals import Barrier, Phase, Recovery, Upstream, Vitals
 from tests.http import get
 from tests.s3 import S3Server
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.service import Service, install, query, wait_until
 
 MakeService = Callable[..., Service]
 
@@ -63,7 +63,7 @@ def test_an_idle_database_proves_a_recovery_point_again_and_again_and_the_archiv
     for _ in range(4):
         wait_for_barriers(service, 1)
         assert rpo_s(service) < 10
-    lines = run_cdc("archive", "cat", "--config", str(service.config_file), check=True).stdout.splitlines()
+    lines = service.command("archive", "cat").stdout.splitlines()
     barriers = [json.loads(line) for line in lines if '"prefix":"cdc.barrier"' in line]
     assert [json.loads(line["content"])["number"] for line in barriers[:4]] == [0, 1, 2, 3]
     assert not any(line["transactional"] for line in barriers)

@@ -459,6 +459,8 @@ class _Story:
             return "the archive is not complete"
         if self.ledger.base_lost:
             return "the snapshot was lost with a tail, and no gap says so"
+        if self.ledger.covered_upto < end_lsn:
+            return "the archive does not say that it covers the end"
         if self.server.slot is None or self.server.slot.confirmed < end_lsn:
             return "the slot is held (P6)"
         if not self.cache.meta.lsn or self.cache.lsn < end_lsn or self.cache.meta.part:
