@@ -45,7 +45,7 @@ from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
-from cdc.postgres.server import Server
+from cdc.postgres.server import Server, verdict_on
 from cdc.postgres.session import check_dsn, connect
 from cdc.postgres.slot import read_slot
 from cdc.progress import Progress
@@ -250,20 +250,21 @@ class Service:
             bucket = await self._open_bucket()  # 2
             archive = self._archive = ArchiveSink(bucket, settings.archive)
             stack.push_async_callback(archive.close)
-            position = await self._open_archive(upstream, archive)  # 3
-            if self._only_repair:
-                await start.check_idle(upstream, settings, position)
-            await start.ensure_slot(upstream, settings, archive, position, self._vitals)  # 4
-            stream = await stack.enter_async_context(
-                await ReplicationStream.open(settings.postgres, upstream.server.encoding)
-            )
-            start.check_identity(await stream.identify(), upstream.server)
-            if not await start.acquire_stream(
-                stream, settings, archive, self._stop, self._vitals, writer_epoch=self._writer_epoch
-            ):  # 5
-                return
-            crash_point("slot_held")
-            confirmed_lsn = await self._take_over(upstream, archive)  # 6
+            async with verdict_on(connection, upstream.server):
+                position = await self._open_archive(upstream, archive)  # 3
+                if self._only_repair:
+                    await start.check_idle(upstream, settings, position)
+                await start.ensure_slot(upstream, settings, archive, position, self._vitals)  # 4
+                stream = await stack.enter_async_context(
+                    await ReplicationStream.open(settings.postgres, upstream.server.encoding)
+                )
+                start.check_identity(await stream.identify(), upstream.server)
+                if not await start.acquire_stream(
+                    stream, settings, archive, self._stop, self._vitals, writer_epoch=self._writer_epoch
+                ):  # 5
+                    return
+                crash_point("slot_held")
+                confirmed_lsn = await self._take_over(upstream, archive)  # 6
             if self._only_repair:
                 return
             self._publication = upstream.publication
@@ -310,6 +311,7 @@ class Service:
         position = await archive.open()
         if slot is None or position is None or archive.tail is None:
             raise Unavailable("slot or archive changed hands during the start")
+        archive.check_source(source_of(upstream.server, settings, {}))  # or the two positions cannot be compared
         start.check_covered(slot, position.lsn)
         publication = await read_publication(connection, settings.postgres.publication)
         self._tables = await check_tables(connection, publication, archive.tail.source.tables, archive)

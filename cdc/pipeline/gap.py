@@ -26,7 +26,7 @@ from cdc.pipeline.snapshot import backfill
 from cdc.postgres.lock import try_lock
 from cdc.postgres.publication import Publication, read_fate
 from cdc.postgres.quoting import quote_identifier
-from cdc.postgres.server import Server, read_server
+from cdc.postgres.server import Server, read_server, verdict_on
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import check_owner, drop_slot, read_slot
 
@@ -58,21 +58,30 @@ async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost
     async with await connect(settings.postgres) as connection:
         await lock_archive(connection, settings.postgres.slot)
         server = await read_server(connection)
-        await archive.open()
-        if archive.tail is None or archive.tail.open_gap is not None:
-            return
-        found = archive.tail
-        if seen is not None and (seen.open_gap is not None or seen.writer_epoch != found.writer_epoch):
-            raise _looking_again()
-        await archive.fence(source_of(server, settings, found.source.tables))
-        if archive.tail.seq != found.seq + 1:  # our fence has come behind more than we had seen
-            raise _looking_again()
-        covered_upto = archive.covered_upto
-        from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
-        crash_point("gap_unwritten")
-        await archive.write_gap(from_lsn, lost.message)
-        crash_point("gap_written")
-        log.error("gap_recorded", from_lsn=format_lsn(from_lsn), reason=lost.message)
+        async with verdict_on(connection, server):
+            await _write_gap(settings, archive, lost, seen, server)
+
+
+async def _write_gap(
+    settings: Settings, archive: ArchiveSink, lost: ChangesLost, seen: Tail | None, server: Server
+) -> None:
+    await archive.open()
+    if archive.tail is None or archive.tail.open_gap is not None:
+        return
+    found = archive.tail
+    if found.source.epoch != server.epoch:
+        raise Unavailable("the database failed over since the loss was found; looking again")
+    if seen is not None and (seen.open_gap is not None or seen.writer_epoch != found.writer_epoch):
+        raise _looking_again()
+    await archive.fence(source_of(server, settings, found.source.tables))
+    if archive.tail.seq != found.seq + 1:  # our fence has come behind more than we had seen
+        raise _looking_again()
+    covered_upto = archive.covered_upto
+    from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
+    crash_point("gap_unwritten")
+    await archive.write_gap(from_lsn, lost.message)
+    crash_point("gap_written")
+    log.error("gap_recorded", from_lsn=format_lsn(from_lsn), reason=lost.message)
 
 
 def _looking_again() -> Unavailable:

@@ -4,12 +4,14 @@
 session from functions that every role may call; a stream's own `identify()` is the last word on what it talks to.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import psycopg
 
-from cdc.errors import Invalid, Unavailable
+from cdc.errors import ChangesLost, Diverged, Invalid, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.postgres.refusal import in_session, refusal_of_exception, wal_level_is_too_low
 from cdc.postgres.session import Connection, session_settings
@@ -92,6 +94,22 @@ async def _read_configuration(connection: Connection) -> dict[str, str]:
         "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", [list(_CONFIGURATION)]
     )
     return {str(name): str(value) for name, value in await cursor.fetchall()}
+
+
+@asynccontextmanager
+async def verdict_on(connection: Connection, server: Server) -> AsyncIterator[None]:
+    """What is found wrong inside is true of this server; Unavailable if `connection` leads to it no more.
+
+    Server, slot and archive are read one after the other. If the database fails over in between, and another service
+    follows it and records the fork, they tell of different timelines: that looks like an unrelated history, or like a
+    slot that was advanced past the archive, and is neither.
+    """
+    try:
+        yield
+    except (Diverged, ChangesLost):
+        if (await read_server(connection)).epoch != server.epoch:
+            raise Unavailable("the database failed over meanwhile") from None
+        raise
 
 
 async def check_server(connection: Connection, server: Server, slot: str, *, failover: bool = False) -> None:

@@ -15,7 +15,7 @@ from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import Archive, read_archive, read_directory, read_lines
-from tests.service import Service, install, mark, query, run_cdc, wait_until
+from tests.service import Service, install, mark, query, wait_until
 
 PERSON = 78
 TABLES = ("public.turns", "public.outbox")
@@ -41,13 +41,13 @@ def write_turn(dsn: str, session: str, content: str) -> None:
 
 def facts(service: Service, *arguments: str) -> dict[str, Any]:
     """What a command says with `--json`."""
-    done = run_cdc(*arguments, "--json", "--config", str(service.config_file))
+    done = service.command(*arguments, "--json", check=False)
     found: dict[str, Any] = json.loads(done.stdout)
     return {**found, "exit": done.returncode}
 
 
 def repair(service: Service) -> int:
-    return run_cdc("repair", "--config", str(service.config_file)).returncode
+    return service.command("repair", check=False).returncode
 
 
 def assert_replay_gives_the_tables(dsn: str, archive_url: str, breaks: int = 1) -> Archive:
@@ -235,7 +235,7 @@ def test_there_is_nothing_to_repair_while_a_service_is_at_work(
 ) -> None:
     service = make_service(installed, archive_dir).start()
     service.wait_until_archived(installed)
-    done = run_cdc("repair", "--config", str(service.config_file))
+    done = service.command("repair", check=False)
     assert done.returncode == 2
     assert "nothing to repair" in done.stderr
     assert service.stop() == 0

@@ -13,7 +13,7 @@ import pytest
 from cdc.embedded import PostgresServer
 from cdc.embedded.binaries import find_postgres
 from cdc.embedded.process import free_port, run
-from tests.acceptance.conftest import MakeService
+from tests.acceptance.conftest import MakeService, as_replicator
 from tests.acceptance.test_exceptions import (
     PERSON,
     assert_inside_the_gap,
@@ -26,7 +26,8 @@ from tests.acceptance.test_exceptions import (
 )
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_archive, read_directory
-from tests.service import install, mark, needs_postgres, parse_lsn, query, wait_until
+from tests.s3 import S3Server
+from tests.service import Service, confirmed_flush_lsn, install, mark, needs_postgres, parse_lsn, query, wait_until
 
 Backup = Callable[..., PostgresServer]
 
@@ -134,9 +135,9 @@ def test_a_primary_killed_under_a_streaming_standby_and_a_tail_that_it_took_alon
     assert (report["exit"], report["findings"], len(report["forks"])) == (0, [], 1)
 
 
-def test_a_failover_slot_goes_on_without_a_gap(
-    make_postgres: MakePostgres, back_up: Backup, archive_dir: str, redis_url: str, make_service: MakeService
-) -> None:
+@pytest.fixture
+def synchronised(make_postgres: MakePostgres, back_up: Backup) -> tuple[PostgresServer, PostgresServer]:
+    """A primary, and a standby that keeps up with it and with its failover slots."""
     primary = make_postgres()
     needs_postgres(primary.dsn(), 17)
     install(primary.dsn())
@@ -150,6 +151,13 @@ def test_a_failover_slot_goes_on_without_a_gap(
         "sync_replication_slots": "on",
     }
     start_standby(standby, primary)
+    return primary, standby
+
+
+def test_a_failover_slot_goes_on_without_a_gap(
+    synchronised: tuple[PostgresServer, PostgresServer], archive_dir: str, redis_url: str, make_service: MakeService
+) -> None:
+    primary, standby = synchronised
     query(primary.dsn(), "ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
     query(primary.dsn(), "SELECT pg_reload_conf()")
     service = make_service("", archive_dir, redis_url, dsn=either(primary, standby), postgres={"failover": True})
@@ -169,6 +177,84 @@ def test_a_failover_slot_goes_on_without_a_gap(
     keys = [change.new["idempotency_key"] for tx in archive.transactions for change in tx.changes if change.new]
     assert keys == ["old 1", "old 2", "new"]
     report = facts(service, "archive", "verify")
+    assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
+
+
+def test_a_service_that_slept_with_the_slot_in_hand_takes_a_failover_for_no_gap(
+    synchronised: tuple[PostgresServer, PostgresServer], s3: S3Server, make_service: MakeService
+) -> None:
+    """It had read where the slot stood, and wakes to an archive that a fork has taken back behind that."""
+    primary, standby = synchronised
+    first, second = (
+        on_bucket(make_service, s3, name, either(primary, standby), postgres={"failover": True})
+        for name in ("first", "second")
+    )
+    first.start().wait_until_caught_up(primary.dsn())
+    wait_until(lambda: is_synchronised(primary, standby), "the slot is synchronised", poll_s=0.5)
+    detach(standby)
+    write_turn(primary.dsn(), "s1", "lost " * 50_000)
+    first.wait_until_caught_up(primary.dsn())
+    assert first.stop() == 0
+    lost_lsn = confirmed_flush_lsn(primary.dsn())
+
+    s3.delay(before_s=0.5, methods="GET HEAD", key_contains="/log/")
+    second.start()
+    wait_until(lambda: query(primary.dsn(), SLOT_IN_HAND) == [(True,)], "the second service has the slot")
+    second.pause()
+    s3.heal()
+    primary.kill()
+    admin = promote(standby)
+    write_turn(admin, "s1", "after")
+    first.start().wait_for_event("fork_recorded")
+    assert first.stop() == 0  # and with it goes the lock under which it recorded the fork
+    first.start().wait_until_caught_up(admin)
+    assert confirmed_flush_lsn(admin) < lost_lsn
+    second.resume()
+    assert_stands_by(second)
+    report = facts(first, "archive", "verify")
+    assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
+
+
+SLOT_IN_HAND = "SELECT active_pid IS NOT NULL FROM pg_replication_slots WHERE slot_name = 'cdc'"
+
+
+def on_bucket(make_service: MakeService, s3: S3Server, name: str, dsn: str, **options: object) -> Service:
+    archive = {"endpoint_url": s3.endpoint_url, "on_gap": "resnapshot"}
+    return make_service(
+        "", "s3://archive/asleep", name=name, dsn=dsn, archive=archive, environment=s3.environment, **options
+    )
+
+
+def assert_stands_by(service: Service) -> None:
+    """It started anew, and found the slot in another's hands."""
+    service.wait_for_event("standing_by", more_than=len(service.events("standing_by")))
+    assert {event["kind"] for event in service.events("interrupted")} == {"Unavailable"}
+    assert service.stop() == 0
+
+
+def test_a_service_that_slept_through_a_failover_while_it_started_starts_anew(
+    make_postgres: MakePostgres, s3: S3Server, make_service: MakeService
+) -> None:
+    """It had looked at the server, and wakes to an archive of the timeline after."""
+    server = make_postgres()
+    install(server.dsn())
+    first, second = (on_bucket(make_service, s3, name, as_replicator(server.dsn())) for name in ("first", "second"))
+    first.start().wait_until_archived(server.dsn())
+    s3.forget()
+    s3.delay(before_s=0.5, key_contains="/probe/")
+    second.start()
+    wait_until(lambda: bool(s3.seen("PUT", "/probe/")), "the second service has looked at the server")
+    second.pause()
+    s3.heal()
+    server.stop()
+    (server.data_dir / "standby.signal").touch()
+    server.start()
+    promote(server)
+    first.wait_for_event("fork_recorded")
+    first.wait_until_archived(server.dsn())
+    second.resume()
+    assert_stands_by(second)
+    report = facts(first, "archive", "verify")
     assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
 
 

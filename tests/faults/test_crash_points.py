@@ -56,7 +56,7 @@ class Stage:
     options: dict[str, Any] = field(default_factory=dict)
     _victim: Service | None = None
     holder: Service | None = None
-    losses: int = 0
+    _came: int = 0
 
     def service(self, name: str = "service", **environment: str) -> Service:
         options = dict(self.options)
@@ -87,8 +87,12 @@ class Stage:
     def objects(self) -> dict[str, bytes]:
         return self.s3.objects() if self.s3 else read_directory((self.directory / "archive").as_uri())
 
-    def seen(self, event: str) -> int:
-        return len(self.victim.events(event))
+    def came_to(self, event: str) -> bool:
+        """Whether the victim has logged it once more since this was last true."""
+        if len(self.victim.events(event)) <= self._came:
+            return False
+        self._came += 1
+        return True
 
 
 Act = Callable[[Stage], None]
@@ -114,10 +118,19 @@ class Scenario:
 
 
 def interrupt(stage: Stage) -> None:
-    """End all its connections: it begins its start again."""
+    """End all its connections whenever it streams: it begins its start again."""
+    if stage.came_to("streaming"):
+        end_connections(stage)
+
+
+def interrupt_the_backfill(stage: Stage) -> None:
+    if stage.came_to("backfill_started"):
+        end_connections(stage)
+
+
+def end_connections(stage: Stage) -> None:
     query(stage.dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                      " WHERE usename = 'cdc_replicator' AND datname = current_database()")  # fmt: skip
-    time.sleep(0.4)
 
 
 def hold_base_chunks(stage: Stage) -> None:
@@ -135,9 +148,8 @@ def write_rows(stage: Stage) -> None:
 
 def lose_slot(stage: Stage) -> None:
     """Drop the slot of a service that streams; each time that it streams again."""
-    if stage.seen("streaming") <= stage.losses:
+    if not stage.came_to("streaming"):
         return
-    stage.losses += 1
     deadline_s = time.monotonic() + 10
     while time.monotonic() < deadline_s:
         try:
@@ -152,9 +164,8 @@ def lose_slot(stage: Stage) -> None:
 
 def promote(stage: Stage) -> None:
     """Restart the server as a standby of nobody, and promote it: the same rows and slots on a new timeline."""
-    if stage.seen("streaming") <= stage.losses or stage.server is None:
+    if stage.server is None or not stage.came_to("streaming"):
         return
-    stage.losses += 1
     write_rows(stage)
     stage.server.stop()
     (stage.server.data_dir / "standby.signal").touch()
@@ -190,25 +201,23 @@ def write_unpublished(stage: Stage) -> None:
 
 
 def forget_the_checkpoint(stage: Stage) -> None:
-    if stage.seen("warm_up_finished") > stage.losses:
-        stage.losses += 1
+    if stage.came_to("warm_up_finished"):
         with redis.Redis.from_url(stage.redis_url) as client:
             client.delete("cdc:meta")
 
 
 def pause_the_cache(stage: Stage) -> None:
     """For longer than the feed has patience with a full queue; then let it catch up."""
-    if stage.seen("streaming"):
+    if stage.victim.events("streaming"):
         with redis.Redis.from_url(stage.redis_url) as client:
             client.client_pause(1500)
         time.sleep(2)
 
 
 def terminate_under_load(stage: Stage) -> None:
-    if stage.seen("streaming") and not stage.losses:
+    if stage.came_to("streaming"):
         slow_bucket(stage)
         time.sleep(0.8)
-        stage.losses += 1
         stage.victim.process.terminate()
 
 
@@ -218,7 +227,7 @@ SMALL = {"archive": {"segment_bytes": 64 * 1024}, "cache": {"batch_rows": 50}}
 SCENARIOS: Sequence[Scenario] = (
     Scenario(("bucket_probed",)),
     Scenario(("server_examined", "slot_held", "fence_unwritten", "fence_written"), while_it_runs=interrupt),
-    Scenario(("archive_begun",), before=hold_base_chunks, while_it_runs=interrupt, on_s3=True),
+    Scenario(("archive_begun",), before=hold_base_chunks, while_it_runs=interrupt_the_backfill, on_s3=True),
     Scenario(
         ("backfill_slot_created", "snapshot_unwritten", "snapshot_written"),
         before=write_rows,

@@ -18,6 +18,7 @@ import structlog
 import cdc.cache.sink
 import cdc.pipeline.snapshot
 import cdc.pipeline.start
+import cdc.postgres.server
 import cdc.service
 from cdc.config import ArchiveSettings, CacheSettings
 from cdc.pgoutput.assembler import Assembler
@@ -124,6 +125,7 @@ def opened(doors: Doors) -> Iterator[None]:
         (start, "read_slot", lambda connection, _: connection.read_slot()),
         (start, "drop_slot", lambda connection, _: connection.drop_slot()),
         (fork, "read_switch_points", doors.read_switch_points),
+        (cdc.postgres.server, "read_server", lambda connection: connection.read_server()),
         (gap, "connect", doors.connect),
         (gap, "read_server", lambda connection: connection.read_server()),
         (gap, "read_slot", lambda connection, _: connection.read_slot()),

@@ -208,7 +208,7 @@ class _Story:
     async def _live(self, life: Life) -> None:
         context = self.world.outside.copy()
         context.run(LIFE.set, life)
-        ledger, history = self.ledger, self.server.history
+        ledger = self.ledger
         self.doors.buckets[life] = self.bucket
         life.repairs, self.repairs_due = self.repairs_due, False
         if life.repairs:
@@ -224,13 +224,13 @@ class _Story:
                 self.server.forget(life)
         if life.dead or self.world.over.is_set():
             return
-        self._judge(life, ledger, history, None if life.task.cancelled() else life.task.exception())
+        self._judge(life, ledger, None if life.task.cancelled() else life.task.exception())
 
     def _repairing(self) -> Settings:
         archive = self.settings.archive.model_copy(update={"on_gap": "resnapshot"})
         return self.settings.model_copy(update={"archive": archive})
 
-    def _judge(self, life: Life, ledger: Ledger, history: History, error: BaseException | None) -> None:
+    def _judge(self, life: Life, ledger: Ledger, error: BaseException | None) -> None:
         """Whether a service may end like this."""
         self.world.tell(f"{life.name} ended: {type(error).__name__}: {error}")
         if isinstance(error, Violation):
@@ -249,8 +249,6 @@ class _Story:
         elif isinstance(error, Diverged) and self._is_slot_of_another_archive():
             self.world.tell("the operator drops the slot that a service of the archive before has made")
             self.server.slot = None
-        elif isinstance(error, Diverged) and history is not self.server.history:
-            pass  # it slept through a failover, and what it knew of the server is of the timeline before
         elif life.repairs and (error is None or isinstance(error, Unavailable | Invalid)):
             pass  # done, or not possible for now: the operator tries again
         else:
