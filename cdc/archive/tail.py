@@ -140,7 +140,14 @@ def check_source(url: str, archived: Source, source: Source) -> None:
             detail=_contrast("database", archived.database, source.database),
             hint="set archive.url to an empty prefix for this database, or postgres.dsn to the archived one",
         )
-    if archived.epoch.timeline != source.epoch.timeline:
+    if source.epoch.timeline < archived.epoch.timeline:
+        raise Diverged(
+            f"the source is on a timeline that the archive {url} has left behind",
+            detail=_contrast("timeline", archived.epoch.timeline, source.epoch.timeline)
+            + " This is a primary of before the failover that the archive went along with, or a backup of it.",
+            hint="set postgres.dsn to the primary of now; if this is the one, set archive.url to an empty prefix",
+        )
+    if source.epoch.timeline > archived.epoch.timeline:
         raise Diverged(
             f"the source is no longer on the timeline that the archive {url} tells of",
             detail=_contrast("timeline", archived.epoch.timeline, source.epoch.timeline)

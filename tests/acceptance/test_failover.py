@@ -29,6 +29,8 @@ from tests.faults.objects import read_archive, read_directory
 from tests.s3 import S3Server
 from tests.service import Service, confirmed_flush_lsn, install, mark, needs_postgres, parse_lsn, query, wait_until
 
+FENCED = 75
+
 Backup = Callable[..., PostgresServer]
 
 
@@ -256,6 +258,39 @@ def test_a_service_that_slept_through_a_failover_while_it_started_starts_anew(
     assert_stands_by(second)
     report = facts(first, "archive", "verify")
     assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
+
+
+def test_a_primary_that_lives_on_beside_the_promoted_one_archives_nothing_more(
+    make_postgres: MakePostgres, back_up: Backup, s3: S3Server, make_service: MakeService
+) -> None:
+    """The network parts two sites, each with its service; of what the old one commits then nothing may be mixed in."""
+    old = make_postgres()
+    install(old.dsn())
+    standby = back_up(old, "-R", "-C", "-S", "standby")
+    start_standby(standby, old)
+    left = on_bucket(make_service, s3, "left", as_replicator(old.dsn())).start()
+    left.wait_until_archived(old.dsn())
+    wait_until_streamed(old)
+    detach(standby)
+    new = promote(standby)
+    right = on_bucket(make_service, s3, "right", as_replicator(new)).start()
+    right.wait_for_event("gap_closed")
+    write_event(new, "of the new history")
+    right.wait_until_archived(new)
+    write_event(old.dsn(), "of the old history")
+    assert left.wait() == FENCED
+    for _ in range(2):  # as a supervisor does, and as a person might insist
+        assert left.run_to_end() == PERSON, left.log_tail()
+        assert "has left behind" in left.failure()["reason"]
+        assert "postgres.dsn" in left.failure()["hint"]
+    write_event(new, "and more of it")
+    right.wait_until_archived(new)
+    report = facts(right, "archive", "verify", "--against", new)
+    assert report["against"]["equal"]
+    assert (report["findings"], len(report["forks"]), len(report["gaps"])) == ([], 1, 1)
+    assert right.stop() == 0
+    told = [change.new for one in read_archive(s3.objects()).transactions for change in one.changes if change.new]
+    assert [row["idempotency_key"] for row in told] == ["of the new history", "and more of it"]
 
 
 def test_a_recovery_to_a_point_in_time_is_a_fork_and_its_missing_slot_a_gap(
