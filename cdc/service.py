@@ -37,6 +37,7 @@ from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline import start
 from cdc.pipeline.cache_feed import CacheFeed
+from cdc.pipeline.continuity import Continuity, check_wal_end
 from cdc.pipeline.fork import check_snapshot, follow_timeline
 from cdc.pipeline.gap import check_tables, record_gap, source_of
 from cdc.pipeline.session import Session
@@ -45,7 +46,7 @@ from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
-from cdc.postgres.server import Server, verdict_on
+from cdc.postgres.server import Server, current_wal_insert_lsn, verdict_on
 from cdc.postgres.session import check_dsn, connect
 from cdc.postgres.slot import read_slot
 from cdc.progress import Progress
@@ -264,7 +265,7 @@ class Service:
                 ):  # 5
                     return
                 crash_point("slot_held")
-                confirmed_lsn = await self._take_over(upstream, archive)  # 6
+                confirmed_lsn, continuity = await self._take_over(upstream, archive)  # 6
             if self._only_repair:
                 return
             self._publication = upstream.publication
@@ -281,6 +282,7 @@ class Service:
                 archive,
                 feed,
                 Progress(confirmed_lsn),
+                continuity,
                 settings.archive,
                 self._vitals,
                 recheck=lambda: self._recheck_publication(archive),
@@ -301,11 +303,12 @@ class Service:
         if await follow_timeline(upstream.connection, upstream.server, self._settings, archive):
             position = await archive.open()
         archive.check_source(source)
+        check_wal_end(await current_wal_insert_lsn(upstream.connection), archive.covered_upto)
         await check_snapshot(archive)
         return position
 
-    async def _take_over(self, upstream: start.Upstream, archive: ArchiveSink) -> int:
-        """6. Become the writer, which only the slot's holder does; return where the slot stands."""
+    async def _take_over(self, upstream: start.Upstream, archive: ArchiveSink) -> tuple[int, Continuity]:
+        """6. Become the writer, which only the slot's holder does; return where the slot stands, and what is due."""
         connection, settings = upstream.connection, self._settings
         slot = await read_slot(connection, settings.postgres.slot)
         position = await archive.open()
@@ -323,7 +326,8 @@ class Service:
         self._writer_epoch = archive.tail.writer_epoch
         if archive.tail.open_gap is not None:
             raise Unavailable("another service recorded a gap during the start; looking again")
-        return slot.confirmed_flush_lsn or position.lsn
+        confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
+        return confirmed_lsn, Continuity(confirmed_lsn, archive.tail)
 
     async def _open_sentinel(self, stack: AsyncExitStack) -> Sentinel | None:
         try:

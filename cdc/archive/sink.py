@@ -139,7 +139,8 @@ class ArchiveSink:
     async def fence(self, source: Source) -> None:
         """Become the writer: put a `fence` segment behind the tail. Any earlier writer meets it and ends.
 
-        Raises Diverged for another history, Unavailable if the bucket is away or others are always faster.
+        Raises Diverged for another history, Unavailable if the bucket is away, others are always faster, or what came
+        before us is of another timeline: whether that is a fork is for `open` to find out.
         """
         async with self._writing:
             await self._take("fence", source)
@@ -250,6 +251,8 @@ class ArchiveSink:
             self._tail = await check_tail(self._bucket, await find_last_seq(self._bucket) or 0)
             if kind == "fork" and (header.fork is None or self._tail.source.epoch != header.fork.previous):
                 raise Unavailable("another service has recorded the fork")
+            if kind == "fence" and self._tail.source.epoch != source.epoch:
+                raise Unavailable("a segment of another timeline came before our fence; looking again")
             header = self._first_header(kind, source, switch_lsn, reason)
         raise Unavailable(
             "the archive could not be fenced: other writers were faster each time",

@@ -33,6 +33,7 @@ from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline.cache_feed import CacheFeed
+from cdc.pipeline.continuity import Continuity
 from cdc.pipeline.queue import TransactionQueue
 from cdc.pipeline.tally import Tally
 from cdc.postgres.replication import ReplicationStream
@@ -63,6 +64,7 @@ class Session:
         archive: ArchiveSink,
         feed: CacheFeed | None,
         progress: Progress,
+        continuity: Continuity,
         settings: ArchiveSettings,
         vitals: Vitals,
         *,
@@ -76,6 +78,7 @@ class Session:
         self._archive = archive
         self._feed = feed
         self._progress = progress
+        self._continuity = continuity
         self._settings = settings
         self._vitals = vitals
         self._recheck = recheck
@@ -135,6 +138,7 @@ class Session:
         self._listening_since = None
         received = self._assembler.feed(frames)
         transactions = received.transactions
+        self._continuity.check(transactions, 0 if self._assembler.in_transaction else received.wal_end)
         end_lsn = next((t.end_lsn for t in reversed(transactions) if t.last), 0)
         self._progress.received(end_lsn, received.wal_end, self._assembler.in_transaction)
         if received.reply_requested:
@@ -190,6 +194,8 @@ class Session:
                 return
 
     async def _write(self, batch: Batch) -> None:
+        if self._continuity.pending:
+            return  # replays, if it is the archive's history at all; nothing is acknowledged before that is known
         self._archived(await self._archive.write(batch))
         if time.monotonic() - self._rechecked_at > self._settings.coverage_interval_s:
             await self._look_again()

@@ -201,6 +201,19 @@ class TestFencing:
         assert lsns(await archived(bucket)) == [1, 2]
         await assert_intact(bucket)
 
+    async def test_a_fence_that_is_overtaken_on_another_timeline_wants_to_look_again(
+        self, bucket: FaultyBucket
+    ) -> None:
+        """Perhaps it is our own late fence of before a failover: a fork leads on, and only `open` finds that out."""
+        late = ArchiveSink(bucket, settings())
+        sink = ArchiveSink(bucket, settings())
+        await sink.open()
+        await late.open()
+        await late.fence(SOURCE)
+        with pytest.raises(Unavailable, match="another timeline"):
+            await sink.fence(Source(epoch=Epoch(EPOCH.system_identifier, 2), database="chat"))
+        assert kinds(bucket) == ["fence"]
+
     async def test_two_first_writers_make_one_archive(self, bucket: FaultyBucket) -> None:
         sinks = [ArchiveSink(bucket, settings()) for _ in range(5)]
         for sink in sinks:

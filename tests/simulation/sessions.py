@@ -83,6 +83,9 @@ class ModelConnection:
             "cdc", "pgoutput", "chat", False, holder, lsn, lsn, status, None, False, False, None, None, False, False
         )
 
+    async def wal_insert_lsn(self) -> int:
+        return (await self.ask()).wal_lsn
+
     async def read_switch_points(self, timeline: int) -> dict[int, int]:
         server = await self.ask()
         return dict(server.histories[timeline - 1].ancestors)

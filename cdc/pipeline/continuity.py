@@ -1,0 +1,63 @@
+"""Whether a stream goes on with the history that the archive tells (pure).
+
+Where a slot has confirmed less than the archive holds, Postgres sends again what lies between, and the archive passes
+over it by its LSN alone. That is right for one history and would lose commits of another: a server that was set back to
+an older image of its disk is the same cluster, on the same timeline, with its slot of then, and uses the LSNs again.
+
+The last commit that is archived is what the two would not share. If it is due again it must come, at its very LSN,
+before anything behind it counts.
+"""
+
+from collections.abc import Sequence
+
+from cdc.archive.tail import Tail
+from cdc.change import Transaction
+from cdc.errors import Diverged
+from cdc.lsn import format_lsn
+
+_HINT = "cdc teardown --cache --yes   # then set archive.url to an empty prefix, and start cdc run again"
+
+
+class Continuity:
+    """What one replication connection has yet to show, from a slot that stands at `confirmed_flush_lsn`."""
+
+    def __init__(self, confirmed_flush_lsn: int, tail: Tail) -> None:
+        # Behind a fork that cut a lost tail off, the last position is the switch point, and no commit.
+        is_commit = tail.last_commit_lsn < tail.covered_upto
+        self._due_lsn = tail.last_commit_lsn if is_commit and confirmed_flush_lsn <= tail.last_commit_lsn else 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether all that was received is from before the archive's last commit: perhaps replays, perhaps not."""
+        return self._due_lsn > 0
+
+    def check(self, transactions: Sequence[Transaction], wal_end: int) -> None:
+        """Look at what was received next: transactions in commit order, and how far it is known that there are no more
+        (0: that is not known). Raises Diverged.
+        """
+        if not self._due_lsn:
+            return
+        found = next((t.commit_lsn for t in transactions if t.commit_lsn >= self._due_lsn), None)
+        if found == self._due_lsn:
+            self._due_lsn = 0
+        elif found is not None or wal_end > self._due_lsn:
+            instead = f"one at {format_lsn(found)}" if found is not None else f"nothing up to {format_lsn(wal_end)}"
+            raise _set_back(
+                f"The archive's last commit is at {format_lsn(self._due_lsn)}. "
+                f"The server has none there, but {instead}, on the same timeline."
+            )
+
+
+def check_wal_end(wal_lsn: int, covered_upto: int) -> None:
+    """The server's WAL goes as far as the archive. `wal_lsn` is read after the archive's tail. Raises Diverged."""
+    if wal_lsn < covered_upto:
+        raise _set_back(
+            f"The archive covers everything up to {format_lsn(covered_upto)}; the server's WAL ends at "
+            f"{format_lsn(wal_lsn)}, on the same timeline."
+        )
+
+
+def _set_back(detail: str) -> Diverged:
+    return Diverged(
+        "the server was set back: it no longer has commits that the archive holds", detail=detail, hint=_HINT
+    )
