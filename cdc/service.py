@@ -326,8 +326,8 @@ class Service:
         self._writer_epoch = archive.tail.writer_epoch
         if archive.tail.open_gap is not None:
             raise Unavailable("another service recorded a gap during the start; looking again")
-        confirmed_lsn = slot.confirmed_flush_lsn or position.lsn
-        return confirmed_lsn, Continuity(confirmed_lsn, archive.tail)
+        continuity = await start.expect_replay(upstream, settings, slot, archive.tail)
+        return slot.confirmed_flush_lsn or position.lsn, continuity
 
     async def _open_sentinel(self, stack: AsyncExitStack) -> Sentinel | None:
         try:

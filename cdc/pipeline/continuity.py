@@ -8,9 +8,8 @@ The last commit that is archived is what the two would not share. If it is due a
 before anything behind it counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from cdc.archive.tail import Tail
 from cdc.change import Transaction
 from cdc.errors import Diverged
 from cdc.lsn import format_lsn
@@ -19,12 +18,10 @@ _HINT = "cdc teardown --cache --yes   # then set archive.url to an empty prefix,
 
 
 class Continuity:
-    """What one replication connection has yet to show, from a slot that stands at `confirmed_flush_lsn`."""
+    """What one replication connection has yet to show: a commit that must come again at `due_lsn`; 0 for none."""
 
-    def __init__(self, confirmed_flush_lsn: int, tail: Tail) -> None:
-        # Behind a fork that cut a lost tail off, the last position is the switch point, and no commit.
-        is_commit = tail.last_commit_lsn < tail.covered_upto
-        self._due_lsn = tail.last_commit_lsn if is_commit and confirmed_flush_lsn <= tail.last_commit_lsn else 0
+    def __init__(self, due_lsn: int) -> None:
+        self._due_lsn = due_lsn
 
     @property
     def pending(self) -> bool:
@@ -46,6 +43,14 @@ class Continuity:
                 f"The archive's last commit is at {format_lsn(self._due_lsn)}. "
                 f"The server has none there, but {instead}, on the same timeline."
             )
+
+
+def is_due(last_commit_lsn: int, confirmed_flush_lsn: int, switch_lsns: Collection[int] = ()) -> bool:
+    """Whether a slot sends the archive's last commit again. `switch_lsns` are where earlier timelines were left.
+
+    A fork that cut a lost tail off leaves the archive at its switch point, where there is no commit.
+    """
+    return confirmed_flush_lsn <= last_commit_lsn and last_commit_lsn not in switch_lsns
 
 
 def check_wal_end(wal_lsn: int, covered_upto: int) -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import structlog
 
 from cdc.archive.sink import ArchiveSink
+from cdc.archive.tail import Tail
 from cdc.config import Settings
 from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavailable
 from cdc.lsn import format_lsn
+from cdc.pipeline.continuity import Continuity, is_due
 from cdc.pipeline.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, lock_archive, source_of
 from cdc.pipeline.snapshot import backfill
 from cdc.postgres.publication import Publication, read_publication
@@ -23,6 +25,7 @@ from cdc.postgres.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.server import Server, check_server, read_server
 from cdc.postgres.session import Connection
 from cdc.postgres.slot import Slot, check_slot, drop_slot, make_failover, read_slot
+from cdc.postgres.timeline import read_switch_points
 from cdc.sink import Position
 from cdc.vitals import Phase, Vitals
 
@@ -136,6 +139,16 @@ def check_covered(slot: Slot, covered_upto: int) -> None:
             "another consumer used this slot, or archive.url names another archive",
             hint=f"correct archive.url or postgres.slot; if they are right: {REPAIR_HINT}",
         )
+
+
+async def expect_replay(upstream: Upstream, settings: Settings, slot: Slot, tail: Tail) -> Continuity:
+    """6. What the stream must show before anything new counts: that it goes on with the archive's history."""
+    confirmed, last = slot.confirmed_flush_lsn, tail.last_commit_lsn
+    if confirmed is None or not is_due(last, confirmed):
+        return Continuity(0)
+    timeline = upstream.server.epoch.timeline
+    switch_points = await read_switch_points(settings.postgres, timeline) if timeline > 1 else {}
+    return Continuity(last if is_due(last, confirmed, switch_points.values()) else 0)
 
 
 async def acquire_stream(

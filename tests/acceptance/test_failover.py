@@ -220,6 +220,41 @@ def test_a_service_that_slept_with_the_slot_in_hand_takes_a_failover_for_no_gap(
 SLOT_IN_HAND = "SELECT active_pid IS NOT NULL FROM pg_replication_slots WHERE slot_name = 'cdc'"
 
 
+def test_where_a_fork_cut_a_lost_tail_off_no_commit_is_waited_for(
+    synchronised: tuple[PostgresServer, PostgresServer], archive_dir: str, make_service: MakeService
+) -> None:
+    """The archive ends at the switch point then. A slot that a crash takes back to before it has no commit to send."""
+    primary, standby = synchronised
+    service = make_service(
+        "",
+        archive_dir,
+        dsn=either(primary, standby),
+        postgres={"failover": True},
+        archive={"coverage_interval_s": 1},
+        monitor={"barrier_interval_s": 0},
+    ).start()
+    service.wait_until_archived(primary.dsn())
+    wait_until(lambda: is_synchronised(primary, standby), "the slot is synchronised", poll_s=0.5)
+    detach(standby)
+    write_event(primary.dsn(), "lost")
+    service.wait_until_archived(primary.dsn())
+    primary.kill()
+    admin = promote(standby)
+    saved_lsn = confirmed_flush_lsn(admin)
+    service.wait_for_event("fork_recorded")
+    query(admin, "CREATE TABLE unpublished AS SELECT generate_series(1, 1000) n")
+    wait_until(lambda: confirmed_flush_lsn(admin) > saved_lsn, "idle WAL behind the fork is covered")
+    standby.kill()  # before the slot was saved
+    standby.start()
+    write_event(admin, "after")
+    service.wait_until_archived(admin)
+    assert service.stop() == 0
+    confirmed, switch = service.events("streaming")[-1]["confirmed"], service.events("fork_recorded")[-1]["switch_lsn"]
+    assert parse_lsn(confirmed) <= parse_lsn(switch)
+    report = facts(service, "archive", "verify")
+    assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
+
+
 def on_bucket(make_service: MakeService, s3: S3Server, name: str, dsn: str, **options: object) -> Service:
     archive = {"endpoint_url": s3.endpoint_url, "on_gap": "resnapshot"}
     return make_service(

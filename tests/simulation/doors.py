@@ -122,6 +122,7 @@ def opened(doors: Doors) -> Iterator[None]:
         (service, "type_names", _type_names),
         (start, "read_server", lambda connection: connection.read_server()),
         (start, "check_server", _check_server),
+        (start, "read_switch_points", doors.read_switch_points),
         (start, "read_publication", _read_publication),
         (start, "read_slot", lambda connection, _: connection.read_slot()),
         (start, "drop_slot", lambda connection, _: connection.drop_slot()),
