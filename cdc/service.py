@@ -7,8 +7,8 @@ The order of a start, which is the order in which things can be known to be wron
 3. the archive's tail: whose history it is, and how far it is covered; a new timeline of the same is a fork;
 4. the slot: with a new archive it is created and existing rows are backfilled; otherwise it must be there;
 5. START_REPLICATION, which is the lock: while another service has the slot we stand by;
-6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, the tables that were published before, and the
-   fence. Only now data is written.
+6. with the slot held: the tail again, `confirmed_flush <= covered_upto`, the tables that were published before, the
+   fence, and what the stream must show first. Only now data is written.
 
 `Unavailable` anywhere means: wait, with backoff, and begin again at 1. `ChangesLost` is first written down as a gap;
 then, with `archive.on_gap = "resnapshot"`, it means the same, and 4 closes the gap. Every other error ends the service.

@@ -2,10 +2,11 @@
 
 Its tasks have names, and the death of one ends the session:
 
-1. `receive` reads the socket, assembles transactions and offers them to both sinks' queues. The archive's queue full:
-   it pauses, which Postgres tolerates as long as status updates go out. But if the bucket is failing, the queue is
-   shed and reading goes on for the cache alone; when the bucket answers, the session ends and the next one reads again
-   from the slot, which still holds everything that was not acknowledged.
+1. `receive` reads the socket, assembles transactions, has them show that they go on with the archive's history
+   (`continuity.py`), and offers them to both sinks' queues. The archive's queue full: it pauses, which Postgres
+   tolerates as long as status updates go out. But if the bucket is failing, the queue is shed and reading goes on for
+   the cache alone; when the bucket answers, the session ends and the next one reads again from the slot, which still
+   holds everything that was not acknowledged.
 2. `archive` gathers, writes, notes progress and acknowledges. It alone writes to the archive, so there is one PUT in
    flight. When idle it records coverage, so that a quiet publication does not hold WAL.
 3. `feedback` tells the server the durable position on its own timer, whatever the others do.
