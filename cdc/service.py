@@ -46,7 +46,7 @@ from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
 from cdc.postgres.replication import ReplicationStream
 from cdc.postgres.sentinel import Sentinel
-from cdc.postgres.server import Server, current_wal_insert_lsn, verdict_on
+from cdc.postgres.server import Server, current_wal_lsn, verdict_on
 from cdc.postgres.session import check_dsn, connect
 from cdc.postgres.slot import read_slot
 from cdc.progress import Progress
@@ -303,7 +303,7 @@ class Service:
         if await follow_timeline(upstream.connection, upstream.server, self._settings, archive):
             position = await archive.open()
         archive.check_source(source)
-        check_wal_end(await current_wal_insert_lsn(upstream.connection), archive.covered_upto)
+        check_wal_end(await current_wal_lsn(upstream.connection), archive.covered_upto)
         await check_snapshot(archive)
         return position
 

@@ -7,7 +7,7 @@ session from functions that every role may call; a stream's own `identify()` is 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, LiteralString
+from typing import Final
 
 import psycopg
 
@@ -165,18 +165,9 @@ async def _has_room(connection: Connection, slot: str) -> bool:
 
 
 async def current_wal_lsn(connection: Connection) -> int:
-    """Where the server writes WAL now. Raises Unavailable."""
-    return await _read_lsn(connection, "pg_current_wal_lsn")
-
-
-async def current_wal_insert_lsn(connection: Connection) -> int:
-    """Where the server's next WAL record begins: no position that it ever sent lies beyond. Raises Unavailable."""
-    return await _read_lsn(connection, "pg_current_wal_insert_lsn")
-
-
-async def _read_lsn(connection: Connection, function: LiteralString) -> int:
+    """Where the server's next WAL record begins: no position that it ever named lies beyond. Raises Unavailable."""
     try:
-        row = await (await connection.execute(f"SELECT {function}()::text")).fetchone()
+        row = await (await connection.execute("SELECT pg_current_wal_insert_lsn()::text")).fetchone()
     except psycopg.Error as error:
         raise in_session(refusal_of_exception(error)) from None
     if row is None:

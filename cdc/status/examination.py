@@ -1,5 +1,7 @@
 """Asks the three neighbours."""
 
+from dataclasses import replace
+
 from cdc.config import Settings
 from cdc.status.neighbours import look_at_archive, look_at_cache, look_at_postgres
 from cdc.status.verdict import Status
@@ -13,5 +15,8 @@ async def examine(settings: Settings) -> Status:
     """
     postgres = await look_at_postgres(settings.postgres)
     archive = await look_at_archive(settings.archive)
+    if archive.tail is not None and (postgres.current_lsn or 0) < archive.tail.covered_upto:
+        # The WAL has grown since we asked; or it has not, and the server was set back.
+        postgres = replace(postgres, current_lsn=(await look_at_postgres(settings.postgres)).current_lsn)
     cache = await look_at_cache(settings.cache)
     return Status(postgres, archive, cache)

@@ -8,8 +8,9 @@ from cdc.archive.header import Gap
 from cdc.archive.proof import Proofs
 from cdc.change import format_time
 from cdc.doctor import one_line
-from cdc.errors import CdcError, DataError
+from cdc.errors import CdcError, DataError, Diverged
 from cdc.lsn import format_lsn
+from cdc.pipeline.continuity import check_wal_end
 from cdc.postgres.slot import Slot
 from cdc.status.neighbours import ArchiveStatus, CacheStatus, PostgresStatus
 
@@ -128,6 +129,11 @@ def _judge_archive(archive: ArchiveStatus, postgres: PostgresStatus) -> Iterator
             person=True,
         )
         return
+    if postgres.current_lsn is not None:
+        try:
+            check_wal_end(postgres.current_lsn, tail.covered_upto)
+        except Diverged as error:
+            yield _trouble("archive", error)
     confirmed = slot.confirmed_flush_lsn if slot else None
     if confirmed is not None and confirmed > tail.covered_upto:
         yield Trouble(

@@ -4,6 +4,7 @@ That is what restoring a virtual machine's snapshot does. The slot is set back w
 nothing had happened, and uses LSNs again that the archive has other commits for. They must not be taken for replays.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,9 @@ def test_an_image_of_before_the_slot_is_no_gap_while_its_wal_is_behind(
     assert service.run_to_end() == PERSON, service.log_tail()
     assert "set back" in service.failure()["reason"]
     assert read_directory(archive_dir) == archived
+    status = facts(service, "status")
+    assert status["exit"] == PERSON
+    assert "set back" in json.dumps(status)
 
 
 def rows_archived(archive_dir: str) -> list[object]:

@@ -118,7 +118,7 @@ def opened(doors: Doors) -> Iterator[None]:
         (service, "watch", _watch_nothing),
         (service, "read_slot", lambda connection, _: connection.read_slot()),
         (service, "read_publication", _read_publication),
-        (service, "current_wal_insert_lsn", lambda connection: connection.wal_insert_lsn()),
+        (service, "current_wal_lsn", lambda connection: connection.wal_insert_lsn()),
         (service, "type_names", _type_names),
         (start, "read_server", lambda connection: connection.read_server()),
         (start, "check_server", _check_server),

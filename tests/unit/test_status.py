@@ -98,6 +98,7 @@ FOR_A_PERSON = [
     (postgres(server=server(Epoch("8000", 1))), archive(), cache(), "two histories"),
     (postgres(), archive(open_gap=Gap(2500, "slot lost", 7)), cache(), "changes after 0/9C4 are lost (slot lost)"),
     (postgres(), archive(covered_upto=1999), cache(), "Postgres has forgotten what the archive lacks"),
+    (postgres(current_lsn=2400), archive(), cache(), "the server was set back"),
     (postgres(), ArchiveStatus("file:///a", error=DataError("the tail is damaged")), cache(), "the tail is damaged"),
 ]
 
