@@ -148,7 +148,7 @@ async def lost() -> MemoryBucket:
         (Until(time_us=later(6).commit_time_us), [1, 2, 3, 4, 6]),
         (Until(time_us=later(4).commit_time_us), [1, 2, 3, 4]),
     ],
-    ids=str,
+    ids=["end", "ordinal 6", "ordinal 5", "lsn 200", "lsn 399", "lsn 400", "time of 6", "time of 4"],
 )
 async def test_behind_a_fork_its_lost_tail_never_happened(lost: MemoryBucket, until: Until, there: list[int]) -> None:
     history = await read_history(lost, until)
@@ -160,7 +160,9 @@ async def test_behind_a_fork_its_lost_tail_never_happened(lost: MemoryBucket, un
     assert "left out: a fork at 0/15C" in "".join(history.remarks())
 
 
-@pytest.mark.parametrize("until", [Until(ordinal=4), Until(time_us=transaction(5).commit_time_us + 1)], ids=str)
+@pytest.mark.parametrize(
+    "until", [Until(ordinal=4), Until(time_us=transaction(5).commit_time_us + 1)], ids=["ordinal", "time"]
+)
 async def test_a_moment_before_the_fork_is_one_of_the_old_timeline(lost: MemoryBucket, until: Until) -> None:
     history = await read_history(lost, until)
     assert lsns(await replayed(lost, history))[:5] == [1, 2, 3, 4, 5]

@@ -204,7 +204,9 @@ def lines_of(body: bytes) -> list[dict[str, Any]]:
 
 
 def test_an_object_is_lines_of_json_across_its_frames() -> None:
-    header, *lines = lines_of(encode([transaction(1, 2)]))
+    one = transaction(1, 2)
+    one.commit_time_us = 1_795_000_000_000_001
+    header, *lines = lines_of(encode([one]))
     assert list(header)[:4] == ["cdc", "archive", "seq", "kind"]
     assert header["cdc"] == 1
     assert header["source"]["system_identifier"] == EPOCH.system_identifier
