@@ -16,6 +16,7 @@ import structlog
 
 from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
+from tests.clock import sleep_as_told
 from tests.servers import (
     CHOSEN_POSTGRES_BIN,
     COMPOSE_FILE,
@@ -48,6 +49,8 @@ class MakePostgres(Protocol):
 
 
 MakeValkey = Callable[..., ValkeyServer]
+
+sleep_as_told()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

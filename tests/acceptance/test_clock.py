@@ -1,14 +1,12 @@
 """The service's machine has a wrong clock; nobody else has."""
 
-from pathlib import Path
-
 import pytest
 import redis
 
 from tests.acceptance.conftest import MakeService
+from tests.clock import FAKETIME, shifted_environment
 from tests.faults.checker import TABLES, check
 from tests.faults.objects import read_directory
-from tests.faults.venue import FAKETIME
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
 
@@ -22,12 +20,11 @@ HOURS = "3h"
 def test_a_wrong_clock_neither_shortens_a_life_nor_leaves_a_row_out(
     installed: str, redis_url: str, archive_dir: str, make_service: MakeService, offset: str
 ) -> None:
-    if not Path(FAKETIME).exists():
+    if not FAKETIME.exists():
         pytest.skip("needs libfaketime (Debian: faketime)")
-    environment = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     witness = Witness(installed, TABLES)
     Workload(installed, seed=30, rate=200).run_for(1)
-    service = make_service(installed, archive_dir, redis_url, environment=environment).start()
+    service = make_service(installed, archive_dir, redis_url, environment=shifted_environment(offset)).start()
     service.wait_until_caught_up(installed)
     Workload(installed, seed=31).run_for(1)
     service.wait_until_caught_up(installed)

@@ -17,10 +17,11 @@ import redis
 from psycopg import conninfo
 
 from cdc.embedded import PostgresServer, ValkeyServer
+from tests.clock import shifted_environment
 from tests.faults.crew import Crew
 from tests.faults.objects import directory_tail, log_objects, read_directory
 from tests.faults.trouble import Findings
-from tests.faults.venue import FAKETIME, Venue
+from tests.faults.venue import Venue
 from tests.faults.watch import CacheWatch
 from tests.proxy import Proxy
 from tests.s3 import S3Server
@@ -98,12 +99,7 @@ class Stage:
         environment = self.s3.environment | {"PYTHONPATH": str(ROOT)}
         if not self.venue.clock:
             return environment
-        return environment | {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(self.clock_file),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        return environment | shifted_environment(self.clock_file)
 
     # What it holds.
 

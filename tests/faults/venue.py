@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from tests.clock import FAKETIME
 from tests.servers import DEBIAN_POSTGRES_BIN, DEBIAN_REDIS
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 MIB = 1024 * 1024
 
 

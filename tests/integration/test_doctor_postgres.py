@@ -12,8 +12,8 @@ import pytest
 
 from cdc.doctor import slots
 from cdc.embedded import PostgresServer
+from tests.clock import FAKETIME, shifted_environment
 from tests.conftest import MakePostgres
-from tests.faults.venue import FAKETIME
 from tests.pasted import Pasted
 from tests.proxy import Proxy
 from tests.servers import CHOSEN_POSTGRES_BIN, TEST_SETTINGS, fresh_database
@@ -281,8 +281,11 @@ def test_a_clock_that_is_wrong_is_told_of_all_neighbours(pasted: Pasted) -> None
     if not FAKETIME.exists():
         pytest.skip("needs libfaketime (Debian: faketime)")
     assert pasted.finds("Postgres has our time")
-    environment = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    found = [one for one in pasted.cdc.facts("doctor", **environment) if "behind this machine" in one["message"]]
+    found = [
+        one
+        for one in pasted.cdc.facts("doctor", **shifted_environment("+1h"))
+        if "behind this machine" in one["message"]
+    ]
     assert [(one["level"], one["subject"]) for one in found] == [("warning", "postgres"), ("warning", "cache")]
     assert all("3600" in one["message"] or "3599" in one["message"] for one in found)
 
