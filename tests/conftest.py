@@ -1,4 +1,4 @@
-"""Fixtures of servers. `--services` says where they come from; see tests/servers.py."""
+"""Fixtures of servers. `--services` says where they come from; see tests/support/servers.py."""
 
 import logging
 import os
@@ -16,8 +16,8 @@ import structlog
 
 from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
-from tests.clock import sleep_as_told
-from tests.servers import (
+from tests.support.clock import sleep_as_told
+from tests.support.servers import (
     CHOSEN_POSTGRES_BIN,
     COMPOSE_FILE,
     COMPOSE_S3_CREDENTIALS,

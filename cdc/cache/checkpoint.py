@@ -9,7 +9,7 @@ count themselves behind it (`commit_lsn:seq:step-writer.call`).
 from typing import Final, NamedTuple
 
 from cdc.lsn import parse_lsn
-from cdc.sink import Epoch, Position
+from cdc.position import Epoch, Position
 
 META_KEY: Final = b"cdc:meta"
 FIELDS: Final = (b"lsn", b"epoch", b"generation", b"part")

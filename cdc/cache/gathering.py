@@ -4,7 +4,7 @@ from cdc.cache.plan import Plan
 from cdc.change import Transaction
 from cdc.errors import Moved
 from cdc.lsn import format_lsn
-from cdc.sink import Position
+from cdc.position import Position
 
 
 class Gathering:

@@ -7,7 +7,7 @@ from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
 from cdc.config import CacheSettings
 from cdc.lsn import parse_lsn
-from cdc.sink import Epoch
+from cdc.position import Epoch
 
 OLDEST_VERSION: Final = (6, 2)
 

@@ -31,8 +31,8 @@ from cdc.config import CacheSettings, Projection
 from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.lsn import format_lsn
+from cdc.position import Epoch, Position
 from cdc.row import Row
-from cdc.sink import Epoch, Position
 
 log = structlog.get_logger()
 

@@ -2,8 +2,8 @@
 
 `load()` gives a complete, validated `Settings` or raises `Invalid` that names every mistake with a line to paste.
 Commands that need one neighbour only ask for its section alone: `load_postgres()`, `load_archive()`. A secret may also
-be in a file or in a systemd credential (cdc/credentials.py). S3 credentials are not here: they come from the usual AWS
-chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
+be in a file or in a systemd credential (cdc/config/credentials.py). S3 credentials are not here: they come from the
+usual AWS chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
 
 A section has a file; `sources` reads what was said, `mistakes` explains what cannot be.
 """

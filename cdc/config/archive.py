@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from cdc.config.recipient import PUBLIC, decode_identity, decode_key
 from cdc.config.section import MIB, Section, is_loopback
-from cdc.recipient import PUBLIC, decode_identity, decode_key
 
 
 class ArchiveSettings(Section):

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cdc.config.archive import ArchiveSettings
+from cdc.config.credentials import is_open_to_others
 from cdc.config.mistakes import validate
 from cdc.config.monitor import MonitorSettings
 from cdc.config.postgres import PostgresSettings
 from cdc.config.section import SectionT
 from cdc.config.settings import SECTIONS, Settings
 from cdc.config.sources import read
-from cdc.credentials import is_open_to_others
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

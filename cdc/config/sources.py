@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdc.config.credentials import find_secret
 from cdc.config.option import Option, options
-from cdc.credentials import find_secret
 from cdc.errors import Invalid
 
 # Looked at in this order when `--config` is absent; finding none is fine, the environment may say everything.

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdc.archive.header import Header
-from cdc.archive.object_key import log_key
-from cdc.archive.segment import decode_segment
+from cdc.archive.format.header import Header
+from cdc.archive.format.object_key import log_key
+from cdc.archive.format.segment import decode_segment
 from cdc.cache.reader import CacheReader
 from cdc.demo.workload import Commit
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from cdc.archive.bucket import Bucket, read_object
-from cdc.archive.reader import ArchiveReader
-from cdc.archive.segment import decode_segment
-from cdc.archive.verify import verify
+from cdc.archive.bucket.bucket import Bucket, read_object
+from cdc.archive.format.segment import decode_segment
+from cdc.archive.proof.audit import verify
+from cdc.archive.reader.reader import ArchiveReader
 from cdc.cache.reader import CacheReader
 from cdc.config import Projection
 from cdc.demo.expectation import Expectation, expectations

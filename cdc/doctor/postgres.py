@@ -12,12 +12,12 @@ from cdc.errors import CdcError
 from cdc.monitor.disk import find_disk
 from cdc.postgres.ddl_sentinel import read_ddl_sentinel
 from cdc.postgres.observation import Observation, observe
+from cdc.postgres.pooler import read_time, read_way
 from cdc.postgres.publication import read_publication
 from cdc.postgres.role import read_role
 from cdc.postgres.schema import read_schema
 from cdc.postgres.server import FAILOVER_VERSION, Server, check_server, read_server
 from cdc.postgres.session import Connection, connect
-from cdc.postgres.way import read_time, read_way
 
 # PgBouncer refuses a session's settings at its start, before anything can be asked.
 _POOLER_REFUSES = "unsupported startup parameter"

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdc.archive.encryption import Keys
+from cdc.archive.format.encryption import Keys
 from cdc.config import ArchiveSettings
 from cdc.doctor.finding import Finding
 

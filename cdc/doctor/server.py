@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from cdc.doctor.finding import Finding
-from cdc.postgres.way import Way
+from cdc.postgres.pooler import Way
 
 # What minor releases mended in logical decoding, and the first that has it by major version. From the release notes;
 # their source (doc/src/sgml/release-17.sgml) names the branches. 18 has had all of it from its first release.

@@ -16,9 +16,9 @@ import structlog
 from cdc import metrics
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
+from cdc.health.vitals import Barrier, Phase, Upstream, Vitals
 from cdc.postgres.barrier import connect_for_barriers, emit_barrier
 from cdc.postgres.session import Connection
-from cdc.vitals import Barrier, Phase, Upstream, Vitals
 
 log = structlog.get_logger()
 

@@ -50,8 +50,8 @@ PIECE_BYTES: Final = 1024 * 1024
 # The year 10000, in microseconds since 1970: the archive prints times with four digits of year.
 _END_OF_TIME_US: Final = 253_402_300_800_000_000
 
-# What things hold in memory beside the bytes of their values, measured (tests/unit/test_assembler.py). The bytes count
-# twice: once in the row, once in its JSON, which the first sink that asks for it makes.
+# What things hold in memory beside the bytes of their values, measured (tests/unit/pgoutput/test_assembler.py). The
+# bytes count twice: once in the row, once in its JSON, which the first sink that asks for it makes.
 _TRANSACTION_BYTES: Final = 300
 _CHANGE_BYTES: Final = 150
 _VALUE_BYTES: Final = 40

@@ -16,14 +16,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 import structlog
 
 from cdc import metrics
-from cdc.archive.reader import ArchiveReader
+from cdc.archive.reader.reader import ArchiveReader
 from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
 from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
+from cdc.health.vitals import Vitals
 from cdc.pipeline.queue import Since, TransactionQueue
-from cdc.sink import Epoch, Position
-from cdc.vitals import Vitals
+from cdc.position import Epoch, Position
 
 log = structlog.get_logger()
 

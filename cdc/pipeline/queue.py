@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cdc.change import Batch, Transaction
-from cdc.sink import Position
+from cdc.position import Position
 
 
 @dataclass(frozen=True, slots=True)

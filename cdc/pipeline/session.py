@@ -26,21 +26,21 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from cdc import metrics
-from cdc.archive.sink import ArchiveSink
+from cdc.archive.writer.sink import ArchiveSink
 from cdc.change import Batch
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
 from cdc.errors import CdcError, Unavailable
+from cdc.health.vitals import Vitals
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.continuity import Continuity
+from cdc.pipeline.progress import Progress
 from cdc.pipeline.queue import TransactionQueue
 from cdc.pipeline.tally import Tally
-from cdc.postgres.replication import ReplicationStream
-from cdc.postgres.sentinel import Sentinel
-from cdc.progress import Progress
-from cdc.vitals import Vitals
+from cdc.postgres.stream.replication import ReplicationStream
+from cdc.postgres.stream.sentinel import Sentinel
 
 log = structlog.get_logger()
 

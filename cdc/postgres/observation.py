@@ -18,11 +18,11 @@ import psycopg
 from cdc.config import PostgresSettings
 from cdc.errors import Unavailable
 from cdc.lsn import parse_lsn
+from cdc.position import Epoch
 from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import Slot, slot_of_row
-from cdc.sink import Epoch
 
 # Looking must never be what hurts: a catalog that is locked or a pg_wal with a million files ends the look, not us.
 _STATEMENT_TIMEOUT_MS: Final = 5000

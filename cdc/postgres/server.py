@@ -13,9 +13,9 @@ import psycopg
 
 from cdc.errors import ChangesLost, Diverged, Invalid, Unavailable
 from cdc.lsn import parse_lsn
+from cdc.position import Epoch
 from cdc.postgres.refusal import in_session, refusal_of_exception, wal_level_is_too_low
 from cdc.postgres.session import Connection, session_settings
-from cdc.sink import Epoch
 
 OLDEST_VERSION: Final = 14
 NEWEST_VERSION: Final = 18

@@ -19,11 +19,11 @@ from psycopg import pq
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Invalid, Unavailable
 from cdc.postgres.publication import PublishedTable
-from cdc.postgres.pump import Pump
 from cdc.postgres.quoting import quote_identifier, quote_literal
 from cdc.postgres.refusal import Refusal, in_session, refusal_of_exception, refusal_of_result
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import ExportedSnapshot
+from cdc.postgres.stream.pump import Pump
 from cdc.row import Row
 
 _BATCH_ROWS: Final = 1000

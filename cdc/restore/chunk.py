@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from cdc.archive.encryption import NO_KEYS, Keys
-from cdc.archive.header import RelationShape, relation_of
-from cdc.archive.segment import decode_segment
+from cdc.archive.format.encryption import NO_KEYS, Keys
+from cdc.archive.format.header import RelationShape, relation_of
+from cdc.archive.format.segment import decode_segment
 from cdc.change import READ, Relation
 from cdc.errors import DataError
-from cdc.postgres.statement import copy_field
+from cdc.postgres.target.statement import copy_field
 
 _BOOLEAN, _FLOATS = 16, (700, 701)
 # What the archive writes without quotes (`cdc/row.py`): taken as it is written, to lose no digit.

@@ -19,16 +19,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import RelationShape, relation_of
-from cdc.archive.history import History, Until, read_history
-from cdc.archive.segment import decode_segment
-from cdc.archive.unlocked import keys_of
+from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.unlocked import keys_of
+from cdc.archive.format.header import RelationShape, relation_of
+from cdc.archive.format.segment import decode_segment
+from cdc.archive.reader.history import History, Until, read_history
 from cdc.change import LogicalMessage, Relation, Truncate
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
-from cdc.postgres.side import LiveDifference, SideSchema, check_free
-from cdc.postgres.target import TargetDatabase, open_target
+from cdc.postgres.target.database import TargetDatabase, open_target
+from cdc.postgres.target.side_schema import LiveDifference, SideSchema, check_free
 from cdc.restore.meter import Meter
 from cdc.restore.selection import Identity, Selection, Where
 from cdc.row import Row

@@ -1,6 +1,6 @@
 """`cdc restore`: the archive's tables at a moment, row for row, in another database.
 
-1. walk the log to the moment, its chain checked (`cdc/archive/history.py`);
+1. walk the log to the moment, its chain checked (`cdc/archive/reader/history.py`);
 2. look at the target: not the source itself, the tables there or created from their archived shapes, and empty;
 3. the snapshot's rows by COPY, a chunk a transaction;
 4. transactions in order, some to a commit, a large one in pieces and one commit;
@@ -16,17 +16,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import relation_of
-from cdc.archive.history import History, Until, read_history
-from cdc.archive.unlocked import keys_of
+from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.unlocked import keys_of
+from cdc.archive.format.header import relation_of
+from cdc.archive.reader.history import History, Until, read_history
 from cdc.change import Relation, RowChange, Transaction, parse_time
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
 from cdc.errors import DataError, Invalid
 from cdc.lsn import format_lsn, parse_lsn
-from cdc.postgres.statement import Script, Statement, TargetTable, Writers
-from cdc.postgres.target import Record, TargetDatabase, open_target
+from cdc.postgres.target.database import Record, TargetDatabase, open_target
+from cdc.postgres.target.statement import Script, Statement, TargetTable, Writers
 from cdc.restore.ahead import ahead
 from cdc.restore.chunk import CopyPiece, copy_pieces
 from cdc.restore.meter import Meter

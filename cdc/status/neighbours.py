@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from cdc.archive.bucket import Bucket, open_bucket
-from cdc.archive.header import Gap
-from cdc.archive.object_key import log_key
-from cdc.archive.proof import Proofs, only_of, read_proofs
-from cdc.archive.segment import decode_segment_header
-from cdc.archive.tail import Tail, read_tail
+from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.format.header import Gap
+from cdc.archive.format.object_key import log_key
+from cdc.archive.format.segment import decode_segment_header
+from cdc.archive.proof.proofs import Proofs, only_of, read_proofs
+from cdc.archive.reader.tail import Tail, read_tail
 from cdc.cache.server import Reached, read_cache_server
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings
 from cdc.errors import CdcError

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from cdc import slots
-from cdc.archive.header import Gap
-from cdc.archive.proof import Proof, Proofs, Trial
+from cdc.archive.format.header import Gap
+from cdc.archive.proof.proofs import Proof, Proofs, Trial
 from cdc.change import format_time
 from cdc.lsn import format_lsn
+from cdc.monitor import table as slots
 from cdc.status.neighbours import ArchiveStatus, CacheStatus, PostgresStatus
 from cdc.status.verdict import Status, lag_bytes
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cdc import slots
-from cdc.archive.header import Gap
-from cdc.archive.proof import Proofs
+from cdc.archive.format.header import Gap
+from cdc.archive.proof.proofs import Proofs
 from cdc.change import format_time
 from cdc.doctor import one_line
 from cdc.errors import CdcError, DataError, Diverged
 from cdc.lsn import format_lsn
+from cdc.monitor import table as slots
 from cdc.pipeline.continuity import check_wal_end
 from cdc.postgres.slot import Slot
 from cdc.status.neighbours import ArchiveStatus, CacheStatus, PostgresStatus

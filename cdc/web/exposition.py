@@ -13,10 +13,10 @@ from prometheus_client import Gauge, generate_latest
 
 from cdc import __version__, metrics
 from cdc.errors import Unavailable
-from cdc.health import Health
+from cdc.health.readings import Readings
+from cdc.health.verdict import Health
+from cdc.health.vitals import Phase, Vitals
 from cdc.pgoutput import messages
-from cdc.vitals import Phase, Vitals
-from cdc.web.readings import Readings
 from cdc.web.status import Status
 
 # cdc/pipeline/cache_feed.py's, and docs/http.md's.

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from cdc.archive.cost import MONTH_S as MONTH_S
-from cdc.web.readings import LATENCY, Readings
+from cdc.archive.bucket.cost import MONTH_S as MONTH_S
+from cdc.health.readings import LATENCY, Readings
 
 INTERVAL_S = 5
 KEPT_S = 30 * 60

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from cdc.config import Settings
 from cdc.errors import Invalid
-from cdc.health import Health, Reason
+from cdc.health.verdict import Health, Reason
 from cdc.web.assets import Assets
 from cdc.web.exposition import Exposition
 from cdc.web.guard import OPEN_PATHS, Guard

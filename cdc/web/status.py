@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cdc import __version__, log
-from cdc.archive.cost import PUT_USD as PUT_USD
+from cdc.archive.bucket.cost import PUT_USD as PUT_USD
 from cdc.config import Settings
-from cdc.health import Health, Reason
+from cdc.health.readings import Readings
+from cdc.health.verdict import Health, Reason
+from cdc.health.vitals import Mishap, Upstream, Vitals
 from cdc.lsn import format_lsn
-from cdc.vitals import Mishap, Upstream, Vitals
 from cdc.web.history import INTERVAL_S, History
-from cdc.web.readings import Readings
 from cdc.web.watched import Watched
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from cdc.health import Reason
+from cdc.health.verdict import Reason
 from cdc.monitor.monitor import Monitor
 from cdc.monitor.report import Notice, finite, postgres_facts, slot_facts
 

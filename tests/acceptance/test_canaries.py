@@ -1,7 +1,8 @@
 """Secrets and rows stay where they belong: in no log line, error, page, metric, key, header or list of processes.
 
 One run of the whole product with a canary in every secret and in every column, through its failures too; then all that
-it has printed, logged, served and stored is searched. tests/unit/test_canaries.py shows that the search can find.
+it has printed, logged, served and stored is searched. tests/unit/harness/test_canaries.py shows that the search can
+find.
 """
 
 import json
@@ -23,11 +24,11 @@ from psycopg import sql
 
 from cdc.embedded import PostgresServer
 from tests.acceptance.conftest import MakeService
-from tests.canaries import leaks
 from tests.conftest import MakePostgres, MakeValkey
-from tests.http import get
-from tests.s3 import S3Server
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.support.canaries import leaks
+from tests.support.http import get
+from tests.support.s3 import S3Server
+from tests.support.service import Service, install, query, run_cdc, wait_until
 
 SECRETS = {
     "the password of postgres.dsn": "canary-dsn-5f3a9c",
@@ -56,7 +57,7 @@ PING_URL = f"http://127.0.0.1:9/{SECRETS['http.ping_url']}"
 # A bug that quotes what it choked on: in the archive's sink, for the bug's own sake.
 BUG = """
 import sys
-from cdc.archive.sink import ArchiveSink
+from cdc.archive.writer.sink import ArchiveSink
 from cdc.cli import main
 
 async def write(self, batch):

@@ -4,11 +4,11 @@ import pytest
 import redis
 
 from tests.acceptance.conftest import MakeService
-from tests.clock import FAKETIME, shifted_environment
 from tests.faults.checker import TABLES, check
 from tests.faults.objects import read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.clock import FAKETIME, shifted_environment
 
 pytestmark = pytest.mark.wide
 

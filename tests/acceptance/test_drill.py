@@ -14,16 +14,16 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from cdc.archive.memory import MemoryBucket
-from cdc.archive.proof import AGAINST_KEY, DRILL_KEY
-from cdc.archive.segment import decode_segment
+from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.format.segment import decode_segment
+from cdc.archive.proof.proofs import AGAINST_KEY, DRILL_KEY
 from tests.acceptance.conftest import as_replicator
 from tests.acceptance.test_restore import CHANGED, EXISTED, ODD, SCHEMA
 from tests.conftest import MakePostgres
 from tests.faults.workload import Workload
-from tests.integration.test_archive_verify import resealed
-from tests.servers import PostgresAddress, fresh_database
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.integration.archive.test_verify import resealed
+from tests.support.servers import PostgresAddress, fresh_database
+from tests.support.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = pytest.mark.xdist_group("drill")
 

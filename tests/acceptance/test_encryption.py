@@ -6,15 +6,15 @@ import pytest
 import redis
 import zstandard
 
-from cdc.archive.encryption import generate_key
+from cdc.archive.format.encryption import generate_key
 from cdc.postgres.install import read_sql
 from tests.acceptance.conftest import MakeService
 from tests.faults.checker import TABLES, Verdict, check_cache, read_table, unsettled_sessions
 from tests.faults.objects import read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
-from tests.servers import PostgresAddress, fresh_database
-from tests.service import query, run_cdc
+from tests.support.servers import PostgresAddress, fresh_database
+from tests.support.service import query, run_cdc
 
 pytestmark = pytest.mark.xdist_group("restore")
 

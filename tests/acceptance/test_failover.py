@@ -26,8 +26,17 @@ from tests.acceptance.test_exceptions import (
 )
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_archive, read_directory
-from tests.s3 import S3Server
-from tests.service import Service, confirmed_flush_lsn, install, mark, needs_postgres, parse_lsn, query, wait_until
+from tests.support.s3 import S3Server
+from tests.support.service import (
+    Service,
+    confirmed_flush_lsn,
+    install,
+    mark,
+    needs_postgres,
+    parse_lsn,
+    query,
+    wait_until,
+)
 
 FENCED = 75
 

@@ -14,8 +14,8 @@ from tests.acceptance.conftest import MakeService
 from tests.acceptance.test_exceptions import TABLES, drop, write_event, write_turn
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import log_objects, read_archive
-from tests.s3 import S3Server
-from tests.service import Service, wait_until
+from tests.support.s3 import S3Server
+from tests.support.service import Service, wait_until
 
 # Far less than the bucket stays away, far more than a busy machine needs.
 PROMPT_S = 15.0

@@ -2,7 +2,7 @@
 
 from tests.acceptance.conftest import MakeService
 from tests.faults.kills import kill_under_load
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 
 def test_a_few_kills_under_load_lose_and_double_nothing(

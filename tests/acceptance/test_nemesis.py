@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import cdc.progress
+import cdc.pipeline.progress
 from tests.faults.bugs import program_with
 from tests.faults.campaign import play_apart
 from tests.faults.kinds import KINDS
@@ -44,7 +44,7 @@ def test_a_short_haunting_breaks_no_promise(directory: Path) -> None:
     ],
 )
 def test_a_planted_bug_is_found(bug: str, kinds: list[str], symptom: str, directory: Path) -> None:
-    if bug == "acknowledged_on_receipt" and not str(cdc.progress.__file__).endswith(".py"):
+    if bug == "acknowledged_on_receipt" and not str(cdc.pipeline.progress.__file__).endswith(".py"):
         pytest.skip("a compiled class takes no planted bug")
     found: list[str] = []
     for seed in IN_A_BUCKET:  # what happens between two faults is the machine's

@@ -23,8 +23,8 @@ from tests.acceptance.conftest import as_replicator
 from tests.faults.checker import TABLES, Verdict, check_replay, read_table
 from tests.faults.objects import Archive, read_archive, read_directory
 from tests.faults.workload import Workload
-from tests.servers import PostgresAddress, fresh_database
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.support.servers import PostgresAddress, fresh_database
+from tests.support.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = pytest.mark.xdist_group("restore")
 

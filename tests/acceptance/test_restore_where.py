@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from tests.acceptance.conftest import as_replicator
-from tests.servers import PostgresAddress, fresh_database
-from tests.service import Service, install, query, run_cdc, wait_until
+from tests.support.servers import PostgresAddress, fresh_database
+from tests.support.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = pytest.mark.xdist_group("restore")
 

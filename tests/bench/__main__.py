@@ -23,7 +23,7 @@ import psycopg
 from redis import Redis
 
 from cdc import log
-from cdc.archive.encryption import generate_key
+from cdc.archive.format.encryption import generate_key
 from tests.bench import restore
 from tests.bench.compiled import compile_copy
 from tests.bench.contenders import Course, bare_loop, pg_recvlogical, pgoutput_decoder

@@ -22,9 +22,9 @@ from cdc.cache.sink import CacheSink
 from cdc.change import CREATE, Batch, Column, Relation, RowChange, Transaction
 from cdc.config import TURNS_PROJECTIONS, CacheSettings
 from cdc.embedded import ValkeyServer
+from cdc.position import Epoch, Position
 from cdc.row import Row
-from cdc.sink import Epoch, Position
-from tests.cache_model import snapshot
+from tests.support.cache_model import snapshot
 
 ROWS, BATCHES = 500, 60
 _COLUMNS = {

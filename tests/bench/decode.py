@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import cdc.row
 from cdc.change import RowChange, Transaction
 from cdc.pgoutput.assembler import Assembler
-from tests.unit import pgoutput_encoder as wire
-from tests.unit.pgoutput_encoder import WireColumn, WireValue
+from tests.unit.pgoutput import encoder as wire
+from tests.unit.pgoutput.encoder import WireColumn, WireValue
 
 _TRANSACTIONS = 2000
 _ROUNDS = 15

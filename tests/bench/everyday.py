@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdc.archive.object_key import HINT_KEY, log_key
-from cdc.archive.segment import decode_segment
+from cdc.archive.format.object_key import HINT_KEY, log_key
+from cdc.archive.format.segment import decode_segment
 from tests.bench.stack import Scene
 from tests.bench.subject import Subject, wait_until
 

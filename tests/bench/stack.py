@@ -16,9 +16,9 @@ from typing import Any
 import psycopg
 from redis import Redis
 
-from cdc.archive.header import Header
-from cdc.archive.object_key import log_key
-from cdc.archive.segment import decode_segment_header
+from cdc.archive.format.header import Header
+from cdc.archive.format.object_key import log_key
+from cdc.archive.format.segment import decode_segment_header
 from cdc.embedded import PostgresServer, ValkeyServer
 from cdc.lsn import parse_lsn
 from cdc.postgres import install

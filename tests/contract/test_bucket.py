@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cdc.archive.bucket import PROBE_KEY, AlreadyExists, Bucket, open_bucket, prove_conditional_put
-from cdc.archive.directory import DirectoryBucket
-from cdc.archive.memory import MemoryBucket
-from cdc.archive.s3 import S3Bucket
+from cdc.archive.bucket.bucket import PROBE_KEY, AlreadyExists, Bucket, open_bucket, prove_conditional_put
+from cdc.archive.bucket.directory import DirectoryBucket
+from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.bucket.s3 import S3Bucket
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid, Unavailable
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 KINDS = ["directory", "memory", "moto", "r2", "r2-tls"]
 EXTERNAL = ["external"] if "CDC_TEST_ARCHIVE_URL" in os.environ else []

@@ -14,7 +14,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, HTTPClientError
 from botocore.handlers import add_expect_header
 
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture(scope="module", params=["http", "https"])

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-from cdc.archive.sink import ArchiveSink
+from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.checkpoint import FIELDS, META_KEY, Checkpoint
 from cdc.cache.sink import CacheSink
-from cdc.progress import Progress
-from tests.service import PROGRAM
+from cdc.pipeline.progress import Progress
 from tests.simulation import bugs as simulated
+from tests.support.service import PROGRAM
 
 Patch = tuple[Any, str, Any]
 
@@ -64,5 +64,5 @@ def plant(name: str) -> None:
 
 
 def program_with(name: str) -> str:
-    """What `tests.service.Service` runs for a service with this bug."""
+    """What `tests.support.service.Service` runs for a service with this bug."""
     return f"from tests.faults.bugs import plant; plant({name!r}); {PROGRAM}"

@@ -18,7 +18,7 @@ from tests.faults.campaign import Budget
 from tests.faults.kinds import KINDS
 from tests.faults.round import Result
 from tests.faults.venue import missing
-from tests.revision import revision
+from tests.support.revision import revision
 
 Report = dict[str, Any]
 

@@ -17,16 +17,16 @@ import redis
 from psycopg import conninfo
 
 from cdc.embedded import PostgresServer, ValkeyServer
-from tests.clock import shifted_environment
 from tests.faults.crew import Crew
 from tests.faults.objects import directory_tail, log_objects, read_directory
 from tests.faults.trouble import Findings
 from tests.faults.venue import Venue
 from tests.faults.watch import CacheWatch
-from tests.proxy import Proxy
-from tests.s3 import S3Server
-from tests.servers import TEST_SETTINGS
-from tests.service import PROGRAM, Service, install
+from tests.support.clock import shifted_environment
+from tests.support.proxy import Proxy
+from tests.support.s3 import S3Server
+from tests.support.servers import TEST_SETTINGS
+from tests.support.service import PROGRAM, Service, install
 
 ROOT = Path(__file__).parents[2]
 

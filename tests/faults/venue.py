@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tests.clock import FAKETIME
-from tests.servers import DEBIAN_POSTGRES_BIN, DEBIAN_REDIS
+from tests.support.clock import FAKETIME
+from tests.support.servers import DEBIAN_POSTGRES_BIN, DEBIAN_REDIS
 
 MIB = 1024 * 1024
 

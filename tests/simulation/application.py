@@ -2,10 +2,10 @@
 
 import asyncio
 
-from tests.cache_model import turn
 from tests.simulation.history import Change, State, applied
 from tests.simulation.postgres import ModelPostgres
 from tests.simulation.world import World
+from tests.support.cache_model import turn
 
 
 class Application:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from cdc.archive.bucket import PROBE_KEY, AlreadyExists
-from cdc.archive.object_key import seq_of
+from cdc.archive.bucket.bucket import PROBE_KEY, AlreadyExists
+from cdc.archive.format.object_key import seq_of
 from cdc.errors import Unavailable
 from tests.simulation.clock import LIFE, Life
 from tests.simulation.world import Weather, World

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.revision import revision
 from tests.simulation.story import Outcome, simulate
+from tests.support.revision import revision
 
 CHUNK = 25
 _PROGRESS_S = 30.0

@@ -9,21 +9,21 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-import cdc.archive.history
-import cdc.archive.sink
-import cdc.service
-from cdc.archive.puts import Puts
-from cdc.archive.segment import compress_frame
-from cdc.archive.sink import ArchiveSink
-from cdc.archive.tail import read_tail
+import cdc.archive.reader.history
+import cdc.archive.writer.sink
+import cdc.service.service
+from cdc.archive.format.segment import compress_frame
+from cdc.archive.reader.tail import read_tail
+from cdc.archive.writer.puts import Puts
+from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.checkpoint import Checkpoint
 from cdc.cache.plan import Plan
 from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
 from cdc.errors import Fenced
-from cdc.pipeline import start
 from cdc.pipeline.cache_feed import CacheFeed
-from cdc.progress import Progress
+from cdc.pipeline.progress import Progress
+from cdc.service import start
 
 Patch = tuple[Any, str, Any]
 
@@ -80,7 +80,10 @@ def no_epoch() -> list[Patch]:
     async def follow(*_: object) -> bool:
         return False
 
-    return [(cdc.archive.sink, "check_source", lambda *_: None), (cdc.service, "follow_timeline", follow)]
+    return [
+        (cdc.archive.writer.sink, "check_source", lambda *_: None),
+        (cdc.service.service, "follow_timeline", follow),
+    ]
 
 
 def keepalive_acknowledged_early() -> list[Patch]:
@@ -183,7 +186,7 @@ def dropped_queue_is_forgotten() -> list[Patch]:
 
 def lost_tail_is_restored() -> list[Patch]:
     """A restore leads across a fork, and takes along what the new timeline never had."""
-    return [(cdc.archive.history.History, "_switch_lsn_after", lambda _self, _seq: None)]
+    return [(cdc.archive.reader.history.History, "_switch_lsn_after", lambda _self, _seq: None)]
 
 
 BUGS: dict[str, Callable[[], list[Patch]]] = {

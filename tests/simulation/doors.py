@@ -16,22 +16,23 @@ from unittest import mock
 import structlog
 
 import cdc.cache.sink
-import cdc.pipeline.snapshot
-import cdc.pipeline.start
 import cdc.postgres.server
-import cdc.service
+import cdc.service.backfill
+import cdc.service.service
+import cdc.service.start
 from cdc.config import ArchiveSettings, CacheSettings
 from cdc.pgoutput.assembler import Assembler
-from cdc.pipeline import fork, gap, snapshot, start
 from cdc.postgres.publication import Publication
 from cdc.postgres.slot import ExportedSnapshot
-from tests.cache_model import TURNS
+from cdc.service import backfill as snapshot
+from cdc.service import fork, gap, start
 from tests.simulation import redis, sessions
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life
 from tests.simulation.history import TIME_US
 from tests.simulation.postgres import ModelPostgres
 from tests.simulation.world import World
+from tests.support.cache_model import TURNS
 
 # Small, so that small histories have large transactions.
 PIECE_BYTES = 4_000
@@ -107,7 +108,7 @@ async def _watch_nothing(*_: object) -> None:
 def opened(doors: Doors) -> Iterator[None]:
     """The program meets the models, and chance and time are the seed's."""
     loop, dice = doors.world.loop, random.Random(doors.world.seed)
-    service: Any = cdc.service
+    service: Any = cdc.service.service
     patches: list[tuple[Any, str, Any]] = [
         (service, "connect", doors.connect),
         (service, "open_bucket", doors.open_bucket),

@@ -4,9 +4,9 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdc.sink import Epoch
-from tests.cache_model import TURNS, Turn
-from tests.unit.pgoutput_encoder import (
+from cdc.position import Epoch
+from tests.support.cache_model import TURNS, Turn
+from tests.unit.pgoutput.encoder import (
     UNCHANGED,
     WireColumn,
     WireValue,

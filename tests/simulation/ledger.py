@@ -14,7 +14,7 @@ from typing import Any
 
 import zstandard
 
-from cdc.archive.object_key import seq_of
+from cdc.archive.format.object_key import seq_of
 from tests.simulation.history import Committed, History, State
 from tests.simulation.world import World
 

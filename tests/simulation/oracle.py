@@ -1,7 +1,8 @@
 """What the cache must hold, followed change by change from the snapshot that it was warmed with.
 
-The rules are those of `tests/cache_model.py`; the changes are the truth's. Whatever befalls Redis itself (an eviction,
-a failover that loses the last seconds) befalls the oracle too, so that afterwards, too, every key has one right value.
+The rules are those of `tests/support/cache_model.py`; the changes are the truth's. Whatever befalls Redis itself
+(an eviction, a failover that loses the last seconds) befalls the oracle too, so that afterwards, too, every key has one
+right value.
 """
 
 import copy
@@ -11,8 +12,8 @@ from typing import Any
 
 from cdc.cache.checkpoint import Checkpoint
 from cdc.lsn import parse_lsn
-from tests.cache_model import HISTORY, LATEST, ROW, CacheModel, Entry
 from tests.simulation.history import History
+from tests.support.cache_model import HISTORY, LATEST, ROW, CacheModel, Entry
 
 Stored = tuple[bytes | dict[bytes, float], int]
 """A key's value (a string, or a sorted set's members with their scores), and when it expires (ms)."""

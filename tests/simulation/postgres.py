@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cdc.errors import Unavailable
-from cdc.sink import Epoch
+from cdc.position import Epoch
 from tests.simulation.clock import Life
 from tests.simulation.history import TIME_US, Change, Committed, History
 from tests.simulation.world import World

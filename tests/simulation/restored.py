@@ -1,11 +1,11 @@
 """P4 at the end of a world: what a restore leads to is what the tables were."""
 
-from cdc.archive.bucket import Bucket
-from cdc.archive.history import Until, read_history
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.reader.history import Until, read_history
 from cdc.change import RowChange, Truncate
 from cdc.row import ABSENT, Row
-from tests.cache_model import Turn
 from tests.simulation.history import History, State, wire_row
+from tests.support.cache_model import Turn
 
 
 async def difference(bucket: Bucket, truth: History, until: Until) -> str:

@@ -11,15 +11,15 @@ from typing import Any, Self
 from cdc.errors import SlotLost, Unavailable
 from cdc.postgres.publication import Publication, PublishedTable
 from cdc.postgres.refusal import SlotActive
-from cdc.postgres.replication import Identity
 from cdc.postgres.server import Server
 from cdc.postgres.slot import ExportedSnapshot, Slot, SlotExists
+from cdc.postgres.stream.replication import Identity
 from cdc.row import Row
-from tests.cache_model import TURNS, row_of
 from tests.simulation.clock import LIFE
 from tests.simulation.history import OID, RELATION, History
 from tests.simulation.postgres import SENDER_TIMEOUT_S, ModelPostgres, ModelSlot
-from tests.unit.pgoutput_encoder import keepalive
+from tests.support.cache_model import TURNS, row_of
+from tests.unit.pgoutput.encoder import keepalive
 
 _DELAY_S = 0.01
 
@@ -134,7 +134,7 @@ class ModelSnapshot:
 
 
 class ModelStream:
-    """A replication connection: the face of `cdc.postgres.replication.ReplicationStream`."""
+    """A replication connection: the face of `cdc.postgres.stream.replication.ReplicationStream`."""
 
     def __init__(self, connection: ModelConnection) -> None:
         life = LIFE.get()
@@ -260,7 +260,7 @@ class ModelStream:
 
 
 class ModelSentinel:
-    """The face of `cdc.postgres.sentinel.Sentinel`."""
+    """The face of `cdc.postgres.stream.sentinel.Sentinel`."""
 
     def __init__(self, server: ModelPostgres) -> None:
         self._server = server

@@ -12,13 +12,12 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from cdc.archive.history import Until
-from cdc.archive.reader import ArchiveReader
-from cdc.archive.verify import verify
+from cdc.archive.proof.audit import verify
+from cdc.archive.reader.history import Until
+from cdc.archive.reader.reader import ArchiveReader
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.errors import CdcError, ChangesLost, Diverged, Fenced, Invalid, Unavailable
-from cdc.service import Service
-from tests.cache_model import PROJECTIONS
+from cdc.service.service import Service
 from tests.simulation.application import Application
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life, Stuck, VirtualLoop
@@ -30,6 +29,7 @@ from tests.simulation.redis import ModelRedis
 from tests.simulation.restored import difference
 from tests.simulation.sessions import ModelStream
 from tests.simulation.world import Violation, Weather, World
+from tests.support.cache_model import PROJECTIONS
 
 LIMIT_S = 900.0
 STORM_S = 20.0

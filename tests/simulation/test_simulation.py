@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import cdc.progress
+import cdc.pipeline.progress
 from tests.simulation import budget
 from tests.simulation.budget import replay_command, told
 from tests.simulation.bugs import BUGS, planted
@@ -78,7 +78,7 @@ SYMPTOMS = {
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str) -> None:
     """Among its violations is one that names what the bug breaks."""
-    if bug == "keepalive_acknowledged_early" and not str(cdc.progress.__file__).endswith(".py"):
+    if bug == "keepalive_acknowledged_early" and not str(cdc.pipeline.progress.__file__).endswith(".py"):
         pytest.skip("a compiled class takes no planted bug")
     seen = []
     with planted(bug):

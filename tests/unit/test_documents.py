@@ -57,7 +57,7 @@ def test_every_promise_has_tests_that_are_there() -> None:
     rows = re.findall(r"^\| \*\*(P\d) .*\| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert [promise for promise, _ in rows] == [f"P{number}" for number in range(1, 9)]
     for promise, cell in rows:
-        guards = re.findall(r"`(test_\w+)` \(\[[\w.]+\]\((tests/[\w/.]+)\)\)", cell)
+        guards = re.findall(r"`(test_\w+)` \(\[[\w./]+\]\((tests/[\w/.]+)\)\)", cell)
         assert guards, promise
         assert [name for name, file in guards if f"def {name}(" not in (ROOT / file).read_text()] == []
 
@@ -74,7 +74,7 @@ CRASH_ROWS = rows_of_the_crash_tables()
 
 @pytest.mark.parametrize("row", CRASH_ROWS, ids=[row[0] or row[1] for row in CRASH_ROWS])
 def test_every_row_of_the_crash_tables_names_a_proof_that_is_there(row: list[str]) -> None:
-    tests = re.findall(r"`(test_\w+)` \(\[[\w.]+\]\((tests/[\w/.]+)\)\)", row[-1])
+    tests = re.findall(r"`(test_\w+)` \(\[[\w./]+\]\((tests/[\w/.]+)\)\)", row[-1])
     points = set(re.findall(r"`([a-z_]+)`", row[-1])) - {name for name, _ in tests}
     assert tests or points
     assert [name for name, file in tests if f"def {name}(" not in (ROOT / file).read_text()] == []
@@ -96,7 +96,7 @@ def test_the_floors_are_those_that_the_contract_keeps() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    source = (ROOT / "cdc" / "cli.py").read_text()
+    source = (ROOT / "cdc" / "cli" / "__init__.py").read_text()
     commands = re.findall(r"^@app\.command\(\)\ndef (\w+)", source, re.MULTILINE)
     readme = (ROOT / "README.md").read_text()
     assert [command for command in commands if f"| `cdc {command}" not in readme] == []
@@ -130,5 +130,5 @@ WRITTEN = [path for path in DOCUMENTS if path.name != "benchmarks.md"]
 @pytest.mark.parametrize("document", WRITTEN, ids=names(WRITTEN))
 def test_lines_are_no_longer_than_code(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
-    long = [line for line in text.splitlines() if len(line) > 125 and not line.startswith("|")]
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "![", "    "))]
     assert long == []

@@ -15,21 +15,31 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdc.archive.bucket import Bucket
-from cdc.archive.memory import MemoryBucket
-from cdc.archive.object_key import BASE, LOG
-from cdc.archive.reader import ArchiveReader, cat_lines
-from cdc.archive.segment import decode_segment, decode_segment_header
-from cdc.archive.tail import read_tail
-from cdc.archive.verify import verify
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.format.object_key import BASE, LOG
+from cdc.archive.format.segment import decode_segment, decode_segment_header
+from cdc.archive.proof.audit import verify
+from cdc.archive.reader.reader import ArchiveReader, cat_lines
+from cdc.archive.reader.tail import read_tail
 from cdc.change import RowChange, Transaction
 from cdc.errors import DataError
 from cdc.pgoutput.assembler import Assembler
 from cdc.pgoutput.frames import PAYLOAD_BEGIN
 from cdc.row import Value
-from tests.archived import OUTBOX, archived, batch, facts, opened, pieces, transaction, with_changes, write_chunk
-from tests.unit.test_pgoutput_golden import PRIMARY_KEYS, VERSIONS, frames
-from tests.unit.test_segment import DAMAGED, SOME, encode
+from tests.support.transactions import (
+    OUTBOX,
+    archived,
+    batch,
+    facts,
+    opened,
+    pieces,
+    transaction,
+    with_changes,
+    write_chunk,
+)
+from tests.unit.archive.test_segment import DAMAGED, SOME, encode
+from tests.unit.pgoutput.test_golden import PRIMARY_KEYS, VERSIONS, frames
 
 EXAMPLES = int(os.environ.get("CDC_FUZZ_EXAMPLES", "60"))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tests.faults.kinds.kind import fault
 from tests.faults.stage import Stage
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
 
 
 def _frozen(wire: Proxy, *, lost: bool) -> Iterator[None]:

@@ -1,0 +1,160 @@
+"""Where an archive stands: how its last segment is found and checked, and whose history it tells.
+
+Keys are dense: segment n exists only if all before it do. So the last one is found by asking for single keys, first
+from where the hint points (which is never trusted), then in doubling steps, then by halving. The tail's header says
+all that a writer must know, because every header does.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from cdc.archive.bucket.bucket import Bucket, read_object
+from cdc.archive.bucket.unlocked import keys_of
+from cdc.archive.format.header import Header, Source
+from cdc.archive.format.object_key import LOG, log_key, seq_of
+from cdc.archive.format.segment import Segment, inspect_segment
+from cdc.archive.reader.hint import read_hint
+from cdc.errors import DataError, Diverged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """The end of an archive. `last_commit_lsn` and `covered_upto` are of `source.epoch`; 0 means nothing yet.
+
+    `covered_upto` is 0 until the backfill's snapshot record (or a first transaction) is in the archive. `open_gap` is
+    the number of a `gap` segment that waits for its snapshot.
+    """
+
+    archive: str
+    seq: int
+    sha256: str
+    source: Source
+    last_commit_lsn: int
+    covered_upto: int
+    next_ordinal: int
+    writer_epoch: int
+    open_gap: int | None = None
+
+
+def tail_of(header: Header, digest: str) -> Tail:
+    """What an archive is when this segment, whose bytes have this SHA-256, is its last."""
+    return Tail(
+        archive=header.archive,
+        seq=header.seq,
+        sha256=digest,
+        source=header.source,
+        last_commit_lsn=header.last_lsn,
+        covered_upto=header.covered_upto,
+        next_ordinal=header.first_ordinal + header.transactions,
+        writer_epoch=header.writer.epoch,
+        open_gap=header.open_gap,
+    )
+
+
+async def read_tail(bucket: Bucket) -> Tail | None:
+    """Find the last segment and check it against the one before. None for an empty archive.
+
+    Raises DataError if the tail is damaged, is not what its key says, or does not follow from its predecessor.
+    """
+    seq = await find_last_seq(bucket)
+    return None if seq is None else await check_tail(bucket, seq)
+
+
+async def check_tail(bucket: Bucket, seq: int) -> Tail:
+    """Read segment `seq`, check it against the one before, and say where the archive stands after it."""
+    body, previous = await read_segment(bucket, seq), None if seq == 0 else await read_segment(bucket, seq - 1)
+    found = inspect_segment(body, keys_of(bucket))
+    header = found.header if isinstance(found, Segment) else found
+    expected = None if previous is None else sha256(previous).hexdigest()
+    if header.seq != seq or header.prev_sha256 != expected:
+        raise DataError(
+            f"the archive's last segment {seq} does not follow from the one before it",
+            detail=f"It is numbered {header.seq} and names {header.prev_sha256} as the SHA-256 of its "
+            f"predecessor, which is {expected}.",
+            hint="cdc archive verify",
+        )
+    return tail_of(header, sha256(body).hexdigest())
+
+
+async def read_segment(bucket: Bucket, seq: int) -> bytes:
+    """Raises DataError if it is not there."""
+    return await read_object(bucket, log_key(seq))
+
+
+async def find_last_seq(bucket: Bucket) -> int | None:
+    """The number of the last segment, or None for an empty archive. Raises DataError for a hole."""
+    hinted = await read_hint(bucket)
+    start = hinted if hinted is not None and await _exists(bucket, hinted) else -1
+    while True:
+        last = await _probe_forward(bucket, start)
+        beyond = await _first_beyond(bucket, last)
+        if beyond is None:
+            return last if last >= 0 else None
+        if not await _exists(bucket, last + 1):
+            raise DataError(
+                f"segment {last + 1} is missing from the archive, though {beyond} is there",
+                detail=f"The archive is {bucket.url}. A writer that went on here would tell two histories in one log.",
+                hint="cdc archive verify",
+            )
+        start = last + 1  # another writer was at work meanwhile
+
+
+async def _probe_forward(bucket: Bucket, start: int) -> int:
+    """The last segment of the dense run that `start` is in (-1: nothing is known to exist)."""
+    low, step = start, 1
+    while await _exists(bucket, low + step):
+        low, step = low + step, step * 2
+    high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        if await _exists(bucket, middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+async def _first_beyond(bucket: Bucket, seq: int) -> str | None:
+    """Any log key after `seq`: one listing at start, lest a hole be taken for the end."""
+    async for key in bucket.list(LOG, after=log_key(seq) if seq >= 0 else LOG):
+        if seq_of(key) is not None:
+            return key
+    return None
+
+
+async def _exists(bucket: Bucket, seq: int) -> bool:
+    return await bucket.head(log_key(seq)) is not None
+
+
+def check_source(url: str, archived: Source, source: Source) -> None:
+    """Raise Diverged unless `source` is the database, on the timeline, that the archive at `url` tells of."""
+    if archived.epoch.system_identifier != source.epoch.system_identifier:
+        raise Diverged(
+            f"the archive {url} tells the history of another cluster",
+            detail=_contrast("system identifier", archived.epoch.system_identifier, source.epoch.system_identifier),
+            hint="set archive.url to an empty prefix for this cluster, or postgres.dsn to the archived one",
+        )
+    if archived.database != source.database:
+        raise Diverged(
+            f"the archive {url} tells the history of another database",
+            detail=_contrast("database", archived.database, source.database),
+            hint="set archive.url to an empty prefix for this database, or postgres.dsn to the archived one",
+        )
+    if source.epoch.timeline < archived.epoch.timeline:
+        raise Diverged(
+            f"the source is on a timeline that the archive {url} has left behind",
+            detail=_contrast("timeline", archived.epoch.timeline, source.epoch.timeline)
+            + " This is a primary of before the failover that the archive went along with, or a backup of it.",
+            hint="set postgres.dsn to the primary of now; if this is the one, set archive.url to an empty prefix",
+        )
+    if source.epoch.timeline > archived.epoch.timeline:
+        raise Diverged(
+            f"the source is no longer on the timeline that the archive {url} tells of",
+            detail=_contrast("timeline", archived.epoch.timeline, source.epoch.timeline)
+            + " A failover or a point-in-time recovery has taken place; positions before and after cannot be compared.",
+            hint="set archive.url to an empty prefix, and keep the old archive as the history before the switch",
+        )
+
+
+def _contrast(what: str, archived: object, source: object) -> str:
+    return f"The archive's {what} is {archived}, the source's {source}."

@@ -1,0 +1,426 @@
+"""The writer of the archive: one segment after another, each created once, each naming the bytes of the one before.
+
+`open()` finds the tail, `fence()` puts a segment of our own behind it, and from then on we are the writer: any other
+who still believes to be it meets a taken key and dies. `write()` freezes the bytes of segment n once and PUTs them, one
+PUT in flight, the same bytes again for as long as the bucket is away. A taken key is compared: our bytes mean that an
+earlier attempt had succeeded, others that somebody fenced us.
+
+Position and ordinals live in memory only between segments and are always what the tail says. If a write is cancelled
+with its PUT in flight, nobody knows whether the segment is there: the sink then wants to be opened and fenced again,
+which settles it (a late PUT meets our fence's key, or we find it as the tail).
+
+How lines become an object's bytes is `body.py`'s matter, how a PUT is settled that of `puts.py`.
+"""
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
+
+import structlog
+
+from cdc import metrics
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.format.cut import DataCut, PartCut, cut
+from cdc.archive.format.encryption import Recipients
+from cdc.archive.format.header import (
+    Base,
+    Chunk,
+    Fork,
+    Gap,
+    Header,
+    Kind,
+    Part,
+    Repair,
+    Source,
+    Writer,
+    shapes_by_name,
+)
+from cdc.archive.format.object_key import base_key, log_key
+from cdc.archive.reader.hint import HintWriter
+from cdc.archive.reader.tail import Tail, check_source, check_tail, find_last_seq, tail_of
+from cdc.archive.writer.body import Body, Frozen
+from cdc.archive.writer.puts import Puts
+from cdc.change import DELETE, READ, Batch, Relation, Transaction
+from cdc.config import ArchiveSettings
+from cdc.crash import crash_point, crash_soon
+from cdc.errors import Moved, Unavailable
+from cdc.lsn import format_lsn
+from cdc.position import Position
+from cdc.row import Row
+
+log = structlog.get_logger()
+
+_FENCE_ATTEMPTS = 10
+_RETRY_S = 1.0  # R2 takes one write a second to a key
+_MAX_RETRY_S = 10.0
+
+
+@dataclass(slots=True)
+class _Series:
+    """A large transaction of which some part segments are in the archive."""
+
+    commit_lsn: int
+    index: int
+    next_seq: int
+
+
+class ArchiveSink:
+    """See `cdc.position.Sink` for the contract. Who made the bucket closes it; the sink does not.
+
+    After `open()` comes `fence()`; without it, or after a write that was cancelled or lost, writing raises Moved.
+    """
+
+    def __init__(
+        self, bucket: Bucket, settings: ArchiveSettings, *, retry_s: float = _RETRY_S, max_retry_s: float = _MAX_RETRY_S
+    ) -> None:
+        self._bucket = bucket
+        self._segment_bytes = settings.segment_bytes
+        self._level = settings.compression_level
+        self._recipients = Recipients(settings.recipients) if settings.recipients else None
+        self._writer_id = uuid.uuid4().hex
+        self._opened = False
+        self._tail: Tail | None = None
+        self._ours = False
+        self._series: _Series | None = None
+        self._base_seq = -1
+        self._chunks_of: Counter[tuple[str, str]] = Counter()
+        self._writing = asyncio.Lock()
+        self._puts = Puts(bucket, retry_s, max_retry_s)
+        self._hint = HintWriter(bucket)
+
+    @property
+    def name(self) -> str:
+        return "archive"
+
+    @property
+    def bucket(self) -> Bucket:
+        """Where the archive lies, for those who read what was written."""
+        return self._bucket
+
+    @property
+    def tail(self) -> Tail | None:
+        """Where the archive stands; None while it is empty. Known once opened."""
+        return self._tail
+
+    @property
+    def covered_upto(self) -> int:
+        """Every transaction with `end_lsn` up to here is in the archive; 0 before the first snapshot or transaction."""
+        return 0 if self._tail is None else self._tail.covered_upto
+
+    @property
+    def struggling(self) -> bool:
+        """Whether a PUT has failed and is being tried again, or takes suspiciously long."""
+        return self._puts.struggling
+
+    async def open(self) -> Position | None:
+        """Find the archive's tail and check it against its predecessor.
+
+        None means that nothing is covered yet: the archive is empty, or holds only the fences of backfills that did not
+        come to their end. Raises Unavailable, Invalid, or DataError for a damaged tail.
+        """
+        async with self._writing:
+            self._ours, self._series = False, None
+            seq = await find_last_seq(self._bucket)
+            self._tail = None if seq is None else await check_tail(self._bucket, seq)
+            self._opened = True
+        if self._tail is None or not self._tail.covered_upto:
+            return None
+        return Position(self._tail.source.epoch, self._tail.covered_upto)
+
+    def check_source(self, source: Source) -> None:
+        """Raise Diverged unless `source` is the database, on the timeline, that this archive tells of."""
+        if self._tail is not None:
+            check_source(self._bucket.url, self._tail.source, source)
+
+    async def fence(self, source: Source) -> None:
+        """Become the writer: put a `fence` segment behind the tail. Any earlier writer meets it and ends.
+
+        Raises Diverged for another history, Unavailable if the bucket is away, others are always faster, or what came
+        before us is of another timeline: whether that is a fork is for `open` to find out.
+        """
+        async with self._writing:
+            await self._take("fence", source)
+
+    async def write_fork(self, source: Source, switch_lsn: int, reason: str) -> None:
+        """Become the writer in a new epoch, which left the archived one at `switch_lsn`. Takes the place of `fence`."""
+        async with self._writing:
+            await self._take("fork", source, switch_lsn, reason)
+
+    async def write(self, batch: Batch) -> int:
+        """Archive a batch. Pieces of a large transaction go out as parts and move nothing until the last.
+
+        While the bucket is away this waits and tries again, for ever (`struggling` says so). Raises Fenced when another
+        writer took over, Moved when the sink must be opened and fenced (again) first.
+        """
+        async with self._writing:
+            tail = self._writable()
+            fresh = [t for t in batch if t.commit_lsn > tail.last_commit_lsn]
+            if len(fresh) < len(batch):
+                log.info("replay_skipped", transactions=len(batch) - len(fresh), upto=format_lsn(tail.last_commit_lsn))
+            for piece in cut(fresh, self._segment_bytes):
+                match piece:
+                    case DataCut():
+                        await self._write_data(piece)
+                    case PartCut():
+                        await self._write_part(piece)
+                    case _:
+                        assert_never(piece)
+            return self.covered_upto
+
+    async def write_coverage(self, lsn: int) -> int:
+        """Record that nothing published lies between the last transaction and `lsn`; return what is covered."""
+        async with self._writing:
+            self._writable()
+            if self._series is not None and lsn > self._series.commit_lsn:
+                raise RuntimeError(f"coverage of {format_lsn(lsn)} over a transaction that is there only in part")
+            if lsn > self.covered_upto:
+                await self._append("coverage", covered_upto=lsn)
+            return self.covered_upto
+
+    async def write_base(
+        self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
+    ) -> list[Chunk]:
+        """Archive a table's rows as a snapshot read them, in bounded objects, for `write_snapshot` to commit."""
+        return await self._write_chunks(READ, relation, batches, consistent_lsn)
+
+    async def write_deleted(
+        self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
+    ) -> list[Chunk]:
+        """Archive the keys of rows that were deleted inside a gap, in bounded objects, for `write_snapshot` to name."""
+        return await self._write_chunks(DELETE, relation, batches, consistent_lsn)
+
+    async def write_snapshot(
+        self,
+        consistent_lsn: int,
+        chunks: Sequence[Chunk],
+        relations: Sequence[Relation] = (),
+        repair: Repair | None = None,
+    ) -> int:
+        """Commit a snapshot: its chunks now are the state at `consistent_lsn`, of all the tables in `relations`."""
+        async with self._writing:
+            tail = self._writable()
+            seq = self._base_seq if chunks or (repair and repair.deleted) else tail.seq + 1
+            await self._append(
+                "snapshot",
+                covered_upto=max(consistent_lsn, tail.covered_upto),
+                relations=shapes_by_name(relations),
+                base=Base(seq, consistent_lsn, tuple(chunks), repair),
+                open_gap=None,
+            )
+            return self.covered_upto
+
+    async def write_gap(self, from_lsn: int, reason: str) -> None:
+        """Record that changes after `from_lsn` are lost. The next snapshot makes the archive complete again."""
+        async with self._writing:
+            tail = self._writable()
+            self._series = None
+            await self._append("gap", gap=Gap(from_lsn, reason, time.time_ns() // 1000), open_gap=tail.seq + 1)
+            metrics.gaps.inc()
+
+    async def close(self) -> None:
+        """Leave a hint for the next start. Safe at any time, after a cancelled write too."""
+        await self._hint.close(self._tail.seq if self._ours and self._tail is not None else None)
+        self._ours = self._opened = False
+
+    def _writable(self) -> Tail:
+        if not self._ours or self._tail is None:
+            raise Moved(
+                "the archive must be opened and fenced before it is written",
+                detail="Either that never happened, or a write was cancelled while its segment was under way.",
+            )
+        return self._tail
+
+    async def _take(self, kind: Kind, source: Source, switch_lsn: int = 0, reason: str = "") -> None:
+        if not self._opened:
+            raise Moved("the archive must be opened before it is fenced")
+        header = self._first_header(kind, source, switch_lsn, reason)
+        for _ in range(_FENCE_ATTEMPTS):
+            if kind == "fence":
+                self.check_source(source)
+            frozen = await self._new_body().freeze(header)
+            if await self._puts.try_once(log_key(header.seq), frozen.data):
+                self._ours, self._series, self._base_seq = True, None, -1
+                self._advance(frozen)
+                log.info("fenced", seq=header.seq, writer_epoch=header.writer.epoch, archive=header.archive)
+                return
+            log.info("fence_overtaken", seq=header.seq)
+            self._tail = await check_tail(self._bucket, await find_last_seq(self._bucket) or 0)
+            if kind == "fork" and (header.fork is None or self._tail.source.epoch != header.fork.previous):
+                raise Unavailable("another service has recorded the fork")
+            if kind == "fence" and self._tail.source.epoch != source.epoch:
+                raise Unavailable("a segment of another timeline came before our fence; looking again")
+            header = self._first_header(kind, source, switch_lsn, reason)
+        raise Unavailable(
+            "the archive could not be fenced: other writers were faster each time",
+            detail=f"{_FENCE_ATTEMPTS} attempts, the last on segment {header.seq}.",
+            hint="look for other services on this archive, and stop them",
+        )
+
+    def _first_header(self, kind: Kind, source: Source, switch_lsn: int, reason: str) -> Header:
+        tail = self._tail
+        if tail is None:
+            return Header(
+                archive=str(uuid.uuid4()),
+                seq=0,
+                kind=kind,
+                prev_sha256=None,
+                writer=Writer(self._writer_id, 1),
+                source=source,
+            )
+        header = Header(
+            archive=tail.archive,
+            seq=tail.seq + 1,
+            kind=kind,
+            prev_sha256=tail.sha256,
+            writer=Writer(self._writer_id, tail.writer_epoch + 1),
+            source=source,
+            last_lsn=tail.last_commit_lsn,
+            covered_upto=tail.covered_upto,
+            first_ordinal=tail.next_ordinal,
+            open_gap=tail.open_gap,
+        )
+        if kind != "fork":
+            return header
+        fork = Fork(tail.source.epoch, switch_lsn, reason)
+        # Up to the switch both epochs are one history, and may be sent again; nothing new ends before it.
+        last_lsn, covered_upto = min(tail.last_commit_lsn, switch_lsn), min(tail.covered_upto, switch_lsn)
+        return replace(header, fork=fork, last_lsn=last_lsn, covered_upto=covered_upto)
+
+    async def _write_data(self, piece: DataCut) -> None:
+        transactions = piece.transactions
+        self._series = None
+        body = self._new_body()
+        await body.add(self._writable().next_ordinal, transactions)
+        times = [transaction.commit_time_us for transaction in transactions]
+        await self._append(
+            "data",
+            body,
+            first_lsn=transactions[0].commit_lsn,
+            last_lsn=transactions[-1].commit_lsn,
+            covered_upto=max(transactions[-1].end_lsn, self.covered_upto),
+            transactions=len(transactions),
+            from_time_us=min(times),
+            to_time_us=max(times),
+            ends=tuple([transaction.end_lsn - transaction.commit_lsn for transaction in transactions]),
+        )
+        _observe_latency(times[0], times[-1])
+
+    async def _write_part(self, piece: PartCut) -> None:
+        first, last = piece.pieces[0], piece.pieces[-1]
+        tail, index = self._writable(), self._next_index(first)
+        body = self._new_body()
+        for transaction in piece.pieces:
+            await body.add_changes(tail.next_ordinal, transaction)
+        await self._append(
+            "part",
+            body,
+            first_lsn=first.commit_lsn,
+            last_lsn=last.commit_lsn if last.last else tail.last_commit_lsn,
+            covered_upto=max(last.end_lsn, tail.covered_upto) if last.last else tail.covered_upto,
+            transactions=1 if last.last else 0,
+            from_time_us=first.commit_time_us,
+            to_time_us=first.commit_time_us,
+            ends=(last.end_lsn - last.commit_lsn,) if last.last else (),
+            part=Part(first.commit_lsn, index, last.last, first.first_seq, first.xid),
+        )
+        next_seq = last.changes[-1].seq + 1 if last.changes else last.first_seq
+        if not last.last:
+            crash_point("part_written")
+        self._series = None if last.last else _Series(first.commit_lsn, index + 1, next_seq)
+        if last.last:
+            _observe_latency(last.commit_time_us)
+
+    def _next_index(self, piece: Transaction) -> int:
+        """0 for a transaction that begins, whatever was begun before; else the number after the series' last part."""
+        if piece.first_seq == 0:
+            return 0
+        series = self._series
+        if series is None or (series.commit_lsn, series.next_seq) != (piece.commit_lsn, piece.first_seq):
+            raise RuntimeError(f"piece {piece.first_seq} of {format_lsn(piece.commit_lsn)} does not follow: {series}")
+        return series.index
+
+    async def _append(self, kind: Kind, body: Body | None = None, **facts: Any) -> None:
+        """Freeze the next segment, and PUT it until it is there."""
+        tail = self._writable()
+        header = Header(
+            archive=tail.archive,
+            seq=tail.seq + 1,
+            kind=kind,
+            prev_sha256=tail.sha256,
+            writer=Writer(self._writer_id, tail.writer_epoch),
+            source=tail.source,
+            first_ordinal=tail.next_ordinal,
+            **{
+                "last_lsn": tail.last_commit_lsn,
+                "covered_upto": tail.covered_upto,
+                "open_gap": tail.open_gap,
+                **facts,
+            },
+        )
+        frozen = await (body or self._new_body()).freeze(header)
+        self._ours = False  # until the PUT is settled, nobody knows; a cancellation leaves it so
+        crash_point("segment_put_unsent")
+        crash_soon("segment_put_in_flight")
+        await self._puts.settle(log_key(header.seq), frozen.data)
+        crash_point("segment_put_answered")
+        self._ours = True
+        self._advance(frozen)
+
+    def _advance(self, written: Frozen) -> None:
+        header, nbytes = written.header, len(written.data)
+        self._tail = tail_of(header, written.sha256)
+        metrics.gap_open.set(header.open_gap is not None)
+        metrics.segments.labels(kind=header.kind).inc()
+        metrics.segment_bytes.inc(nbytes)
+        log.debug("segment_written", seq=header.seq, kind=header.kind, bytes=nbytes, changes=header.changes)
+        metrics.archive_seq.set(header.seq)
+        self._hint.note(header.seq)
+
+    def _new_body(self) -> Body:
+        return Body(self._level, self._recipients)
+
+    async def _write_chunks(
+        self, op: str, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
+    ) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        body = self._new_body()
+        async for rows in batches:
+            await body.add_rows(op, relation, rows, consistent_lsn)
+            if body.full:
+                chunks.append(await self._put_chunk(op, relation, body, consistent_lsn))
+                body = self._new_body()
+        if not body.empty:
+            chunks.append(await self._put_chunk(op, relation, body, consistent_lsn))
+        return chunks
+
+    async def _put_chunk(self, op: str, relation: Relation, body: Body, consistent_lsn: int) -> Chunk:
+        async with self._writing:
+            tail = self._writable()
+            if self._base_seq != tail.seq + 1:
+                self._base_seq, self._chunks_of = tail.seq + 1, Counter()
+            table = relation.qualified_name
+            key = base_key(self._base_seq, relation, self._chunks_of[op, table], deleted=op == DELETE)
+            self._chunks_of[op, table] += 1
+            header = Header(
+                archive=tail.archive,
+                seq=self._base_seq,
+                kind="base",
+                prev_sha256=None,
+                writer=Writer(self._writer_id, tail.writer_epoch),
+                source=tail.source,
+                covered_upto=consistent_lsn,
+            )
+            frozen = await body.freeze(header)
+            await self._puts.settle(key, frozen.data)
+            crash_point("base_chunk_written")
+            return Chunk(key, table, frozen.header.changes, len(frozen.data), frozen.sha256)
+
+
+def _observe_latency(*commit_times_us: int) -> None:
+    now_us = time.time_ns() // 1000
+    for time_us in commit_times_us:
+        metrics.latency_s.labels(sink="archive").observe(max(now_us - time_us, 0) / 1_000_000)

@@ -1,0 +1,195 @@
+"""What the running service knows of itself: its phase, whose changes it reads, how old its oldest debt is.
+
+Written by the service and its pipeline, read by the health verdict and the status page. Positions and counts are
+metrics (`metrics.py`); here is what no number says. Times are seconds since 1970, as `time.time()` gives them.
+"""
+
+import enum
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cdc.change import Transaction
+from cdc.errors import CdcError
+
+# Marks of the backlog are so far apart, and so many at most; beyond that they grow coarser. A day fits.
+_MARK_S = 0.25
+_MARKS = 4096
+
+
+class Phase(enum.StrEnum):
+    """What the service is doing. Only `streaming` replicates."""
+
+    STARTING = "starting"
+    BACKFILLING = "backfilling"
+    STANDING_BY = "standing_by"
+    STREAMING = "streaming"
+    WAITING = "waiting"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Mishap:
+    """The last error that interrupted the service, in its three parts."""
+
+    kind: str
+    message: str
+    detail: str
+    hint: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Whose changes are read: the server, the slot and the publication."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+    server_version: str
+    slot: str
+    publication: str
+
+
+class _Marks(deque[tuple[int, float]]):
+    """Places that a sink has not reached: the commit_lsn of the last change there, the commit time of the first."""
+
+    def note(self, transaction: Transaction) -> None:
+        committed_at = transaction.commit_time_us / 1_000_000
+        if self and (len(self) >= _MARKS or committed_at - self[-1][1] < _MARK_S):
+            self[-1] = (transaction.commit_lsn, self[-1][1])
+        else:
+            self.append((transaction.commit_lsn, committed_at))
+
+    def reach(self, lsn: int) -> None:
+        while self and self[0][0] < lsn:
+            self.popleft()
+
+    def age_s(self, now: float | None) -> float:
+        if not self:
+            return 0.0
+        return max(0.0, (time.time() if now is None else now) - self[0][1])
+
+
+class Backlog:
+    """What was received and is not in a sink, by the time of its commit; bounded, so coarse where it is long."""
+
+    def __init__(self) -> None:
+        self._archive = _Marks()
+        self._cache = _Marks()
+
+    def clear(self) -> None:
+        """A new connection begins: what the last one received and did not archive will be sent again."""
+        self._archive.clear()
+        self._cache.clear()
+
+    def received(self, transactions: Sequence[Transaction]) -> None:
+        """Note what one read gave: transactions, or pieces of a large one."""
+        for marks in (self._archive, self._cache):
+            marks.note(transactions[0])
+            marks.note(transactions[-1])
+
+    def archived(self, lsn: int) -> None:
+        """Note that everything which ends at or before `lsn` is archived."""
+        self._archive.reach(lsn)
+
+    def cached(self, lsn: int) -> None:
+        """Note that everything which ends at or before `lsn` is in the cache."""
+        self._cache.reach(lsn)
+
+    def age_s(self, now: float | None = None) -> float:
+        """How long ago the oldest change was committed that is not archived; 0 if there is none."""
+        return self._archive.age_s(now)
+
+    def cache_age_s(self, now: float | None = None) -> float:
+        """The same of the cache, as far as this connection knows: what is caught up from the archive is not in it."""
+        return self._cache.age_s(now)
+
+
+@dataclass(slots=True)
+class Pulse:
+    """What the heartbeat felt last (`cdc/health/heartbeat.py`), a second ago at most while the loop turns.
+
+    `late_s` is how much later the loop came back than it should have. `dead` names tasks that have ended although they
+    were to last, with the error. `waiting_bytes` is the WAL that was received and is not archived; `moved_at` when the
+    archive last held more of it, or nothing waited; `tried_at` when it last was seen to do anything at all.
+    """
+
+    late_s: float = 0.0
+    dead: dict[str, str] = field(default_factory=dict)
+    waiting_bytes: int = 0
+    moved_at: float = field(default_factory=time.time)
+    tried_at: float = field(default_factory=time.time)
+    open_gap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A mark in the WAL, written at `at`; its record ends at `lsn`."""
+
+    lsn: int
+    at: float
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What barriers have proved (`cdc/monitor/barriers.py`): the archive holds what was committed at `proved_at`."""
+
+    waiting: Barrier | None = None
+    proved_at: float | None = None
+
+    def age_s(self, now: float | None = None) -> float | None:
+        """How old the newest proof is, or the first attempt at one; None if none was begun."""
+        since = self.proved_at if self.proved_at is not None or self.waiting is None else self.waiting.at
+        return None if since is None else max(0.0, (time.time() if now is None else now) - since)
+
+
+@dataclass(slots=True)
+class Vitals:
+    """One service's. `cache_state` is None without a cache; `archived_at` when the archive last took something.
+
+    `reported_at` is when the server was last told how far we are; None while nothing is streamed.
+    """
+
+    started_at: float = field(default_factory=time.time)
+    phase: Phase = Phase.STARTING
+    since: float = field(default_factory=time.time)
+    upstream: Upstream | None = None
+    mishap: Mishap | None = None
+    cache_state: str | None = None
+    archived_at: float | None = None
+    archived_lsn: int = 0
+    reported_at: float | None = None
+    backlog: Backlog = field(default_factory=Backlog)
+    recovery: Recovery = field(default_factory=Recovery)
+    pulse: Pulse = field(default_factory=Pulse)
+
+    def enter(self, phase: Phase) -> None:
+        """The service now does this; `since` is when it began to. One that stops does nothing else any more."""
+        if phase is not self.phase and self.phase is not Phase.STOPPING:
+            self.phase, self.since = phase, time.time()
+
+    def stream(self, upstream: Upstream) -> None:
+        """A replication connection of this upstream is at work. Positions of another one say nothing of its."""
+        if upstream != self.upstream:
+            self.archived_lsn = 0
+        self.upstream = upstream
+        self.backlog.clear()
+        self.reported_at = time.time()
+        self.enter(Phase.STREAMING)
+
+    def archived(self, lsn: int) -> None:
+        """The archive is durable up to `lsn`."""
+        self.archived_at = time.time()
+        self.archived_lsn = max(self.archived_lsn, lsn)
+        self.backlog.archived(lsn)
+
+    def reported(self) -> None:
+        """The server was told how far we are."""
+        self.reported_at = time.time()
+
+    def interrupted(self, error: CdcError) -> None:
+        """An error ended an attempt; another follows."""
+        self.mishap = Mishap(type(error).__name__, error.message, error.detail, error.hint, time.time())
+        self.enter(Phase.WAITING)

@@ -1,0 +1,1 @@
+"""The database that a restore writes to: its tables, statements, side schemas and scratch databases."""

@@ -1,0 +1,145 @@
+"""A database for a while, on a server that somebody lends: made, filled, dropped, also after a kill.
+
+Whoever makes one holds an advisory lock of its number for as long as it is in use. A database with such a name, of the
+same owner, whose lock is free, was left by somebody who was killed: the next one drops it.
+"""
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import psycopg
+import structlog
+from psycopg import conninfo
+
+from cdc.change import Column, Relation
+from cdc.errors import Invalid
+from cdc.postgres.quoting import quote_identifier, quote_literal
+from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.server import read_server
+from cdc.postgres.session import Connection, connect
+from cdc.postgres.target.database import open_target, settings_of
+
+log = structlog.get_logger()
+
+PREFIX: Final = "waltier_drill_"
+
+# Oids from here on are those of types that somebody made (transam.h, FirstNormalObjectId).
+_FIRST_USER_OID: Final = 16384
+_TEXT_OID: Final = 25
+
+_OF_OURS = "SELECT datname FROM pg_database WHERE datname ~ %s AND datdba = current_user::regrole"
+
+# What rows have that were there before a column with a default was added (manual, pg_attribute, attmissingval).
+_MISSING_VALUES = """
+SELECT a.attname, (a.attmissingval::text::text[])[1]
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s AND c.relname = %s AND a.atthasmissing AND NOT a.attisdropped
+"""
+
+
+@contextlib.asynccontextmanager
+async def scratch_database(dsn: str, *, source_identifier: str, encoding: str) -> AsyncIterator[str]:
+    """The dsn of an empty database beside the one of `dsn`. Raises Invalid on the source's own server."""
+    connection = await connect(settings_of(dsn, "--into"), application_name="waltier drill")
+    try:
+        server = await read_server(connection)
+        if server.epoch.system_identifier == source_identifier:
+            raise Invalid(
+                "the scratch server is the archive's own source",
+                detail="A restore beside the live tables would cost the primary WAL and disk, and prove less.",
+                hint="cdc drill   # on an embedded server, or --into a server that is not the source",
+            )
+        await _drop_leftovers(connection)
+        name = await _create(connection, "SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
+        try:
+            yield conninfo.make_conninfo(dsn, dbname=name)
+        finally:
+            await _drop(connection, name)
+    finally:
+        await connection.close()
+
+
+async def _create(connection: Connection, encoding: str) -> str:
+    number = secrets.randbits(48)
+    name = f"{PREFIX}{number:012x}"
+    try:
+        await connection.execute("SELECT pg_advisory_lock(%s)", [number])
+        await connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+        )
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Invalid(
+            "the role may not create a scratch database",
+            detail=refusal_of_exception(error).explanation,
+            hint="ALTER ROLE role CREATEDB;   -- on the scratch server",
+        ) from None
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    return name
+
+
+async def _drop(connection: Connection, name: str) -> None:
+    """The next drill tries again where this one may not or cannot."""
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+    except psycopg.Error as error:
+        log.warning("scratch_database_left", database=name, reason=refusal_of_exception(error).explanation)
+
+
+async def _drop_leftovers(connection: Connection) -> None:
+    try:
+        found = await (await connection.execute(_OF_OURS, [f"^{PREFIX}[0-9a-f]{{12}}$"])).fetchall()
+        for (name,) in found:
+            number = int(name.removeprefix(PREFIX), 16)
+            row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", [number])).fetchone()
+            if row is not None and row[0]:
+                await _drop(connection, name)
+                await connection.execute("SELECT pg_advisory_unlock(%s)", [number])
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+
+
+async def read_missing_values(connection: Connection, relations: Sequence[Relation]) -> dict[str, dict[str, str]]:
+    """By table and column, what the source shows for rows from before the column, though no change has brought it."""
+    found = {}
+    try:
+        for relation in relations:
+            cursor = await connection.execute(_MISSING_VALUES, [relation.schema, relation.name])
+            found[relation.qualified_name] = {name: value for name, value in await cursor.fetchall() if value}
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    return found
+
+
+async def prepare_tables(dsn: str, relations: Sequence[Relation], missing: dict[str, dict[str, str]]) -> None:
+    """Make the tables of their archived shapes.
+
+    A value of a type that Postgres does not have by itself becomes text: the archive has its text and not its type.
+    """
+    async with open_target(dsn) as target:
+        for relation in relations:
+            await target.create_table(_of_known_types(relation))
+    async with await connect(settings_of(dsn, "--into")) as connection:
+        try:
+            for relation in relations:
+                await _set_defaults(connection, relation, missing.get(relation.qualified_name, {}))
+        except psycopg.Error as error:
+            raise in_session(refusal_of_exception(error)) from None
+
+
+def _of_known_types(relation: Relation) -> Relation:
+    columns = [
+        column if column.type_oid < _FIRST_USER_OID else Column(column.name, "text", _TEXT_OID, -1, column.key)
+        for column in relation.columns
+    ]
+    return Relation(relation.oid, relation.schema, relation.name, relation.replica_identity, columns)
+
+
+async def _set_defaults(connection: Connection, relation: Relation, values: dict[str, str]) -> None:
+    table = f"{quote_identifier(relation.schema)}.{quote_identifier(relation.name)}"
+    for column in relation.columns:
+        if column.name in values:
+            default = f"ALTER COLUMN {quote_identifier(column.name)} SET DEFAULT {quote_literal(values[column.name])}"
+            await connection.execute(f"ALTER TABLE {table} {default}".encode())

@@ -1,0 +1,1 @@
+"""What several suites share: servers, processes, builders of transactions, models. No tests."""
