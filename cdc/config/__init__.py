@@ -1,11 +1,11 @@
 """Configuration: `cdc.toml`, overridden by the environment (`CDC_POSTGRES__DSN`), every mistake reported at once.
 
-`load()` gives a complete, validated `Settings` or raises `Invalid` that names every mistake with a line to paste.
+`load()` returns complete, validated `Settings`, or raises `Invalid`, which names every mistake with a line to paste.
 Commands that need one neighbour only ask for its section alone: `load_postgres()`, `load_archive()`. A secret may also
 be in a file or in a systemd credential (cdc/config/credentials.py). S3 credentials are not here: they come from the
 usual AWS chain. Times are seconds (`_s`), sizes bytes (`_bytes`).
 
-A section has a file; `sources` reads what was said, `mistakes` explains what cannot be.
+Each section has its file. `sources` reads the file and the environment; `mistakes` explains what is wrong in them.
 """
 
 from cdc.config.archive import ArchiveSettings as ArchiveSettings

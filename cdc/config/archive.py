@@ -1,4 +1,4 @@
-"""`[archive]`: the bucket, how segments are made, and for whom they are encrypted."""
+"""`[archive]`: the bucket, how segments are made, and to which keys they are encrypted."""
 
 from typing import Literal, Self
 from urllib.parse import urlsplit

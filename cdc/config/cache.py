@@ -1,4 +1,4 @@
-"""`[cache]`: Redis, and what is kept there."""
+"""`[cache]`: the address of Redis, and the projections that the cache holds."""
 
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
@@ -30,7 +30,7 @@ class CacheSettings(Section):
 
     @property
     def served(self) -> tuple[AnyProjection, ...]:
-        """The projections; none where there is no cache to hold them."""
+        """The projections that the cache holds; none without `cache.url`."""
         return () if self.url is None else self.projections
 
     @field_validator("url")

@@ -1,12 +1,12 @@
-"""Secrets that are not in the configuration: in a variable, in a file that a variable names, in a systemd credential.
+"""Finds secrets outside of cdc.toml: in a variable, in a file that a variable names, or in a systemd credential.
 
     CDC_POSTGRES__DSN=postgresql://...             the secret itself
     CDC_POSTGRES__DSN_FILE=/run/secrets/dsn        a file that holds it: Docker, Kubernetes
     $CREDENTIALS_DIRECTORY/postgres.dsn            systemd: LoadCredential=postgres.dsn:/etc/waltier/dsn
     $CREDENTIALS_DIRECTORY/aws                     the same for S3, in the form of ~/.aws/credentials
 
-Two of them at once are a mistake, not a question of rank: one of the two is stale, and nobody could tell which is used.
-The line break at the end of a file is not part of the secret. No error here quotes what a file holds.
+Two sources for one secret are a mistake. They have no order of precedence: one of the two is stale, and an order would
+hide which one is used. The line break at the end of a file is not part of the secret. No error here quotes a file.
 """
 
 import os
@@ -30,7 +30,7 @@ _AWS_SOURCES = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE")
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret, and how to say where it came from. Its text is in no repr."""
+    """A secret, and the source to name in messages. The repr leaves its text out."""
 
     text: str
     source: str
@@ -41,7 +41,10 @@ class Secret:
 
 
 def find_secret(name: str, variable: str, environ: Mapping[str, str] = os.environ) -> Secret | None:
-    """The secret `name` (`postgres.dsn`) outside of cdc.toml, if it is anywhere. Raises Invalid."""
+    """Find the secret `name` (`postgres.dsn`) outside of cdc.toml; None if no source has it.
+
+    Raises Invalid if two sources have it, or if its file is unreadable, empty, too large or not UTF-8.
+    """
     text, file_variable, credential = environ.get(variable), variable + _FILE_SUFFIX, credential_file(name, environ)
     files = {file_variable: Path(environ[file_variable])} if environ.get(file_variable) else {}
     if credential is not None:
@@ -55,14 +58,14 @@ def find_secret(name: str, variable: str, environ: Mapping[str, str] = os.enviro
 
 
 def credential_file(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The credential `name` that systemd gives us, if it does."""
+    """The file of the systemd credential `name`; None if systemd passes none."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     file = Path(directory) / name if directory else None
     return file if file is not None and file.exists() else None
 
 
 def aws_credentials_file(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The credential for S3, if systemd gives us one. Raises Invalid if there is a second source beside it."""
+    """The file of the S3 credential; None if systemd passes none. Raises Invalid if S3 has a second source."""
     file = credential_file(AWS_CREDENTIAL, environ)
     twice = next((name for name in _AWS_SOURCES if environ.get(name)), None)
     if file is not None and twice is not None:
@@ -74,7 +77,7 @@ def aws_credentials_file(environ: Mapping[str, str] = os.environ) -> Path | None
 
 
 def is_open_to_others(file: Path) -> bool:
-    """Whether any user of this machine may read the file: its own mode, and the way to it."""
+    """True if any user of this machine may read the file and may pass every directory above it."""
     file = file.resolve()
     try:
         way_is_open = all(parent.stat().st_mode & stat.S_IXOTH for parent in file.parents)

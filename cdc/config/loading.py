@@ -1,4 +1,4 @@
-"""From the sources to settings, or to Invalid with every mistake."""
+"""Turns the sources into settings, or raises Invalid, which names every mistake."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cdc.config.sources import read
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read everything, or raise Invalid with every mistake."""
+    """Read the whole configuration. Raises Invalid, which names every mistake."""
     found = read(path, environ, tuple(SECTIONS))
     settings = validate(Settings, {name: {} for name in SECTIONS} | found.values, (), found)
     settings._exposed = tuple(file for file in found.secret_files if is_open_to_others(file))
@@ -23,17 +23,17 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 
 def load_postgres(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> PostgresSettings:
-    """Read `[postgres]` alone, for commands that need nothing else."""
+    """Read `[postgres]` alone, for commands that need nothing else. Raises Invalid."""
     return _load_section(PostgresSettings, "postgres", path, environ)
 
 
 def load_monitor(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> MonitorSettings:
-    """Read `[monitor]` alone, for commands that need little else."""
+    """Read `[monitor]` alone, for commands that need little else. Raises Invalid."""
     return _load_section(MonitorSettings, "monitor", path, environ)
 
 
 def load_archive(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ArchiveSettings:
-    """Read `[archive]` alone, for commands that need nothing else."""
+    """Read `[archive]` alone, for commands that need nothing else. Raises Invalid."""
     return _load_section(ArchiveSettings, "archive", path, environ)
 
 

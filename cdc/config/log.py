@@ -1,4 +1,4 @@
-"""`[log]`: what is said."""
+"""`[log]`: the least level that is logged."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Every mistake at once: the full name of the option, what is wrong with it, and a line to paste.
+"""Reports every mistake at once: the full name of the option, what is wrong with it, and a line to paste.
 
 No value of a secret, of an unknown option, or with an `@` in it is ever printed.
 """
@@ -19,7 +19,7 @@ from cdc.errors import Invalid
 
 
 def validate(model: type[SectionT], values: Any, prefix: tuple[str, ...], found: Found) -> SectionT:
-    """The settings that these values make; `prefix` names the section if they are of one. Raises Invalid."""
+    """Make settings of these values; `prefix` names the section if they belong to one. Raises Invalid."""
     errors: list[ErrorDetails] = []
     try:
         settings = model.model_validate(values)
@@ -37,13 +37,13 @@ def validate(model: type[SectionT], values: Any, prefix: tuple[str, ...], found:
 
 
 def _follows(error: ErrorDetails, prefix: tuple[str, ...], found: Found) -> bool:
-    """Whether it says only that a secret is missing which could not be had, or that its section lacks it."""
+    """True if the error only repeats a complaint: a secret could not be read, so its option or section is missing."""
     location = (prefix + tuple(str(part) for part in error["loc"]))[:2]
     return any(at[: len(location)] == location for at in found.complaints)
 
 
 def _explain(error: ErrorDetails, prefix: tuple[str, ...], found: Found) -> str:
-    """One mistake: the option's full name, what is wrong, and a line to paste."""
+    """Describe one mistake: the option's full name, what is wrong, and a line to paste."""
     location = prefix + tuple(str(part) for part in error["loc"])
     if not location:  # what two sections say together
         return str(error["ctx"]["error"])
@@ -56,7 +56,7 @@ def _explain(error: ErrorDetails, prefix: tuple[str, ...], found: Found) -> str:
 
 
 def _resolve(location: Sequence[str]) -> tuple[str, Mapping[str, FieldInfo]]:
-    """The option's full name, and the fields among which its last part is looked up."""
+    """Return the option's full name, and the fields in which its last part is looked up."""
     if len(location) > 2 and location[1] == "projections":
         # cache, projections, 0, history, key: the tag of the union is no part of the name.
         kind = location[3] if len(location) > 3 and location[3] in KINDS else "row"

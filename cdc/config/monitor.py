@@ -1,4 +1,4 @@
-"""`[monitor]`: the watch over slots and the disk, and barriers."""
+"""`[monitor]`: how often slots and the disk are looked at, when that warns, and barriers."""
 
 from pydantic import Field, field_validator
 

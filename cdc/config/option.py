@@ -1,4 +1,4 @@
-"""Each option by its name, its variable, and a line that sets it."""
+"""Describes each option: its full name, its environment variable, and a line that sets it."""
 
 import json
 import re
@@ -29,7 +29,7 @@ class Option:
 
     @property
     def secret(self) -> bool:
-        """Whether it must never be printed, and may be in a file of its own."""
+        """True if the value must never be printed and may be in a file of its own."""
         return "SecretStr" in str(self.field.annotation)
 
     @property
@@ -43,7 +43,7 @@ class Option:
 
 
 def options() -> Iterator[Option]:
-    """Every option of every section, in the order of the documentation."""
+    """Yield every option of every section, in the order of the documentation."""
     for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
             yield Option(section, name, field)

@@ -16,7 +16,7 @@ def placeholders(template: str) -> tuple[str, ...]:
 
 
 def nameless(template: str) -> str:
-    """A key template without the names of its columns: two that are alike so give the same keys."""
+    """A key template without its columns' names. Two templates that are equal in this form make the same keys."""
     return _PLACEHOLDER.sub("{}", template)
 
 

@@ -1,10 +1,10 @@
-"""Keys of an encrypted archive as text, so that they can be pasted, and a slip of the hand is noticed. Pure.
+"""Writes keys of an encrypted archive as text that can be pasted, and notices a mistyped character. Pure.
 
-    cdcpub_<48 characters>    a recipient: whoever writes the archive needs no more than these
+    cdcpub_<48 characters>    a recipient: writing the archive needs these only
     cdckey_<48 characters>    an identity: it reads what was encrypted to its recipient
 
 The characters are URL-safe base64 of the 32 bytes of an X25519 key and of the first 4 bytes of the SHA-256 of the name
-before them and the key. Without that check a recipient with one wrong letter would be noticed on the day it is needed.
+before them and the key. Without that check a recipient with one wrong letter would be noticed only when it is needed.
 """
 
 import base64
@@ -19,12 +19,12 @@ _CHECK_BYTES = 4
 
 
 def encode_key(form: str, key: bytes) -> str:
-    """32 bytes as text."""
+    """Write a key of 32 bytes as text; `form` is PUBLIC or PRIVATE."""
     return form + base64.urlsafe_b64encode(key + _check(form, key)).decode()
 
 
 def decode_key(form: str, text: str) -> bytes:
-    """The 32 bytes of such a text. Raises ValueError, which never quotes it."""
+    """Read the 32 bytes of a key from its text. Raises ValueError, whose message never quotes the text."""
     try:
         content = base64.urlsafe_b64decode(text.removeprefix(form))
     except ValueError:
@@ -36,7 +36,7 @@ def decode_key(form: str, text: str) -> bytes:
 
 
 def decode_identity(text: str) -> list[bytes]:
-    """The private keys of a text with one a line; what follows a # is a remark. Raises ValueError."""
+    """Read private keys from a text that has one a line; what follows a # is a comment. Raises ValueError."""
     words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
     if not words:
         raise ValueError("holds no key")
@@ -44,7 +44,7 @@ def decode_identity(text: str) -> list[bytes]:
 
 
 def key_id(public: bytes) -> str:
-    """The name by which an object says to whom it is encrypted: 16 hexadecimal digits."""
+    """The recipient's name in an object's header: 16 hexadecimal digits."""
     return sha256(public).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What all sections share."""
+"""The base class of every section, and the test for a loopback host."""
 
 from ipaddress import ip_address
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""The whole configuration."""
+"""Joins the sections into `Settings`, and checks what only two sections together can get wrong."""
 
 from pathlib import Path
 from typing import Self
@@ -29,7 +29,7 @@ class Settings(Section):
 
     @property
     def exposed_files(self) -> tuple[Path, ...]:
-        """Files with secrets of ours that any user of this machine may read."""
+        """Files that hold our secrets and that any user of this machine may read."""
         return self._exposed
 
     @model_validator(mode="after")

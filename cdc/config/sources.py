@@ -1,4 +1,4 @@
-"""What cdc.toml, the environment and the files of secrets say together, and which of them said it."""
+"""Reads cdc.toml, the environment and the files of secrets, and notes which of them gave each value."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from cdc.config.credentials import find_secret
 from cdc.config.option import Option, options
 from cdc.errors import Invalid
 
-# Looked at in this order when `--config` is absent; finding none is fine, the environment may say everything.
+# Tried in this order when `--config` is absent. None need exist: the environment may give every option.
 DEFAULT_PATHS = (Path("cdc.toml"), Path("/etc/waltier/cdc.toml"))
 
 _ENVIRONMENT_NAME = re.compile(r"CDC_([A-Z0-9]+)__([A-Z0-9_]+)")
@@ -24,7 +24,7 @@ _LISTS = ("projections", "recipients")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the file and the environment say together, who said it, and which secrets could not be had."""
+    """The merged values, the source of each, and a complaint for each secret that could not be read."""
 
     values: dict[str, Any]
     file: Path | None
@@ -37,7 +37,7 @@ class Found:
         return f"{self.file} and the environment" if self.file else "the environment; there is no cdc.toml here"
 
     def put(self, section: str, option: str, value: Any, source: str) -> None:
-        """The environment's word goes before the file's."""
+        """Set one option; a value of the environment replaces that of the file."""
         self.said_by[section, option] = source
         table = self.values.setdefault(section, {})
         if isinstance(table, dict):
@@ -45,7 +45,10 @@ class Found:
 
 
 def read(path: Path | None, environ: Mapping[str, str], sections: Sequence[str]) -> Found:
-    """What is said of everything, and the secrets of `sections`: a command reads no file that it does not need."""
+    """Read every option, but only the secrets of `sections`: a command opens no file that it does not need.
+
+    Raises Invalid if cdc.toml or a variable cannot be parsed; a secret that cannot be read is a complaint.
+    """
     file = path or next((candidate for candidate in DEFAULT_PATHS if candidate.is_file()), None)
     found = Found(_read_file(file) if file else {}, file, {}, {}, [])
     secrets = [option for option in options() if option.secret]
@@ -65,7 +68,7 @@ def read(path: Path | None, environ: Mapping[str, str], sections: Sequence[str])
 
 
 def _holds_secret(values: Mapping[str, Any], option: Option) -> bool:
-    """Whether cdc.toml gives this secret away; an address without a password does not."""
+    """True if cdc.toml contains this secret; an address without a password is none."""
     table = values.get(option.section)
     text = table.get(option.name) if isinstance(table, dict) else None
     return isinstance(text, str) and (option.name not in ("dsn", "url") or bool(_PASSWORD.search(text)))
