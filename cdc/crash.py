@@ -1,8 +1,9 @@
 """Crash points: named places where a test lets the process die, as if the machine had lost its power just there.
 
-`CDC_CRASH_AT=name:n` in the environment arms one of them, and at its n-th passing the process sends itself SIGKILL.
-Without the variable a passing costs one comparison. The points stand between steps of the protocol, never in a pure
-room and never once a change; `docs/testing.md` says how the tests use them. No operator ever sets the variable.
+`CDC_CRASH_AT=name:n` in the environment arms one of them: at its n-th passing the process sends itself SIGKILL.
+Without the variable a passing costs one comparison. The points stand between steps of the protocol. None stands in a
+pure room, and none is passed once for each change. `docs/testing.md` says how the tests use them. No operator ever
+sets the variable.
 """
 
 import asyncio
@@ -96,7 +97,7 @@ IN_FLIGHT_S: Final = 0.2
 
 
 class _Armed:
-    """The one point that is armed, and how often it will still be passed."""
+    """The one point that is armed, and how many passings are left until the process dies there."""
 
     def __init__(self, name: str, passings: int) -> None:
         self.name = name
@@ -118,19 +119,19 @@ _armed: _Armed | None = None
 
 
 def crash_point(name: CrashPoint) -> None:
-    """Die here, if this point is armed and its time has come."""
+    """Kill this process if the point is armed and this is the passing that counts."""
     if _armed is not None and _armed.is_due(name):
         _armed.crash()
 
 
 def crash_soon(name: CrashPoint) -> None:
-    """Die a moment from now, while what the caller is about to await is under way."""
+    """The same, `IN_FLIGHT_S` from now: while the request that the caller is about to await is under way."""
     if _armed is not None and _armed.is_due(name):
         asyncio.get_running_loop().call_later(IN_FLIGHT_S, _armed.crash)
 
 
 def arm(environ: Mapping[str, str] = os.environ) -> None:
-    """Arm the point that the environment names, if any. Raises Invalid for what is no point."""
+    """Arm the point that the environment names, or none. Raises Invalid if it names no point."""
     global _armed
     text = environ.get(VARIABLE, "")
     name, _, passings = text.partition(":")

@@ -1,9 +1,9 @@
-"""Where log lines go: one JSON object a line on stderr, ours and the libraries' alike.
+"""Writes log lines to stderr, one JSON object a line, ours and the libraries' alike.
 
 Events are lower-case verbs with fields, never a row's value, never a secret. A traceback is printed without local
-variables, and of an exception that is not ours without its message: what was raised by a bug or by a driver
-(`invalid literal for int(): 'what somebody wrote'`, Postgres's `DETAIL: Failing row contains ...`) may quote either.
-The types and the places remain. With level `debug` the messages are shown.
+variables. The message of an exception that is not ours is withheld, because it may quote a row or a secret
+(`invalid literal for int(): 'a user's text'`, Postgres's `DETAIL: Failing row contains ...`). The types and the places
+remain. With level `debug` the messages are shown.
 """
 
 import logging
@@ -25,7 +25,10 @@ _WITHHELD = "(message withheld, for it may quote a row; log.level = debug shows 
 
 
 def describe(error: BaseException, *, frankly: bool = False) -> str:
-    """The traceback with its causes, oldest first as Python prints it, and only messages that quote nobody's data."""
+    """Format the traceback and its causes, oldest first as Python does, with only those messages that quote no data.
+
+    `frankly` shows every message.
+    """
     return "\n".join(_paragraphs(error, set(), frankly))
 
 
@@ -47,7 +50,7 @@ def _paragraphs(error: BaseException, seen: set[int], frankly: bool) -> Iterator
 
 
 class _Tracebacks:
-    """Turns `exc_info` into text, wherever it comes from."""
+    """Turns `exc_info` into text, for our own log calls, for the libraries' and for uncaught exceptions."""
 
     def __init__(self) -> None:
         self.frankly = False
@@ -62,7 +65,7 @@ class _Tracebacks:
     def print_uncaught(
         self, _kind: type[BaseException], error: BaseException, _traceback: TracebackType | None
     ) -> None:
-        """`sys.excepthook` of a process that has come to its end."""
+        """Print the exception that ends this process: our `sys.excepthook`."""
         print(describe(error, frankly=self.frankly), file=sys.stderr)
 
 
@@ -70,7 +73,7 @@ _tracebacks = _Tracebacks()
 
 
 def _only_the_first_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """asyncio's further lines (`future: <Task ... exception=KeyError('what somebody wrote')>`) quote the exception."""
+    """Drop asyncio's further lines, which quote the exception: `future: <Task ... exception=KeyError('a text')>`."""
     if fields.get("exc_info") and not _tracebacks.frankly:
         fields["event"] = str(fields["event"]).partition("\n")[0]
     return fields
@@ -85,7 +88,7 @@ _STAMPED: list[Any] = [
 
 _FIRST = ("timestamp", "level", "event")
 
-# The last lines, for the status page. What may be logged may be shown: no row's value, no secret.
+# The last lines, for the status page. They may be shown, because no line holds a row's value or a secret.
 recent: deque[dict[str, Any]] = deque(maxlen=200)
 
 
@@ -114,7 +117,7 @@ def to_stderr(level: str = "info") -> None:
 
 
 def _adopt_libraries(renderer: Any) -> None:
-    """Warnings of asyncio, botocore and the like in the same form. Their debug lines hold requests, so never those."""
+    """Log warnings of asyncio, botocore and others in the same form, but no debug lines: those hold requests."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

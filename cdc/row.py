@@ -11,7 +11,7 @@ parsed in order to store it, so `NaN`, `infinity`, BC dates and 16 kB numerics s
   (half a surrogate pair as an escape, thousands of levels): every line can be read;
 - a JSON `null`, which is not NULL, and a JSON object that starts with one of our own marks, are `{"$json": ...}`.
 
-`RowCodec.encode` and `RowCodec.decode` are inverse to one another (but for the white space of `json`).
+`RowCodec.decode` inverts `RowCodec.encode`, but for the white space of `json`.
 """
 
 import base64
@@ -27,7 +27,7 @@ from cdc.errors import DataError
 
 
 class Absent(enum.Enum):
-    """The type of ABSENT: this value was not sent, which is not NULL."""
+    """The type of ABSENT: Postgres did not send this value, which is not the same as NULL."""
 
     ABSENT = "absent"
 
@@ -57,13 +57,13 @@ _KIND_OF_TYPE = {
 _MARKED = re.compile(r'\s*\{\s*"\$(?:json|base64)"')
 _JSON_MARK = b'{"$json":'
 _BASE64_MARK = b'{"$base64":'
-# A shorter text is nested too little to trouble any parser: ours stop at about 1000 levels.
+# Shorter text is not nested deeply enough to trouble a parser: ours stop at about 1000 levels.
 _SUSPICIOUSLY_LONG: Final = 1000
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def encode_text(value: bytes) -> bytes:
-    """A JSON string of UTF-8 bytes, or `{"$base64": ...}` of any others."""
+    """Encode UTF-8 bytes as a JSON string, and any others as `{"$base64": ...}`."""
     try:
         return orjson.dumps(value.decode())
     except UnicodeDecodeError:
@@ -71,7 +71,7 @@ def encode_text(value: bytes) -> bytes:
 
 
 def decode_text(value: bytes) -> bytes:
-    """The bytes that `encode_text` was given."""
+    """Return the bytes that `encode_text` was given."""
     if value.startswith(b"{"):
         return base64.b64decode(orjson.loads(value)["$base64"], validate=True)
     text: str = orjson.loads(value)
@@ -94,12 +94,12 @@ def _boolean(value: bytes) -> object:
 
 
 def _float(value: bytes) -> object:
-    """`NaN` and the infinities have no JSON number."""
+    """Embed the digits as a JSON number; `NaN` and the infinities, which JSON lacks, become strings."""
     return orjson.Fragment(value) if value[-1:].isdigit() else value.decode()
 
 
 def _json(value: bytes) -> object:
-    """Embedded as it is, on one line. Raises UnicodeDecodeError."""
+    """Embed the document as it is, on one line. Raises UnicodeDecodeError."""
     text = value.decode()
     if "\n" in text or "\r" in text:
         text = text.replace("\n", " ").replace("\r", " ")
@@ -111,7 +111,7 @@ def _json(value: bytes) -> object:
 
 
 def _is_strict(text: str) -> bool:
-    """Whether every reader of the archive can parse it: `json` may hold half surrogate pairs, and any nesting."""
+    """True if every JSON parser can read the text: `json` may hold half surrogate pairs, and any depth of nesting."""
     if not _HALF_PAIR.search(text) and text.count("[") + text.count("{") < _SUSPICIOUSLY_LONG // 2:
         return True
     try:
@@ -130,8 +130,8 @@ def _json_or_base64(value: bytes) -> object:
 
 Encoder = Callable[[bytes], object]
 
-# What orjson is given for a value. Almost every row is UTF-8 throughout, so the first choice just tries: `bytes.decode`
-# called from here costs half of a function of ours around it. The second is for the row where that fails.
+# Two encoders for each kind of value. Almost every row is UTF-8 throughout, so the first one just tries: `bytes.decode`
+# called from here costs half of a function of ours around it. The second one is for the row where that fails.
 _ENCODERS: dict[int, tuple[Encoder, Encoder]] = {
     _TEXT: (bytes.decode, _text_or_base64),
     _INTEGER: (orjson.Fragment, orjson.Fragment),
@@ -142,7 +142,7 @@ _ENCODERS: dict[int, tuple[Encoder, Encoder]] = {
 
 
 def _decode_json(value: bytes) -> bytes:
-    """A value that began with one of our marks by itself was wrapped, so what begins with one now is ours."""
+    """Take our mark off. Every mark is ours, because `_json` wraps a value that begins with one by itself."""
     if value.startswith(_JSON_MARK):
         return value[len(_JSON_MARK) : -1]
     return decode_text(value) if value.startswith(_BASE64_MARK) else value
@@ -151,7 +151,7 @@ def _decode_json(value: bytes) -> bytes:
 class RowCodec:
     """Encodes and decodes the rows of one relation.
 
-    Built from the columns' names and type oids, in the relation's order.
+    It is built from the columns' names and type oids, in the relation's order.
     """
 
     __slots__ = ("_columns", "_columns_of_bytes", "_decoder", "_indexes", "_kinds", "_openings")
@@ -168,7 +168,7 @@ class RowCodec:
         self._columns_of_bytes = [(name, encoder) for name, (_, encoder) in zip(names, encoders, strict=True)]
 
     def encode(self, row: Row, only: Sequence[int] | None = None) -> bytes:
-        """The row as one JSON object on one line, ABSENT columns left out; `only` picks columns by index."""
+        """Encode the row as one JSON object on one line, without ABSENT columns; `only` picks columns by index."""
         indexes = self._indexes if only is None else only
         try:
             encoded = orjson.dumps(_fields(row, indexes, self._columns))
@@ -178,7 +178,7 @@ class RowCodec:
         return b"".join((encoded, b""))
 
     def encode_key(self, row: Row, indexes: Sequence[int]) -> bytes:
-        """`encode` of the key's columns, in short for the key that nearly every table has: one whole number."""
+        """Encode the key's columns as `encode` does; faster for the key that nearly every table has, one integer."""
         if len(indexes) == 1:
             index = indexes[0]
             value, opening = row[index], self._openings[index]
@@ -187,7 +187,7 @@ class RowCodec:
         return self.encode(row, indexes)
 
     def decode(self, encoded: bytes) -> Row:
-        """The row that gave this JSON object; columns it does not name are ABSENT.
+        """Decode the row that gave this JSON object; columns that it does not name are ABSENT.
 
         Raises DataError for bytes that `encode` cannot have written.
         """
@@ -212,7 +212,7 @@ class RowCodec:
 
 
 def _decoder(kinds: list[tuple[str, int]]) -> msgspec.json.Decoder[dict[str, Any]]:
-    """Numbers and json are left as they are written, to lose no digit; strings are decoded on the way where we can.
+    """Build a decoder that leaves numbers and json as written, so that no digit is lost, and decodes strings.
 
     msgspec (0.22) silently drops fields of a TypedDict whose names are not ASCII, so there every value stays raw.
     """

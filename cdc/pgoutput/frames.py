@@ -1,4 +1,4 @@
-"""Frames: what travels inside CopyData while a replication stream runs.
+"""Decodes and encodes frames, the payload of CopyData while a replication stream runs.
 
 The server sends `XLogData`, which carries one message of the output plugin, and `Keepalive`; we send status updates
 (manual, "Streaming Replication Protocol"). Times are microseconds since 1970 here and since 2000 on the wire.
@@ -12,7 +12,7 @@ from cdc.errors import DataError
 XLOG_DATA: Final = 0x77  # "w"
 KEEPALIVE: Final = 0x6B  # "k"
 
-# Where an XLogData keeps what it carries, for the one caller that reads frames without making objects of them.
+# The offset of an XLogData's payload, for the one caller that reads frames without making objects of them.
 WAL_END_BEGIN: Final = 9
 WAL_END_END: Final = 17
 PAYLOAD_BEGIN: Final = 25
@@ -37,7 +37,7 @@ class XLogData:
 
 
 class Keepalive:
-    """The server has decoded everything before `wal_end`. It ends us if it asked for a reply and hears none."""
+    """The server has decoded everything before `wal_end`. If it asks for a reply and gets none, it disconnects us."""
 
     __slots__ = ("reply_requested", "send_time_us", "wal_end")
 
@@ -51,7 +51,7 @@ Frame = XLogData | Keepalive
 
 
 def decode_frame(data: bytes) -> Frame:
-    """Read one CopyData. Raises DataError for anything but an XLogData or a keepalive."""
+    """Decode the payload of one CopyData. Raises DataError if it is neither an XLogData nor a keepalive."""
     kind = data[0] if data else 0
     if kind == XLOG_DATA and len(data) > PAYLOAD_BEGIN:
         wal_start, wal_end, send_time_us = _XLOG_DATA_HEADER.unpack_from(data)
@@ -68,7 +68,7 @@ def decode_frame(data: bytes) -> Frame:
 def encode_status_update(
     written_lsn: int, flushed_lsn: int, applied_lsn: int, now_us: int, *, reply_requested: bool = False
 ) -> bytes:
-    """The standby status update: `flushed_lsn` is what Postgres may forget. `now_us` is since 1970."""
+    """Encode a standby status update: WAL before `flushed_lsn` may be forgotten. `now_us` is since 1970."""
     return _STATUS_UPDATE.pack(
         b"r", written_lsn, flushed_lsn, applied_lsn, now_us - POSTGRES_EPOCH_US, int(reply_requested)
     )

@@ -1,12 +1,12 @@
-"""Messages of pgoutput, protocol version 1 (manual, "Logical Replication Message Formats").
+"""Decodes messages of pgoutput, protocol version 1 (manual, "Logical Replication Message Formats").
 
-`decode_message` turns the bytes of one message into one of the classes of the closed union `Message`, and raises
-DataError, and nothing else, for bytes that are no such message. An error names the type of message and a byte in it,
-never what a row holds.
+`decode_message` turns the bytes of one message into one class of the closed union `Message`. For bytes that are no
+such message it raises DataError and nothing else. An error names the type of the message and a byte in it, never a
+value of a row.
 
-How it stays short and fast: fields are read by offset, lengths are unsigned so that an offset only grows, and nothing
-checks a bound on the way. Reading past the end raises of itself, a slice past the end leaves an offset past the end,
-and every message must end exactly where its bytes do.
+Three things keep it short and fast. Fields are read by offset. Lengths are unsigned, so an offset only grows. Bounds
+are not checked on the way: reading past the end raises by itself, and a slice past the end leaves an offset past the
+end, which the last check finds, because every message must end exactly where its bytes do.
 
 Names and prefixes are text of the database's encoding. In an SQL_ASCII database they need not be UTF-8: such bytes
 are spelled `\\xff`, so that a name can always be written as JSON.
@@ -35,7 +35,7 @@ _TRANSACTIONAL_FLAG: Final = 1
 _CASCADE_FLAG: Final = 1
 _RESTART_IDENTITY_FLAG: Final = 2
 
-# Bytes that introduce a tuple, and a value in it.
+# The bytes that introduce a tuple or a value in it.
 _NEW: Final = 0x4E  # "N"
 _KEY: Final = 0x4B  # "K"
 _OLD: Final = 0x4F  # "O"
@@ -51,7 +51,7 @@ _NAMES = {
 
 
 class Begin:
-    """`final_lsn` is the `commit_lsn` of the Commit to come."""
+    """A transaction begins; `final_lsn` is the `commit_lsn` of the Commit to come."""
 
     __slots__ = ("commit_time_us", "final_lsn", "xid")
 
@@ -71,7 +71,7 @@ class Commit:
 
 
 class Origin:
-    """The transaction came to this server by replication, from `name`."""
+    """The transaction came to this server by replication, from the origin `name`."""
 
     __slots__ = ("commit_lsn", "name")
 
@@ -94,7 +94,7 @@ class RelationMessage:
 
 
 class TypeMessage:
-    """The name of a type that is not built in. For a domain, Postgres names the type beneath it."""
+    """The name of a type that is not built in. For a domain, Postgres names its base type."""
 
     __slots__ = ("name", "oid", "schema")
 
@@ -113,7 +113,7 @@ class Insert:
 
 
 class Update:
-    """`old` is there if the key changed (`old_is_key`) or the replica identity is FULL."""
+    """A row was updated; `old` is there if the key changed (`old_is_key`) or the replica identity is FULL."""
 
     __slots__ = ("new", "old", "old_is_key", "relation_oid")
 
@@ -143,7 +143,7 @@ class TruncateMessage:
 
 
 class EmittedMessage:
-    """What `pg_logical_emit_message` wrote; `lsn` is the end of its WAL record."""
+    """A message that `pg_logical_emit_message` wrote; `lsn` is the end of its WAL record."""
 
     __slots__ = ("content", "lsn", "prefix", "transactional")
 
@@ -169,7 +169,7 @@ Message = (
 
 
 class _Malformed(Exception):
-    """Bytes at offset `at` are not what the format says."""
+    """The bytes at offset `at` break the format."""
 
     def __init__(self, reason: str, at: int) -> None:
         super().__init__(reason)
@@ -178,7 +178,7 @@ class _Malformed(Exception):
 
 
 def decode_message(data: bytes, start: int = 0) -> Message:
-    """Read the message that begins at `start` and ends with `data`. Raises DataError."""
+    """Decode the message that begins at offset `start` and ends with `data`. Raises DataError."""
     try:
         match data[start]:
             case 0x49:  # I
@@ -232,13 +232,13 @@ def _expect_end(data: bytes, at: int) -> None:
 
 
 def _read_string(data: bytes, at: int) -> tuple[str, int]:
-    """A zero-terminated string, and the offset behind it."""
+    """Read a zero-terminated string; returns it and the offset behind it."""
     end = data.index(0, at)
     return data[at:end].decode(errors="backslashreplace"), end + 1
 
 
 def _read_tuple(data: bytes, at: int) -> tuple[Row, int]:
-    """TupleData, and the offset behind it."""
+    """Read a TupleData; returns its row and the offset behind it."""
     row: Row = []
     width: int = _U16(data, at)[0]
     at += 2
