@@ -1,8 +1,8 @@
-"""`cdc demo`: everything at work on servers of its own, live, and at the end a summary that was checked.
+"""`cdc demo`: shows everything at work on servers of its own, live, and ends with a summary that was checked.
 
-`stage` sets up the servers and the service, `workload` is the application, `meter` looks on from outside, `screen`
-shows it, `summary` compares what was written with what arrived (with `replay` and `expectation`), and `play` is the
-order of it all.
+`stage` sets up the servers and the service. `workload` is the application. `meter` measures from outside, and `screen`
+shows the figures. `summary` compares what was written with what arrived, by `replay` and `expectation`. `play` puts
+them in order.
 """
 
 from cdc.demo.play import run

@@ -1,8 +1,8 @@
-"""What the cache must hold, worked out from the tables alone, by DESIGN's words and none of the cache's code. Pure.
+"""Works out what the cache must hold, from the tables alone, by docs/cache.md and none of the cache's code. Pure.
 
-An `Expectation` is a key and the JSON that must be there. `may_be_absent` marks what the cache is free not to hold: a
-`latest` whose newest row was deleted (nobody who reads only changes can know which row is the newest then), and what
-has reached the end of its time.
+An `Expectation` is a key and the JSON that must be there. `may_be_absent` marks what the cache is free not to hold:
+an expired entry, and a `latest` whose newest row was deleted. A reader of changes cannot know which row is the newest
+then.
 """
 
 import re
@@ -22,7 +22,7 @@ _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """`rows` is a list for a history (oldest first), one object for the others."""
+    """A key and its value: `rows` is a list for a history (oldest first), one object for the others."""
 
     key: str
     rows: Any
@@ -33,7 +33,7 @@ class Expectation:
 def expectations(
     projections: Iterable[Projection], relation: Relation, rows: Sequence[Row], deleted: Sequence[Row]
 ) -> list[Expectation]:
-    """Every key that the rows of one table must have in the cache. Rows that were `deleted` explain absences."""
+    """List every key that the rows of one table must have in the cache. Rows that were `deleted` explain absences."""
     expected: list[Expectation] = []
     for projection in projections:
         if projection.table == relation.qualified_name:
@@ -81,7 +81,7 @@ def _by_key(template: str, relation: Relation, rows: Sequence[Row]) -> dict[str,
 
 
 def _in_order(relation: Relation, rows: Sequence[Row], order_by: str) -> list[Row]:
-    """By a whole number, which is what the demo's projections are ordered by."""
+    """Sort rows by `order_by`, an integer in all of the demo's projections."""
     index = relation.column_index[order_by]
     return sorted(rows, key=lambda row: int(row[index]))  # type: ignore[arg-type]
 

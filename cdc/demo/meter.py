@@ -1,8 +1,8 @@
-"""How long a commit takes to arrive, measured from outside: by looking where a reader would look.
+"""Measures how long a commit takes to arrive, from outside: it looks where a reader would look.
 
-The clock starts when COMMIT returns to the application. For the cache it stops when the row's key is there, asked for
-again and again; for the archive when the object that holds the row has its name in the directory, which the file
-system remembers. Commits are sampled: asking for all of them would load what is being measured.
+The clock starts when COMMIT returns to the application. For the cache it stops when the row's key is there, which is
+polled. For the archive it stops when the object that holds the row got its name in the directory, a time that the file
+system remembers. Commits are sampled, because asking for all of them would load what is being measured.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class CacheMeter:
 
 
 class ArchiveMeter:
-    """Reads each segment as it appears: where the archive stands, and which samples are in it."""
+    """Reads each segment as it appears, and notes the archive's position and the samples in it."""
 
     def __init__(self, directory: Path) -> None:
         self.latencies_s: deque[float] = deque(maxlen=_KEPT)
@@ -89,7 +89,7 @@ class ArchiveMeter:
             await asyncio.sleep(0 if found else _ARCHIVE_POLL_S)
 
     def look(self) -> bool:
-        """Read the next segment if it is there."""
+        """Read the next segment if it is there; returns whether it was."""
         path = self._directory / log_key(self.segments)
         try:
             durable_at, data = path.stat().st_ctime, path.read_bytes()

@@ -1,4 +1,4 @@
-"""The order of the demo.
+"""Runs the demo in this order.
 
 1. set the stage: Postgres, Valkey, sql/, a cdc.toml, and some rows from before;
 2. start the service, as production does, and wait until it streams;
@@ -7,7 +7,7 @@
 5. stop the service with SIGTERM;
 6. compare, print what was found, and where to look further.
 
-Whatever happens, the servers end with us.
+The servers end with this process in every case, SIGKILL included.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ from cdc.lsn import parse_lsn
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import read_slot
 
-# The service copies existing rows and proves the bucket first; a loaded machine needs its time.
+# The service proves the bucket and copies existing rows first, which takes its time on a loaded machine.
 _START_S = 60.0
-# What is in flight when the application stops is archived within the linger and a PUT; anything longer is off.
+# What is in flight when the application stops is archived within the linger and a PUT; anything longer is a fault.
 _DRAIN_S = 30.0
 _POLL_S = 0.05
 _BEFORE_S = 0.5
 
 
 async def run(seconds: float = 20, rate: int = 200) -> int:
-    """The whole demo: 0 if every check is good, 1 if anything is off."""
+    """Run the whole demo for `seconds` at `rate` transactions a second. Returns 0 if every check is good, else 1."""
     log.to_stderr("warning")
     console = Console(highlight=False, soft_wrap=True)
     with _interruptible() as stop:
@@ -74,7 +74,7 @@ async def _perform(
 
 
 async def _live_before(stage: Stage, rate: int) -> None:
-    """The application had a life before us: rows that the service must find when it starts."""
+    """Write the rows of a time before the service, which it must find when it starts."""
     enough = asyncio.Event()
     asyncio.get_running_loop().call_later(_BEFORE_S, enough.set)
     await Workload(stage.application, rate).run(enough)
@@ -120,7 +120,7 @@ class Play:
         self.archive_meter.offer(commit)
 
     async def wait_streaming(self) -> None:
-        """2. Until the service has its slot and its archive begun. Raises Unavailable if it does not come so far."""
+        """2. Wait until the service has its slot and has begun its archive. Raises Unavailable if it does not."""
         deadline = time.monotonic() + _START_S
         while True:
             slot = await read_slot(self.onlooker, self._slot)
@@ -134,7 +134,7 @@ class Play:
             await asyncio.sleep(_POLL_S)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """3. Until the time is over or somebody wants it to be."""
+        """3. Run the workload until the time is over or `stop` is set."""
         try:
             with open_screen() as screen:
                 async with self._metering():
@@ -202,7 +202,7 @@ class Play:
         )
 
     async def drain(self) -> None:
-        """4. Until both have everything. Or for long enough: then the summary says what is missing."""
+        """4. Wait until both have everything, `_DRAIN_S` at most: then the summary says what is missing."""
         deadline = time.monotonic() + _DRAIN_S
         while time.monotonic() < deadline and not await self._all_there():
             self._service.check_running()
@@ -272,7 +272,7 @@ def _print_commands(console: Console, commands: list[_Command]) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[asyncio.Event]:
-    """An event that the first Ctrl-C (or SIGTERM) sets, so that the demo ends in order; the second one interrupts."""
+    """Yield an event that the first Ctrl-C (or SIGTERM) sets, so that the demo ends in order; the second interrupts."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def ask_to_stop(number: signal.Signals) -> None:

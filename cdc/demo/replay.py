@@ -1,7 +1,7 @@
-"""What the tables hold if one believes the archive: its transactions applied in order to empty tables. Pure.
+"""Replays the archive's transactions in order into empty tables, to see what they should hold. Pure.
 
-A change that does not fit the state before it is a fault of the archive and is counted, never passed over: a row
-created that is there already (a duplicate), or one updated or deleted that is not (a loss).
+A change that does not fit the state before it is a fault of the archive. It is counted, never passed over: the insert
+of a row that is there already (a duplicate), or the update or delete of a row that is not (a loss).
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ Key = tuple[Value, ...]
 
 
 class Replay:
-    """The tables by qualified name, as far as the transactions applied so far tell."""
+    """The tables by qualified name, as the transactions applied so far leave them."""
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[Key, Row]] = {}
@@ -26,7 +26,7 @@ class Replay:
         self.missing: Counter[str] = Counter()
 
     def begin_with(self, rows: Iterable[RowChange]) -> None:
-        """Rows that were there before the first transaction."""
+        """Put in the rows that were there before the first transaction."""
         for row in rows:
             self._apply_row(row)
 
@@ -73,14 +73,14 @@ def key_of(relation: Relation, row: Row) -> Key:
 
 
 def merge(new: Row, before: Row | None) -> Row:
-    """`new` with its unchanged TOAST values taken from the row as it was."""
+    """Return `new` with its unchanged TOAST values taken from the row `before`."""
     if before is None or ABSENT not in new:
         return new
     return [old if value is ABSENT else value for value, old in zip(new, before, strict=True)]
 
 
 class Difference:
-    """How two states of one table differ: rows only Postgres has, rows only the other has, rows that are unequal."""
+    """The differences between two states of a table: rows only Postgres has, rows only the other has, unequal rows."""
 
     __slots__ = ("extra", "lost", "unequal")
 
@@ -95,7 +95,7 @@ class Difference:
 
 
 def compare(postgres: Mapping[Key, Row], replayed: Mapping[Key, Row]) -> Difference:
-    """Row by row, value by value, as Postgres prints them."""
+    """Compare row by row and value by value, as Postgres prints them."""
     common = postgres.keys() & replayed.keys()
     return Difference(
         lost=len(postgres) - len(common),

@@ -1,4 +1,4 @@
-"""What is shown while the demo runs: one table that renews itself, or plain lines where nobody watches a terminal."""
+"""Shows the figures while the demo runs: a table that renews itself on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -13,13 +13,13 @@ from rich.table import Table
 
 from cdc.lsn import format_lsn
 
-# A terminal is renewed often, a log file is read by people.
+# A terminal is renewed often; a log file is read later, and has a line now and then.
 LIVE_INTERVAL_S, PLAIN_INTERVAL_S = 0.25, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What is known at one moment. A latency is None until one was measured."""
+    """The figures at one moment. A latency is None until one was measured."""
 
     elapsed_s: float
     seconds: float
@@ -61,7 +61,7 @@ def format_bytes(count: float) -> str:
 
 
 def facts(moment: Moment) -> list[tuple[str, str]]:
-    """The rows of the table: a label and what is to be said."""
+    """The rows of the table, each a label and its text."""
     confirmed = "none yet" if moment.confirmed_lsn is None else format_lsn(moment.confirmed_lsn)
     return [
         ("application", f"{moment.rate:.0f} tx/s, {moment.committed:,} committed, {moment.rolled_back:,} rolled back"),
@@ -84,7 +84,7 @@ def facts(moment: Moment) -> list[tuple[str, str]]:
 
 
 class Screen(Protocol):
-    """Where moments are shown."""
+    """Shows one moment after another."""
 
     interval_s: float
 
@@ -117,7 +117,7 @@ class _PlainScreen:
 
 @contextlib.contextmanager
 def open_screen() -> Iterator[Screen]:
-    """The screen that suits where stdout goes."""
+    """Yield the screen that suits stdout: a terminal, or a file."""
     if not sys.stdout.isatty():
         yield _PlainScreen()
         return

@@ -1,8 +1,8 @@
-"""Everything the demo stands on: a directory, a Postgres, a Valkey, a configuration file, and the service itself.
+"""Sets up what the demo needs: a directory, a Postgres, a Valkey, a configuration file, and the service itself.
 
 The service is started as production starts it, `cdc run --config cdc.toml`, in a process of its own, with the role and
-the publication that `cdc init` installs. When the stage is struck, the servers' data goes; the archive, the
-configuration and the service's log stay, so that they can be looked at.
+the publication that `cdc init` installs. At the end the servers' data is removed. The archive, the configuration and
+the service's log stay, so that they can be looked at.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from cdc.postgres.session import connect
 _DATABASE = "chat"
 _SERVICE_ROLE = "cdc_replicator"
 
-# The service drains for up to 20 s when it is asked to stop.
+# On SIGTERM the service drains for up to 20 s.
 _STOP_S = 30.0
 
 _ANSWER = aiohttp.ClientTimeout(total=10.0)
@@ -52,7 +52,7 @@ listen = "127.0.0.1:{port}"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Addresses and places. `application` is how the chat application connects, and how the demo looks on."""
+    """Addresses and paths. `application` is the DSN with which the chat application and the demo itself connect."""
 
     directory: Path
     archive: Path
@@ -68,7 +68,7 @@ class Stage:
 
     @property
     def address(self) -> str:
-        """Where the service answers over HTTP."""
+        """The service's address over HTTP."""
         return f"http://{self.settings.http.listen}/"
 
     @property
@@ -78,7 +78,7 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def set_up() -> AsyncIterator[Stage]:
-    """Servers with sql/ installed, and a configuration for the service, which is not started yet."""
+    """Start servers, install sql/, and write the service's configuration; the service is not started yet."""
     directory = _make_directory()
     try:
         async with PostgresServer(directory / "postgres") as postgres, ValkeyServer(directory / "valkey") as valkey:
@@ -121,7 +121,7 @@ def _settings_of(dsn: str) -> PostgresSettings:
 
 @contextlib.contextmanager
 def _without_settings_from_outside() -> Iterator[None]:
-    """Hide CDC_* and credentials: a demo must never find its way to somebody's real servers."""
+    """Hide CDC_* and credentials, so that the demo never reaches real servers."""
     ours = ("CDC_", "CREDENTIALS_DIRECTORY")
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(ours)}
     try:
@@ -131,7 +131,7 @@ def _without_settings_from_outside() -> Iterator[None]:
 
 
 class ServiceProcess:
-    """`cdc run`, started and stopped. It ends with us, whatever happens to us."""
+    """Starts and stops `cdc run`, which ends with this process in every case."""
 
     def __init__(self, stage: Stage) -> None:
         argv = [*_command(), "run", "--config", str(stage.configuration)]
@@ -143,19 +143,19 @@ class ServiceProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code; None while the service runs."""
         return self._process.exit_code
 
     def last_words(self) -> str:
         return self._process.last_words()
 
     def check_running(self) -> None:
-        """Raises Unavailable, with its last words, if the service has ended by itself."""
+        """Raise Unavailable, with the end of its log, if the service has ended by itself."""
         if not self._process.running:
             raise Unavailable("the service ended by itself", detail=self._process.last_words())
 
     async def stop(self) -> bool:
-        """SIGTERM, and wait; False if it had to be killed."""
+        """Send SIGTERM and wait. Returns False if the service had to be killed."""
         if self._process.running:
             self._process.send(signal.SIGTERM)
         try:
@@ -168,7 +168,7 @@ class ServiceProcess:
 
 @contextlib.asynccontextmanager
 async def running_service(stage: Stage) -> AsyncIterator[ServiceProcess]:
-    """The service, stopped at the end if nobody stopped it before."""
+    """Start the service, and stop it at the end if it still runs."""
     service = ServiceProcess(stage)
     try:
         yield service
@@ -177,7 +177,7 @@ async def running_service(stage: Stage) -> AsyncIterator[ServiceProcess]:
 
 
 async def ask_ready(stage: Stage) -> str:
-    """What the service's /readyz says: `ok`, or why not."""
+    """Return what the service's /readyz says: `ok`, or why not."""
     try:
         async with aiohttp.ClientSession(timeout=_ANSWER) as session, session.get(f"{stage.address}readyz") as response:
             return (await response.text()).splitlines()[0]
@@ -186,7 +186,7 @@ async def ask_ready(stage: Stage) -> str:
 
 
 def _command() -> list[str]:
-    """The `cdc` of this installation."""
+    """The argv that runs the `cdc` of this installation."""
     script = Path(sys.executable).with_name("cdc")
     return (
         [str(script)]

@@ -1,4 +1,4 @@
-"""The demo's last word: what was written compared with what arrived, and nothing said that was not looked at.
+"""Compares what the demo wrote with what arrived, and reports only what was looked at.
 
 1. the archive is verified: its chain, order, density and checksums;
 2. its transactions are counted against those that the application committed;
@@ -44,7 +44,7 @@ class Summary:
         return bool(self.checks) and all(check.good for check in self.checks)
 
     def note_service(self, exit_code: int | None, address: str, verdict: str) -> None:
-        """The service was asked whether it is ready, and to stop by SIGTERM; `ok` and 0 are the only good answers."""
+        """Check the verdict of /readyz, and the exit code after SIGTERM: only `ok` and 0 are good."""
         found = f"{address}readyz said {verdict}; "
         found += "stopped by SIGTERM with exit code 0" if exit_code == 0 else f"ended with exit code {exit_code}"
         self.checks.append(Check("service", exit_code == 0 and verdict == "ok", found))
@@ -53,7 +53,7 @@ class Summary:
 async def summarise(
     connection: Connection, bucket: Bucket, cache: CacheReader, projections: Sequence[Projection], tally: Tally
 ) -> Summary:
-    """Look at everything, also when something is off already."""
+    """Make every check, also after one has failed."""
     summary = Summary()
     summary.checks.append(await check_archive(bucket))
     try:
@@ -84,7 +84,7 @@ async def check_archive(bucket: Bucket) -> Check:
 
 
 async def replay_archive(bucket: Bucket) -> Replay:
-    """The state that the archive tells: the rows from before it began, then its transactions. Raises DataError."""
+    """Replay the archive: its snapshot's rows, then its transactions. Raises DataError."""
     replay, reader = Replay(), ArchiveReader(bucket)
     async for segment in reader.segments():
         for chunk in segment.header.base.chunks if segment.header.base else ():
@@ -105,7 +105,7 @@ def check_transactions(replay: Replay, tally: Tally) -> Check:
 
 
 async def read_tables(connection: Connection, replay: Replay) -> dict[str, dict[Key, Row]]:
-    """The tables that the archive knows, as Postgres prints them now."""
+    """Read the tables that the archive knows, as Postgres prints them now."""
     tables = {}
     for name, relation in replay.relations.items():
         columns = ", ".join(quote_identifier(column.name) for column in relation.columns)
@@ -120,7 +120,7 @@ async def read_tables(connection: Connection, replay: Replay) -> dict[str, dict[
 
 
 def check_tables(tables: Mapping[str, Mapping[Key, Row]], replay: Replay) -> list[Check]:
-    """One check for each table."""
+    """Make one check for each table."""
     return [_check_table(name, rows, replay) for name, rows in tables.items()] or [
         Check("tables", False, "the archive knows no table")
     ]

@@ -1,12 +1,12 @@
-"""A chat application, as far as its database can tell: plain SQL from several writers, nothing that knows of us.
+"""Writes what a chat application writes: plain SQL from several writers that know nothing of us.
 
 Each writer holds some conversations and works on them in transactions of different kinds: mostly an exchange of two
 turns, now and then a text so large that Postgres moves it out of the row (TOAST), an update that leaves such a text
 alone, a redaction, a delete, a change of key, a rollback, a savepoint that is rolled back. Every transaction that
-commits writes an event to the outbox, so the outbox knows them all. The application gives only what it must (DESIGN,
-"Done when"): the rest of a row has defaults or is null.
+commits writes an event to the outbox, so the outbox knows them all. The application gives only what it must: the rest
+of a row has defaults or is null.
 
-`Workload.run` works until it is told to stop, always to the end of a transaction: what it counted is what is there.
+`Workload.run` works until it is told to stop, and always ends its transactions: what it counted is in the tables.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Commit:
 
 @dataclass(slots=True)
 class Tally:
-    """What was done. `committed` transactions, by kind; `rolled_back` ones never count there."""
+    """Counts of transactions: `committed` by kind, and `rolled_back`, which `committed` leaves out."""
 
     committed: Counter[str] = field(default_factory=Counter)
     rolled_back: int = 0
@@ -88,7 +88,7 @@ class _Conversation:
 
 
 class Workload:
-    """`rate` transactions a second by several writers, each commit reported to `on_commit`."""
+    """Runs `rate` transactions a second by several writers, and reports each commit to `on_commit`."""
 
     def __init__(
         self, settings: PostgresSettings, rate: float, on_commit: Callable[[Commit], None] = lambda commit: None
@@ -111,7 +111,7 @@ class Workload:
                     tasks.create_task(self._pace(writer, stop), name=f"writer-{writer.number}")
 
     async def _pace(self, writer: "_Writer", stop: asyncio.Event) -> None:
-        """One transaction each interval. A writer that falls behind does not make up for more than a second."""
+        """Start one transaction each interval. A writer that falls behind makes up for a second at most."""
         due = time.monotonic() + self._interval_s * writer.number / WRITERS
         while not stop.is_set():
             wait_s = due - time.monotonic()
@@ -124,7 +124,7 @@ class Workload:
 
 
 class _Writer:
-    """One connection and its conversations; no other writer touches their rows, so nobody waits for a lock."""
+    """One connection and its conversations; no other writer touches their rows, so no writer waits for a lock."""
 
     def __init__(self, connection: Connection, number: int, tally: Tally) -> None:
         self.number = number
@@ -134,7 +134,7 @@ class _Writer:
         self._conversations = [_new_conversation() for _ in range(_CONVERSATIONS)]
 
     async def transact(self) -> Commit | None:
-        """One transaction of a random kind; None if it was rolled back."""
+        """Do one transaction of a random kind; returns None if it was rolled back."""
         kind = self._random.choices(list(_KINDS), list(_KINDS.values()))[0]
         conversation = self._choose_conversation()
         if kind == "rollback":
@@ -176,7 +176,7 @@ class _Writer:
         return None
 
     async def _with_savepoint(self, conversation: _Conversation) -> str:
-        """What is between the savepoint and the rollback to it must not arrive anywhere."""
+        """Roll back to a savepoint: what lies in between must not arrive anywhere."""
         before = len(conversation.turns)
         async with self._connection.transaction(force_rollback=True):
             await self._insert(conversation, "assistant", "a draft that is taken back")
