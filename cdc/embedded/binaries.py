@@ -1,4 +1,4 @@
-"""Where the servers' programs are: in a wheel, else on the system. A candidate counts only if it runs.
+"""Finds the servers' programs: in a wheel, else on the system. A candidate counts only if it runs.
 
 Wheels are found without being imported: importing some of them does more than define names, and their own way of
 starting a server adds users and opens directories. We use their programs only.
@@ -24,7 +24,7 @@ _VALKEY_VERSION = re.compile(r"^(?:Valkey|Redis) server v=(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class PostgresBinaries:
-    """A directory of Postgres programs that run, the major version, and as whom they do."""
+    """A directory of Postgres programs that run here, their major version, and the identity that they run as."""
 
     bin_dir: Path
     version: int
@@ -58,7 +58,7 @@ def _examine_postgres(bin_dir: Path, identity: Identity) -> PostgresBinaries:
 
 
 def find_postgres(bin_dir: Path | None = None) -> PostgresBinaries:
-    """The first Postgres that runs here, or the one in `bin_dir`. Raises Invalid with what was tried."""
+    """Find the first Postgres that runs here, or the one in `bin_dir`. Raises Invalid, which names what was tried."""
     tried: list[str] = []
     for identity in unprivileged_identities():
         for candidate in [bin_dir] if bin_dir else _postgres_candidates():
@@ -90,7 +90,7 @@ def _examine_valkey(program: Path) -> Path:
 
 
 def find_valkey(program: Path | None = None) -> Path:
-    """The first Valkey or Redis server that runs here. Raises Invalid with what was tried."""
+    """Find the first Valkey or Redis server that runs here. Raises Invalid, which names what was tried."""
     tried: list[str] = []
     for candidate in [program] if program else _valkey_candidates():
         try:

@@ -1,12 +1,12 @@
-"""Become what a server should run as, then become the server: `python -I -S launch.py PARENT IDENTITY SIGNAL ARGV...`.
+"""Changes this process's user, then becomes the server: `python -I -S launch.py PARENT IDENTITY SIGNAL ARGV...`.
 
-Run as a program, never imported: each step changes the process for good, and together they need an order.
+It is run as a program and never imported: each step changes the process for good. The order matters.
 
-1. Give up root, which Postgres refuses: `userns` maps root to nobody inside a user namespace, `nobody` really becomes
-   that user, `same` keeps an ordinary one. Files stay within reach, wherever the programs and the data lie: in the
-   namespace they are our own, and as nobody we keep root's passage through directories.
-2. Ask the kernel for SIGNAL when the parent dies. After 1, because a change of credentials forgets the request.
-3. Look whether the parent died before 2, when the kernel had nobody to tell.
+1. Give up root, which Postgres refuses: `userns` maps root to the user nobody inside a user namespace, `nobody` really
+   becomes that user, `same` keeps an ordinary one. Files stay within reach, wherever the programs and the data lie: in
+   the namespace they are our own, and as the user nobody we keep root's passage through directories.
+2. Ask the kernel for SIGNAL when the parent dies. After 1, because a change of credentials cancels the request.
+3. Check whether the parent died before 2, when the request did not exist yet.
 4. exec, which keeps all of this.
 """
 
@@ -52,7 +52,7 @@ def _become_nobody(libc: ctypes.CDLL) -> None:
 
 
 def _keep_passage(libc: ctypes.CDLL) -> None:
-    """Keep CAP_DAC_OVERRIDE alone of root's capabilities, through exec too; do without where root itself lacks it."""
+    """Keep only CAP_DAC_OVERRIDE of root's capabilities, through exec too; do without it where root itself lacks it."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     wanted = 1 << _CAP_DAC_OVERRIDE
     # capset(2): effective, permitted and inheritable, for the capabilities 0 to 31 and then for 32 to 63.

@@ -1,11 +1,11 @@
-"""A Postgres server under supervision: initialised, started, restarted, killed.
+"""Supervises a Postgres server: initialises, starts, restarts and kills it.
 
     with PostgresServer(directory) as server:       # or: async with
         connect(server.dsn())
 
 The data directory is initialised once and kept: a second supervisor on it finds the data of the first. Settings are
-written to a file that postgresql.conf includes, so that `ALTER SYSTEM` still overrides them; change `settings` and
-restart, and they apply.
+written to a file that postgresql.conf includes, so `ALTER SYSTEM` still overrides them. Changed `settings` apply after
+a restart.
 """
 
 import os
@@ -46,7 +46,7 @@ _SETTINGS: Final[dict[str, str]] = {
     "shared_buffers": "64MB",
     "max_wal_size": "512MB",
     "wal_compression": "off",
-    # So that its log can be compared with ours.
+    # With UTC, the server's log can be compared with ours.
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%a ",
@@ -65,7 +65,7 @@ class PostgresServer(Server):
     """One Postgres server. `start` and `stop` block; `async with` does the same beside the event loop.
 
     `settings` are configuration parameters as text, on top of defaults that suit logical replication. `port` None means
-    a free one, kept over restarts. `encoding` counts at initialisation only. Raises Invalid where no server can run.
+    a free port, kept over restarts. `encoding` counts at initialisation only. Raises Invalid where no server can run.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PostgresServer(Server):
 
     @property
     def version(self) -> int:
-        """The major version."""
+        """The server's major version, as 18."""
         return self._binaries.version
 
     @property
@@ -112,7 +112,7 @@ class PostgresServer(Server):
 
     @property
     def pid(self) -> int:
-        """The postmaster's."""
+        """The process id of the postmaster."""
         return self._started().pid
 
     @property
@@ -120,11 +120,14 @@ class PostgresServer(Server):
         return self._process is not None and self._process.running
 
     def dsn(self, *, user: str = "postgres", database: str = "postgres") -> str:
-        """A connection string; `postgres` is the superuser, and nobody needs a password."""
+        """A connection string; `postgres` is the superuser, and no role needs a password."""
         return f"postgresql://{quote(user, safe='')}@127.0.0.1:{self.port}/{quote(database, safe='')}"
 
     def start(self, *, timeout_s: float = 120) -> None:
-        """Initialise the data directory if it is empty, start the server, return when it accepts connections."""
+        """Initialise the data directory if it is empty, start the server, return when it accepts connections.
+
+        Raises Unavailable if the server ends or does not answer in time.
+        """
         if self.running:
             return
         self._prepare()
@@ -142,18 +145,18 @@ class PostgresServer(Server):
         self._remove_socket_dir()
 
     def restart(self, mode: StopMode = "fast", *, timeout_s: float = 60) -> None:
-        """Stop and start on the same port, with the `settings` of now."""
+        """Stop and start on the same port, with the present `settings`."""
         self.stop(mode, timeout_s=timeout_s)
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL the postmaster; returns when its children are gone too. `start` then recovers from the crash."""
+        """SIGKILL the postmaster; returns when its children are gone too. The next `start` recovers from the crash."""
         if self._process is not None:
             self._process.kill()
             self._process = None
 
     def close(self) -> None:
-        """Stop by any means."""
+        """Stop the server; kill it if it does not stop."""
         try:
             self.stop("fast", timeout_s=15)
         except Unavailable:
@@ -257,10 +260,10 @@ class PostgresServer(Server):
 
 
 def _passes(error: Unavailable, *, port_is_ours: bool) -> bool:
-    """Whether a start that failed may succeed in a moment.
+    """True if a start that failed may succeed in a moment.
 
-    Somebody else may have taken the port between our look and the server's bind: then we look again. And the children
-    of a postmaster that was killed hold its shared memory until they notice.
+    There are two such cases. Another process took the port between our search and the server's bind: then we search
+    again. Or the children of a postmaster that was killed still hold its shared memory, until they notice.
     """
     taken = "could not bind" in error.detail
     return (taken and port_is_ours) or "is still in use" in error.detail
@@ -271,6 +274,6 @@ def _quote(value: str) -> str:
 
 
 def _startup_message(**parameters: str) -> bytes:
-    """Manual, "Message Formats": StartupMessage of protocol 3.0."""
+    """Encode the StartupMessage of protocol 3.0 (manual, "Message Formats")."""
     body = b"".join(word.encode() + b"\0" for pair in parameters.items() for word in pair) + b"\0"
     return struct.pack("!II", len(body) + 8, 3 << 16) + body

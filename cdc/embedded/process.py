@@ -1,9 +1,9 @@
-"""One server process: started, watched, signalled, and sure to die with us.
+"""Starts, watches and signals one server process, which ends when this process does.
 
-Servers get a session of their own, so that Ctrl-C at a terminal reaches us first and we stop them in order, and a
-death signal from the kernel, so that even SIGKILL leaves no orphan (`launch.py`). That signal comes when the *thread*
-dies that started the process (prctl(2), PR_SET_PDEATHSIG): all are started by one thread that lives as long as we do,
-so `start()` may be called from a worker thread.
+Servers get a session of their own, so that Ctrl-C at a terminal reaches us first and we stop them in order. They get
+a death signal from the kernel, so that even SIGKILL leaves no orphan (`launch.py`). That signal comes when the *thread*
+dies that started the process (prctl(2), PR_SET_PDEATHSIG). So one thread, which lives as long as we do, starts all of
+them, and `start()` may be called from a worker thread.
 """
 
 import enum
@@ -28,15 +28,15 @@ from cdc.errors import Invalid, Unavailable
 
 NOBODY = 65534
 
-# Below the range from which the kernel gives ports to clients (32768 and up): a server that restarts finds its port
-# free, whatever connections were opened meanwhile.
+# Below the range from which the kernel gives ports to clients (32768 and up): connections that are opened during a
+# restart do not take the server's port.
 _PORTS = range(20_000, 32_000)
 
 _POLL_S = 0.01
 
 
 class Identity(enum.Enum):
-    """As whom a server runs; see `launch.py`."""
+    """The user as which a server runs; see `launch.py`."""
 
     SAME = "same"
     USER_NAMESPACE = "userns"
@@ -67,7 +67,7 @@ def _spawner() -> "queue.SimpleQueue[_Task]":
 
 
 def launch_argv(argv: Sequence[str], identity: Identity, death_signal: signal.Signals) -> list[str]:
-    """The command line that runs `argv` as `identity`, and ends it with `death_signal` when we are gone."""
+    """Make the command line that runs `argv` as `identity`; the kernel sends it `death_signal` when we end."""
     launcher = Path(__file__).with_name("launch.py")
     return [
         sys.executable, "-I", "-S", str(launcher), str(os.getpid()), identity.value, str(int(death_signal)), *argv
@@ -103,7 +103,7 @@ def _works(identity: Identity) -> bool:
 
 @cache
 def unprivileged_identities() -> tuple[Identity, ...]:
-    """The ways in which this machine lets us run a program that refuses root, best first. Raises Invalid if none."""
+    """List the ways in which we may run a program that refuses root here, best first. Raises Invalid if there is none."""
     if os.geteuid() != 0:
         return (Identity.SAME,)
     working = tuple(filter(_works, (Identity.USER_NAMESPACE, Identity.NOBODY)))
@@ -117,7 +117,7 @@ def unprivileged_identities() -> tuple[Identity, ...]:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 where nothing listens."""
+    """Find a port on 127.0.0.1 where nothing listens."""
     random = SystemRandom()
     for _ in range(200):
         port = random.choice(_PORTS)
@@ -153,11 +153,11 @@ class ServerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative if a signal ended it."""
+        """The exit code: None while the process runs, negative if a signal ended it."""
         return self._process.poll()
 
     def listens_on(self, port: int) -> bool:
-        """Whether this process, and not a stranger, holds the port."""
+        """True if this process, and not another one, holds the port."""
         try:
             connections = psutil.Process(self.pid).net_connections("inet")
         except psutil.NoSuchProcess:
@@ -167,7 +167,7 @@ class ServerProcess:
         return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
     def last_words(self) -> str:
-        """The end of what the server has logged since it was started, for an error's detail."""
+        """The end of the server's log since its start, for an error's detail."""
         with self._log_path.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")[-2000:].strip()
@@ -176,7 +176,7 @@ class ServerProcess:
         self._process.send_signal(signal_number)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the server and its children are gone. Raises Unavailable if they are not in time."""
+        """Wait until the server and its children are gone. Raises Unavailable if they are not after `timeout_s`."""
         children = self._children()
         try:
             self._process.wait(timeout_s)
@@ -185,7 +185,7 @@ class ServerProcess:
         psutil.wait_procs(children, timeout=timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL, and wait: Postgres's children notice by themselves, and hold the shared memory until they do."""
+        """Send SIGKILL, and wait for the children: those of Postgres hold the shared memory until they notice."""
         self.send(signal.SIGKILL)
         self.wait(timeout_s=60)
 
@@ -197,7 +197,7 @@ class ServerProcess:
 
 
 def wait_for(what: str, ready: Callable[[], bool], process: ServerProcess, timeout_s: float) -> None:
-    """Poll `ready` until it says yes. Raises Unavailable if the server ends first or the time does."""
+    """Poll `ready` until it returns true. Raises Unavailable if the server ends before, or after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not ready():
         if not process.running:

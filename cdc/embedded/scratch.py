@@ -1,7 +1,8 @@
-"""An embedded Postgres for a while, in a directory of its own below the temporary one; nothing of it stays.
+"""Runs an embedded Postgres for a while, in a directory of its own below the temporary one, and removes it all.
 
-Killed, its directory stays, though the server ends with us. Whoever uses a directory holds a lock on a file in it, and
-the kernel lets go of that with the process: the next one removes what is ours and nobody holds.
+If this process is killed, the server ends too, but its directory stays. A process holds a lock on a file in the
+directory that it uses, and the kernel releases the lock when the process ends. So the next process removes directories
+of its own user that are not locked.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ PREFIX: Final = "waltier-drill-"
 
 _LOCK = "lock"
 
-# Its data is worth nothing as soon as it has been looked at.
+# Nothing here need survive a crash: the data is read once and removed.
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_level": "minimal"} | {
     "max_wal_senders": "0", "max_wal_size": "1GB",
 }  # fmt: skip
@@ -28,7 +29,7 @@ _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "o
 
 @contextlib.asynccontextmanager
 async def scratch_server() -> AsyncIterator[str]:
-    """A superuser's dsn. Raises Invalid where no server can run."""
+    """Start a server and yield its superuser's DSN. Raises Invalid where no server can run."""
     await asyncio.to_thread(remove_leftovers)
     directory, lock = await asyncio.to_thread(_make_directory)
     try:
@@ -48,7 +49,7 @@ def _make_directory() -> tuple[Path, IO[str]]:
 
 
 def remove_leftovers() -> None:
-    """Directories of drills that were killed."""
+    """Remove the directories of drills that were killed."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if directory.lstat().st_uid != os.geteuid() or directory.is_symlink():

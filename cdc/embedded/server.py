@@ -1,4 +1,4 @@
-"""What every embedded server offers: `with` and `async with` around its start and its end."""
+"""The base class of every embedded server: `with` and `async with` around its start and its end."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -15,11 +15,11 @@ class Server(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Return when the server answers."""
+        """Start the server; returns when it answers."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop by any means."""
+        """Stop the server; kill it if it does not stop."""
 
     def __enter__(self) -> Self:
         self.start()

@@ -1,4 +1,4 @@
-"""A Valkey (or Redis) server under supervision, without persistence unless asked for.
+"""Supervises a Valkey (or Redis) server, without persistence unless `settings` ask for it.
 
 with ValkeyServer(directory) as server:         # or: async with
     connect(server.url)
@@ -26,7 +26,7 @@ class ValkeyServer(Server):
     """One Valkey server. `start` and `stop` block; `async with` does the same beside the event loop.
 
     `settings` are configuration directives as text (`{"maxmemory": "10mb"}`), read at each start. `port` None means a
-    free one, kept over restarts. Raises Invalid where no server can run.
+    free port, kept over restarts. Raises Invalid where no server can run.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ValkeyServer(Server):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *, timeout_s: float = 60) -> None:
-        """Start the server and return when it answers PING."""
+        """Start the server and return when it answers PING. Raises Unavailable if it ends or does not answer in time."""
         if self.running:
             return
         self.work_dir.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class ValkeyServer(Server):
         log.info("valkey_started", port=self.port, pid=self.pid)
 
     def stop(self, *, timeout_s: float = 30) -> None:
-        """Ask the server to end, which saves what its settings say it should save."""
+        """Send SIGTERM: the server saves what its settings say, and ends. Raises Unavailable if that takes too long."""
         if self._process is not None:
             if self._process.running:
                 self._process.send(signal.SIGTERM)
@@ -89,18 +89,18 @@ class ValkeyServer(Server):
             log.info("valkey_stopped", port=self.port)
 
     def restart(self) -> None:
-        """Stop and start on the same port, with the `settings` of now."""
+        """Stop and start on the same port, with the present `settings`."""
         self.stop()
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL: what is not persisted is gone."""
+        """Send SIGKILL: the server loses what it has not persisted."""
         if self._process is not None:
             self._process.kill()
             self._process = None
 
     def close(self) -> None:
-        """Stop by any means. A stopped (SIGSTOP) or hanging server is killed."""
+        """Stop the server; kill it if it hangs or was stopped by SIGSTOP."""
         try:
             self.stop(timeout_s=5)
         except Unavailable:
@@ -127,7 +127,7 @@ class ValkeyServer(Server):
         return [str(self.program), *(word for name, value in directives.items() for word in (f"--{name}", value))]
 
     def _answers(self) -> bool:
-        """PING says PONG, or NOAUTH where a password is set; LOADING means not yet."""
+        """True if PING answers PONG, or NOAUTH where a password is set; LOADING means not yet."""
         if self._process is None or not self._process.listens_on(self.port):
             return False
         try:
