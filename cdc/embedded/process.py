@@ -103,7 +103,7 @@ def _works(identity: Identity) -> bool:
 
 @cache
 def unprivileged_identities() -> tuple[Identity, ...]:
-    """List the ways in which we may run a program that refuses root here, best first. Raises Invalid if there is none."""
+    """List the ways in which we can run a program that refuses root here, best first. Raises Invalid if none works."""
     if os.geteuid() != 0:
         return (Identity.SAME,)
     working = tuple(filter(_works, (Identity.USER_NAMESPACE, Identity.NOBODY)))

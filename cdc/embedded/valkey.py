@@ -72,7 +72,7 @@ class ValkeyServer(Server):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *, timeout_s: float = 60) -> None:
-        """Start the server and return when it answers PING. Raises Unavailable if it ends or does not answer in time."""
+        """Start the server and return when it answers PING. Raises Unavailable if it ends or takes too long."""
         if self.running:
             return
         self.work_dir.mkdir(parents=True, exist_ok=True)
