@@ -1,4 +1,4 @@
-"""`make simulate`; see budget.py, which the processes of a run can import by its name."""
+"""Runs `make simulate`. The code is in budget.py, which the processes of a run can import by its name."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The application, which knows only its own tables: transactions of every shape, in bursts and pauses."""
+"""Models the application, which knows only its own tables: transactions of every shape, in bursts and pauses."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ class Application:
         self.server.commit(changes)
 
     def _change(self, state: State, filling: str) -> Change:
-        """One of everything that a session can do to the table, or say beside it."""
+        """Draw one of all the changes that a session can make, or a logical message."""
         dice, id_, die = self.dice, self.dice.randint(1, 8), self.dice.random()
         self.version += 1
         content = f"v{self.version} {filling}"
@@ -55,7 +55,7 @@ class Application:
         return Change("u", old, new)
 
     async def work(self, seconds: float) -> None:
-        """Bursts and pauses, for about so long."""
+        """Commit in bursts and pauses, for about so many seconds."""
         left = self.dice.randint(5, 40)
         pause_s = seconds / left
         while left and not self.world.over.is_set():

@@ -1,4 +1,4 @@
-"""The bucket: objects that are created once, over a network that loses answers and delays what it carries."""
+"""Models the bucket: objects are created once, over a network that loses answers and delays requests."""
 
 import asyncio
 import contextlib
@@ -15,10 +15,11 @@ LATE_S = 8.0
 
 
 class ModelBucket:
-    """Strongly consistent, as R2 and S3 are.
+    """A bucket that is strongly consistent, as R2 and S3 are.
 
-    `created` is told of every object at the moment it is there. `sending` is asked before every PUT what befalls it:
-    nothing, "held" (its process is stopped before it leaves), "lost" on its way there, or "late" by some seconds.
+    `created` is called with every object at the moment it exists. `sending` is called before every PUT and returns the
+    fault that meets it: "" for none, "held" (its process is stopped before it leaves), "lost" on its way there, or
+    "late" by some seconds.
     """
 
     def __init__(

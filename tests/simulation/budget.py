@@ -1,4 +1,4 @@
-"""`make simulate`: as many worlds as the budget allows, on every core, and what they add up to.
+"""Runs `make simulate`: as many worlds as the budget allows, on every core, and the figures of them all.
 
 CDC_SIMULATE_SEEDS    how many seeds (default 3000)
 CDC_SIMULATE_FIRST    the first one (default 0)
@@ -7,7 +7,7 @@ CDC_SIMULATE_JOBS     processes (default: one for each core)
 CDC_SIMULATE_REPORT   a file for the figures, as JSON
 CDC_SIMULATE_SEED     only this seed, with its trace
 
-The exit code is 1 if any world broke a promise; each is told with the one command that lives through it again.
+The exit code is 1 if any world broke a promise. Each such world is reported with the command that replays it.
 """
 
 import json
@@ -35,14 +35,14 @@ def replay_command(outcome: Outcome) -> str:
 
 
 def told(outcome: Outcome) -> str:
-    """What a person needs of a seed that failed: how it ended, what led to it, and how to see it again."""
+    """Report a seed that failed: its violation, the end of its trace, and the command that replays it."""
     lines = outcome.trace[-_SHOWN_LINES:]
     return "\n".join([f"seed {outcome.seed}: {outcome.violation}", *lines, f"again: {replay_command(outcome)}"])
 
 
 @dataclass
 class Figures:
-    """What many worlds add up to. `findings` are the seeds that broke a promise, each with how."""
+    """The sums over many worlds. `findings` has the violation of each seed that broke a promise."""
 
     seeds: int = 0
     virtual_s: float = 0.0
@@ -74,7 +74,7 @@ class Figures:
         self.stories += other.stories
 
     def facts(self, elapsed_s: float) -> dict[str, Any]:
-        """As the report has them."""
+        """The figures under the names of the report; `elapsed_s` is the run's time."""
         return {
             "seeds": self.seeds,
             "findings": len(self.findings),
@@ -94,7 +94,7 @@ class Figures:
 
 
 def live_through(chunk: range) -> Figures:
-    """One process's share."""
+    """Simulate every seed of one portion, in the process that calls this."""
     figures = Figures()
     for seed in chunk:
         figures.add(simulate(seed))
@@ -102,7 +102,7 @@ def live_through(chunk: range) -> Figures:
 
 
 def shares(first: int, seeds: int, until: float) -> Iterator[range]:
-    """The seeds in small portions, until the time is up."""
+    """Yield the seeds in small portions, until the time is up."""
     for begin in range(first, first + seeds, CHUNK):
         if time.monotonic() > until:
             return
@@ -110,7 +110,7 @@ def shares(first: int, seeds: int, until: float) -> Iterator[range]:
 
 
 def run(first: int, seeds: int, seconds: float, jobs: int) -> Figures:
-    """Every seed in one of so many processes; a portion is handed out when a process is free for it."""
+    """Simulate the seeds in `jobs` processes, for at most `seconds`; a free process gets the next portion."""
     figures, until, told_at = Figures(), time.monotonic() + seconds, time.monotonic()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         portions, waiting = shares(first, seeds, until), []

@@ -1,4 +1,4 @@
-"""Bugs to plant in the production code, for the self-test: a simulation that finds nothing must be able to."""
+"""Plants bugs in the production code, for the self-test: a simulation that finds nothing must be able to find one."""
 
 import asyncio
 import copy
@@ -29,7 +29,7 @@ Patch = tuple[Any, str, Any]
 
 
 def taken_is_success() -> list[Patch]:
-    """A 412 is taken for our own earlier attempt, without comparing bytes."""
+    """A 412 is taken for the success of our own earlier attempt, without comparing bytes."""
 
     async def compare(_self: Puts, _key: str, _body: bytes) -> bool:
         return True
@@ -38,7 +38,7 @@ def taken_is_success() -> list[Patch]:
 
 
 def retry_with_other_bytes() -> list[Patch]:
-    """Every attempt makes the segment's bytes anew: the same lines, other bytes."""
+    """Every attempt makes other bytes of the segment's same lines."""
     settled = Puts._settled
 
     async def settle(self: Puts, key: str, body: bytes) -> None:
@@ -87,7 +87,7 @@ def no_epoch() -> list[Patch]:
 
 
 def keepalive_acknowledged_early() -> list[Patch]:
-    """A keepalive's position is acknowledged between transactions, whatever is still undurable."""
+    """A keepalive's position is acknowledged between transactions, though transactions before it are not durable."""
 
     def acknowledged_lsn(self: Progress) -> int:
         return max(self.archived_lsn, 0 if self._in_transaction else self._server_lsn)
@@ -120,12 +120,12 @@ def fork_keeps_positions() -> list[Patch]:
 
 
 def confirmed_flush_unchecked() -> list[Patch]:
-    """Nobody looks where the slot stands: Postgres silently goes on behind what somebody else has confirmed."""
+    """The slot's position is not checked: Postgres silently goes on behind what another consumer has confirmed."""
     return [(start, "check_covered", lambda *_: None)]
 
 
 def two_writers_without_a_fence() -> list[Patch]:
-    """Nobody fences, and who meets a taken key writes the same lines under the next one."""
+    """No writer fences, and a writer that meets a taken key writes the same lines under the next one."""
     fence, append = ArchiveSink.fence, ArchiveSink._append
 
     async def no_fence(self: Any, source: Any) -> None:
@@ -144,7 +144,7 @@ def two_writers_without_a_fence() -> list[Patch]:
 
 
 def abandoned_parts_counted() -> list[Patch]:
-    """The first part of a transaction counts as the whole: if the writer dies then, nobody sends the rest."""
+    """The first part of a transaction counts as the whole: if the writer dies then, the rest is never sent."""
     append = ArchiveSink._append
 
     async def append_counting(self: ArchiveSink, kind: Any, body: Any = None, **facts: Any) -> None:
@@ -174,7 +174,7 @@ def replay_prolongs_life() -> list[Patch]:
 
 
 def dropped_queue_is_forgotten() -> list[Patch]:
-    """The cache's queue overflows and is emptied, and the cache goes on with what comes next."""
+    """The cache's queue overflows and is emptied, and the cache goes on with the next change."""
 
     async def offer(self: CacheFeed, transactions: Iterable[Transaction]) -> None:
         self.queue.put(transactions)

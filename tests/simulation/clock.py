@@ -1,8 +1,9 @@
-"""An event loop without sockets whose time is virtual, and processes of it that can be stopped, continued and killed.
+"""Runs an event loop without sockets in virtual time, with processes that can be stopped, continued and killed.
 
 Waiting costs nothing: when nothing is ready the clock jumps to the next timer. Everything that runs in a `Life`'s
 context belongs to that process; a stopped one's callbacks are parked and all run when it goes on, late timers too, as
-with SIGSTOP and SIGCONT. Tasks are numbered, so that sets of them have one order and a seed replays exactly.
+with SIGSTOP and SIGCONT. Tasks are numbered, so that sets of them have the same order each time and a seed replays
+exactly.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Any
 
 
 class Stuck(Exception):
-    """Nothing can ever happen again, or too much happens without time going on."""
+    """Nothing can ever happen again, or too much happens before time goes on."""
 
 
 class Life:
@@ -53,7 +54,7 @@ class Life:
         loop.again(parked)
 
     def kill(self) -> None:
-        """From now on nothing it does reaches the outside (the models see to that); its tasks are cleared away."""
+        """Kill the process: nothing it does reaches the models any more, and its tasks are cancelled."""
         if self.dead:
             return
         self.dead = True
@@ -83,7 +84,7 @@ class _Timer(asyncio.TimerHandle):
 
 
 class _NumberedTask(asyncio.Task[Any]):
-    """Hashed by its number instead of its address, which no two runs have in common."""
+    """A task that is hashed by its number instead of its address, which differs in every run."""
 
     _count = 0
     _number: int
@@ -99,7 +100,7 @@ class _NumberedTask(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """`limit_s` of virtual time, and so many callbacks, are more than a healthy story takes."""
+    """An event loop in virtual time. It raises Stuck after `limit_s` or `limit_turns`: a healthy story takes less."""
 
     _scheduled: list[asyncio.TimerHandle]
     _ready: deque[asyncio.Handle]
@@ -118,15 +119,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._now
 
     def again(self, handles: list[asyncio.Handle]) -> None:
-        """Run these once more, in their order."""
+        """Queue these callbacks again, in their order."""
         self._ready.extend(handles)
 
     def revive(self) -> None:
-        """More time, to clear away what is left."""
+        """Grant more time, in which the last tasks are cleared away."""
         self._limit, self._turns_left = self._now + 1000, 100_000
 
     def select(self, timeout: float | None) -> list[object]:
-        """What a selector does: wait. Here the clock goes on instead."""
+        """Move the clock on instead of waiting, as a selector would. Raises Stuck."""
         self._turns_left -= 1
         if timeout is None:
             raise Stuck("nobody waits for anything that could still happen")
@@ -137,7 +138,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return []
 
     def run_in_executor(self, _executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        """Threads are the one thing that no seed could replay: the work is done at once."""
+        """Do the work at once, because no seed could replay threads."""
         future = self.create_future()
         try:
             future.set_result(func(*args))

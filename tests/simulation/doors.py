@@ -1,7 +1,7 @@
-"""Where the production service meets the models: its only doors to Postgres, Redis, the bucket, the clock and chance.
+"""Puts the models behind the production service's only doors to Postgres, Redis, the bucket, the clock and chance.
 
-Everything behind these names is modelled, everything before them is the program as it is. `time` is patched rather than
-the program: it reads `time.monotonic()`, which is also what the real event loop's clock is.
+Everything behind these names is modelled; everything before them is the program as it is. `time` is patched rather than
+the program, which reads `time.monotonic()`, the clock of the real event loop too.
 """
 
 import functools
@@ -34,12 +34,12 @@ from tests.simulation.postgres import ModelPostgres
 from tests.simulation.world import World
 from tests.support.cache_model import TURNS
 
-# Small, so that small histories have large transactions.
+# So small that even short histories have transactions in pieces.
 PIECE_BYTES = 4_000
 
 
 class Doors:
-    """One world's. `bucket` is the one that is configured now, `buckets` those that running services were told."""
+    """The doors of one world. `bucket` is configured now; `buckets` has the one that each service was started with."""
 
     def __init__(self, world: World, server: ModelPostgres, cache: redis.ModelRedis) -> None:
         self.world = world
@@ -101,12 +101,12 @@ async def _check_server(*_: object, **__: object) -> None:
 
 
 async def _watch_nothing(*_: object) -> None:
-    """Only gauges come of it."""
+    """Replace the slot watch, which only sets gauges."""
 
 
 @contextmanager
 def opened(doors: Doors) -> Iterator[None]:
-    """The program meets the models, and chance and time are the seed's."""
+    """Put the models behind the doors, and let the seed decide chance and time."""
     loop, dice = doors.world.loop, random.Random(doors.world.seed)
     service: Any = cdc.service.service
     patches: list[tuple[Any, str, Any]] = [
@@ -153,7 +153,7 @@ def opened(doors: Doors) -> Iterator[None]:
 
 @contextmanager
 def _traced(world: World) -> Iterator[None]:
-    """What the program logs stands in the trace, between what the models did."""
+    """Write the program's log events into the trace, between those of the models."""
 
     def tell(_logger: Any, _method: str, event: Any) -> Any:
         name = event.pop("event")

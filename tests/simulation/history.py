@@ -1,4 +1,4 @@
-"""The truth: what was committed, in order, and what the one table held after each commit."""
+"""Keeps the truth: what was committed, in order, and what the one table held after each commit."""
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ State = dict[int, Turn]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`op` is as in the archive: c, u, d, t, m. A row's content is written once in a world."""
+    """One change; `op` is as in the archive: c, u, d, t, m. Each content is written by one change of a world."""
 
     op: str
     old: Turn | None = None
@@ -59,7 +59,7 @@ class Change:
         return message(lsn, b"story", self.text.encode(), transactional=self.transactional)
 
     def is_line(self, line: Any) -> bool:
-        """Whether this line of the archive says the same."""
+        """True if this line of the archive says the same."""
         if line["op"] != self.op:
             return False
         if self.op == "m":
@@ -78,7 +78,7 @@ def wire_row(turn: Turn | None) -> list[WireValue]:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A transaction; or, with xid 0, a message that was emitted outside of any."""
+    """A transaction, or with xid 0 a message that was emitted outside of any."""
 
     xid: int
     commit_lsn: int
@@ -87,7 +87,7 @@ class Committed:
     changes: tuple[Change, ...]
 
     def frames(self) -> list[bytes]:
-        """Begin, changes, Commit, as the server sends them."""
+        """Encode Begin, changes and Commit as the server sends them."""
         time = self.time_us - _WIRE_EPOCH_US
         if not self.xid:
             return [xlog_data(self.changes[0].frame(self.end_lsn), self.end_lsn, time)]
@@ -117,9 +117,9 @@ def applied(state: State, changes: tuple[Change, ...]) -> State:
 
 @dataclass
 class History:
-    """One epoch's. The rows that were there first are `states[0]`; `states[n]` is after n transactions.
+    """The history of one epoch. `states[0]` are the first rows; `states[n]` is the state after n transactions.
 
-    `ancestors` says where each earlier timeline was left, as the timeline's history file does.
+    `ancestors` has the switch point of each earlier timeline, as the timeline's history file does.
     """
 
     epoch: Epoch
@@ -134,14 +134,17 @@ class History:
         self.ends.append(transaction.end_lsn)
 
     def count_upto(self, lsn: int) -> int:
-        """How many transactions end at or before this position."""
+        """Count the transactions that end at or before this position."""
         return bisect_right(self.ends, lsn)
 
     def state_at(self, lsn: int) -> State:
         return self.states[self.count_upto(lsn)]
 
     def fork(self, timeline: int, switch_lsn: int) -> "History":
-        """The history of a timeline that left this one there; or an earlier one, if that was before this one began."""
+        """Return the history of a timeline that leaves this one at `switch_lsn`.
+
+        It leaves an earlier one if `switch_lsn` lies before the beginning of this one.
+        """
         epoch, count = Epoch(self.epoch.system_identifier, timeline), self.count_upto(switch_lsn)
         ancestors = {**self.ancestors, self.epoch.timeline: switch_lsn}
         left = min(one for one, lsn in ancestors.items() if lsn >= switch_lsn)

@@ -1,9 +1,9 @@
-"""The archive's checker: reads every object at the moment it is created, by the documented format alone.
+"""Checks the archive: reads every object at the moment it is created, by the documented format alone.
 
-It shares no code with the program: zstd and JSON, as docs/archive-format.md tells anybody. What it asserts, object by
-object, is P2 and P3: dense numbers, an intact chain, dense ordinals, the committed history in order, whole; and P8:
-what it leaves out stands between a gap and the snapshot after it, and a fork says which timeline was left where.
-`lacks` is asked whenever a position is acknowledged: P1.
+It shares no code with the program: it reads zstd and JSON as docs/archive-format.md describes them. Object by object
+it asserts P2 and P3: dense numbers, an intact chain, dense ordinals, and the committed history, in order and whole. It
+asserts P8: what is left out stands between a gap and the snapshot after it, and a fork names the timeline that was left
+and the LSN. `lacks` is asked whenever a position is acknowledged, which is P1.
 """
 
 import io
@@ -30,9 +30,9 @@ def _lines(body: bytes) -> list[Any]:
 
 
 class Ledger:
-    """One archive. Its first segment says which epoch's history it tells, each fork in which one it goes on.
+    """One archive. Its first segment names the epoch whose history it tells; each fork names the next epoch.
 
-    `losses` says how often something was lost so far: as many gaps may there be, and not one more.
+    `losses` returns how often something was lost so far: that many gaps are allowed, and no more.
     """
 
     def __init__(self, world: World, histories: list[History], losses: Callable[[], int]) -> None:
@@ -114,7 +114,7 @@ class Ledger:
         self.gap_open = False
 
     def _gap(self, gap: Any) -> None:
-        """Somebody did lose something, and it is said once."""
+        """Check that something was lost indeed, and that this is its first record."""
         self._drop_parts()
         self._expect(not self.gap_open, "P8: a gap inside a gap")
         self._expect(_lsn(gap["from"]) <= self.covered_upto, "P8: a gap that begins beyond what is covered")
@@ -124,7 +124,7 @@ class Ledger:
         self._expect(self.gaps <= lost, f"P8: {self.gaps} gaps are recorded, and {lost} times something was lost")
 
     def _fork(self, fork: Any, timeline: int) -> None:
-        """The timeline that was left, and where; what is archived beyond is a lost tail, and its LSNs come again."""
+        """Check the timeline that was left, and the LSN. The archive beyond it is a lost tail; its LSNs come again."""
         self._drop_parts()
         left, entered = self.history, self._histories[timeline - 1]
         self._expect(fork["timeline"] == left.epoch.timeline, f"P8: a fork from {fork['timeline']}")
@@ -166,7 +166,7 @@ class Ledger:
         self._parts, self._part_index = [], 0
 
     def _transaction(self, lines: list[Any]) -> None:
-        """The next one of the history, whole and with its ordinal."""
+        """Check that this is the next transaction of the history, whole and with its ordinal."""
         self._expect(not self.gap_open, "P8: a transaction inside a gap")
         expected = self._awaited()
         what = f"ordinal {lines[0]['ord']}, lsn {lines[0]['lsn']}"
@@ -185,7 +185,7 @@ class Ledger:
         self.log.append(expected.commit_lsn)
 
     def _awaited(self) -> Committed | None:
-        """The next transaction with changes; those without take no ordinal."""
+        """Return the next transaction that has changes; those without take no ordinal."""
         while self.next < len(self.history.transactions):
             if self.history.transactions[self.next].changes:
                 return self.history.transactions[self.next]
@@ -193,7 +193,7 @@ class Ledger:
         return None
 
     def lacks(self, lsn: int) -> str | None:
-        """A transaction that ends at or before this position and is not here."""
+        """Describe a transaction that ends at or before this position and is not here; None if there is none."""
         expected = self._awaited() if self.next >= 0 else next(iter(self.history.transactions), None)
         if expected is None or expected.end_lsn > lsn:
             return None

@@ -1,8 +1,8 @@
-"""What the cache must hold, followed change by change from the snapshot that it was warmed with.
+"""Works out what the cache must hold, change by change from the snapshot that it was warmed with.
 
-The rules are those of `tests/support/cache_model.py`; the changes are the truth's. Whatever befalls Redis itself
-(an eviction, a failover that loses the last seconds) befalls the oracle too, so that afterwards, too, every key has one
-right value.
+The rules are those of `tests/support/cache_model.py`; the changes are the truth's. A fault of Redis itself (an
+eviction, a failover that loses the last seconds) changes the oracle too, so that every key has one right value
+afterwards as well.
 """
 
 import copy
@@ -23,7 +23,7 @@ _read = functools.lru_cache(4096)(json.loads)
 
 
 class Oracle:
-    """`history` is None while the cache is being filled: nothing can be said of it then."""
+    """The keys that the cache must hold. `history` is None while it is being filled: nothing can be said of it then."""
 
     def __init__(self) -> None:
         self.model = CacheModel()
@@ -39,7 +39,10 @@ class Oracle:
         self.history = None
 
     def warmed(self, history: History, lsn: int, keys: dict[bytes, Stored], now_ms: int) -> str:
-        """The cache was filled from a snapshot at `lsn`; returns what is wrong with it, or ''. Expiries are its."""
+        """Check a cache that was filled from a snapshot at `lsn`, and take over its expiries.
+
+        Returns what is wrong with it, or ''.
+        """
         self.history, self.done, self.model = history, (history.count_upto(lsn), 0), CacheModel()
         rows = history.state_at(lsn).values()
         for turn in sorted(rows, key=lambda turn: (turn["pos"] or 0, turn["id"])):
@@ -52,7 +55,7 @@ class Oracle:
         return self.difference(keys)
 
     def advance(self, checkpoint: Checkpoint) -> str:
-        """Apply what lies before the checkpoint; returns what is wrong with it, or ''."""
+        """Apply the changes before the checkpoint. Returns what is wrong with it, or ''."""
         assert self.history is not None
         target, transactions = self._target(checkpoint), self.history.transactions
         if target < self.done:
@@ -83,7 +86,7 @@ class Oracle:
         return open_, int(seq)
 
     def difference(self, keys: dict[bytes, Stored]) -> str:
-        """Where the keys are not what they must be; '' if they are."""
+        """Describe how the keys differ from what they must be; '' if they do not."""
         if self.history is None:
             return "nobody knows what it holds"
         entries = self.model.entries
@@ -107,7 +110,7 @@ def _same(entry: Entry | None, stored: Stored | None) -> bool:
 
 
 def ordered(members: dict[bytes, float]) -> list[tuple[bytes, float]]:
-    """As a sorted set has them: by score, then by bytes."""
+    """Order members as a sorted set does: by score, then by bytes."""
     return sorted(members.items(), key=lambda item: (item[1], item[0]))
 
 

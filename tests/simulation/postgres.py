@@ -1,10 +1,15 @@
-"""The server: a history, a slot, and WAL senders. It crashes and fails over. What it says is in `sessions.py`.
+"""Models the server: a history, a slot, and WAL senders. It crashes and fails over. `sessions.py` has its answers.
 
-Modelled as measured (PITFALLS): a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
-crash takes `confirmed_flush` back to what was saved last; a WAL sender whose client is silent is ended after a while;
-keepalives name positions up to which everything was sent, also in the middle of a transaction; a failover to a standby
-that lagged loses the tail, uses its LSNs again, and is a new timeline, whose history file says where others were left.
-A slot can be lost, dropped or advanced by somebody: `losses` counts how often, for as often may a gap be recorded.
+It behaves as real servers were measured to:
+
+- a slot is a lock, and sends again every transaction that commits at or after `confirmed_flush_lsn`;
+- a crash takes `confirmed_flush_lsn` back to the value that was saved last;
+- a WAL sender whose client is silent is ended after a while;
+- a keepalive names a position up to which everything was sent, also in the middle of a transaction;
+- a failover to a standby that lagged loses the tail, uses its LSNs again, and begins a new timeline, whose history file
+  has the switch points of earlier ones.
+
+A slot can be lost, dropped or advanced. `losses` counts these, because one gap may be recorded for each.
 """
 
 import asyncio
@@ -35,7 +40,7 @@ class ModelSlot:
 
 
 class ModelPostgres:
-    """`acknowledged` is asked whether a position may be told to be flushed, whenever one is."""
+    """The model of the server. It calls `acknowledged` with every position that is reported as flushed."""
 
     def __init__(self, world: World, acknowledged: Callable[[History, int, int], None]) -> None:
         self.world = world
@@ -65,7 +70,7 @@ class ModelPostgres:
         self._append(Committed(self._xid, commit_lsn, commit_lsn + dice.choice((16, 48)), self._now_us, tuple(changes)))
 
     def emit(self, text: str) -> None:
-        """A logical message outside of any transaction: delivered whatever becomes of its session's transaction."""
+        """Emit a logical message outside of any transaction: a rollback of its session's transaction keeps it."""
         self.commits += 1
         end_lsn = self.wal_lsn + self.world.dice.choice((24, 100))
         self._append(Committed(0, end_lsn - 1, end_lsn, self._now_us, (Change("m", text=text, transactional=False),)))
@@ -82,7 +87,7 @@ class ModelPostgres:
         self.wake()
 
     def write_noise(self, nbytes: int) -> None:
-        """WAL in which nothing is published."""
+        """Write WAL in which nothing is published."""
         self.wal_lsn += nbytes
 
     def next_pid(self) -> int:
@@ -93,7 +98,7 @@ class ModelPostgres:
         for stream in self.streams:
             stream.wake()
 
-    # what befalls it
+    # faults
 
     def checkpoint(self) -> None:
         if self.slot is not None:
@@ -120,7 +125,7 @@ class ModelPostgres:
         self.world.tell("server up")
 
     def fail_over(self, lost: int, down_s: float, *, slot_goes: bool = False) -> None:
-        """Promote a standby that lacks the last `lost` transactions. As a rule the slot was synchronized to it."""
+        """Promote a standby that lacks the last `lost` transactions. As a rule it has the slot, synchronized."""
         self.crash(down_s)
         old, dice = self.history, self.world.dice
         kept = max(0, len(old.transactions) - lost)
@@ -142,10 +147,10 @@ class ModelPostgres:
         else:
             self.slot.confirmed = self.slot.saved = min(self.slot.saved, switch_lsn)
 
-    # what somebody does to the slot
+    # faults of the slot
 
     def _take_slot(self, kind: str) -> ModelSlot | None:
-        """The slot, its reader thrown out; None if nothing can be done to it."""
+        """Disconnect the slot's reader and return the slot; None if there is no slot, or it is lost already."""
         slot = self.slot
         if slot is None or slot.lost or not self.up:
             return None
@@ -160,7 +165,7 @@ class ModelPostgres:
             self.slot = None
 
     def invalidate_slot(self) -> None:
-        """`max_slot_wal_keep_size` is exceeded."""
+        """Lose the slot, as when `max_slot_wal_keep_size` is exceeded."""
         if (slot := self._take_slot("slot_lost")) is not None:
             slot.lost = True
 
@@ -186,7 +191,7 @@ class ModelPostgres:
             self.slot.holder = None
 
     def give_up(self, stream: "ModelStream") -> None:
-        """The server takes the client for dead, and the slot is free; the client learns nothing of it."""
+        """Free the slot, because the server takes the client for dead; the client does not learn of it."""
         stream.muted = True
         if stream in self.streams:
             self.streams.remove(stream)
@@ -194,14 +199,14 @@ class ModelPostgres:
             self.slot.holder = None
 
     def forget(self, life: Life) -> None:
-        """A process died: its sockets are closed by its kernel, and the server sees it at once."""
+        """Close the connections of a process that died, as its kernel does; the server sees it at once."""
         for stream in [stream for stream in self.streams if stream.life is life]:
             self.drop(stream, "the client is gone")
         for connection in [connection for connection in self.connections if connection.life is life]:
             self.close(connection)
 
     def close(self, connection: "ModelConnection") -> None:
-        """The end of a session, and of the lock that it held."""
+        """End a session, and release the lock that it held."""
         connection.closed = True
         if connection in self.connections:
             self.connections.remove(connection)

@@ -1,6 +1,6 @@
-"""Redis as the cache's sink sees it: what the script does, in Python, over a network that loses answers.
+"""Models Redis as the cache's sink sees it: the script, written in Python, over a network that loses answers.
 
-Its face is that of `cdc.cache.connection.Connection`. It is checked after every call (P5, and more): while `cdc:meta`
+It has the methods of `cdc.cache.connection.Connection`. It is checked after every call (P5, and more): while `cdc:meta`
 names a position, each key is what the rules make of the truth up to there, its expiry included (`oracle.py`).
 """
 
@@ -34,7 +34,7 @@ class ModelRedis:
         self._full = False
         self._kept = (self.meta, dict(self.keys), self.oracle.copy())
 
-    # what befalls it
+    # faults
 
     def flush(self) -> None:
         self.world.fault("redis_flush")
@@ -42,16 +42,16 @@ class ModelRedis:
         self.oracle.forget()
 
     def keep(self) -> None:
-        """A replica, or the append-only file, has caught up to here."""
+        """Save the present state, as when a replica or the append-only file has caught up to here."""
         self._kept = (self.meta, _copied(self.keys), self.oracle.copy())
 
     def fail_over(self) -> None:
-        """What was not kept is lost, data and checkpoint together."""
+        """Go back to the saved state: data and checkpoint are lost together."""
         self.world.fault("redis_failover")
         self.meta, self.keys, self.oracle = self._kept[0], _copied(self._kept[1]), self._kept[2].copy()
 
     def refuse(self, seconds: float) -> None:
-        """No memory, or a replica: it answers, and writes nothing."""
+        """Answer, but refuse writes for a time, as without memory or as a replica."""
         self.world.fault("redis_oom", f"{seconds} s")
         self._full = True
         self.world.later(seconds, setattr, self, "_full", False)
@@ -154,10 +154,10 @@ class ModelRedis:
         elif is_stored:
             del self.keys[key]
 
-    # what must be true
+    # checks
 
     def _check(self, old: Checkpoint) -> str:
-        """After a call; '' if all is right."""
+        """Check the keys after a call; '' if they are right. `old` is the checkpoint before it."""
         if not self.meta.lsn:
             self.oracle.forget()
             return ""
@@ -182,7 +182,7 @@ def _copied(keys: dict[bytes, Stored]) -> dict[bytes, Stored]:
 
 
 def _order(value: bytes | dict[bytes, float]) -> int:
-    """The order column of a `latest`, which its JSON begins with."""
+    """Return the order column of a `latest`, with which its JSON begins."""
     assert isinstance(value, bytes)
     order = next(iter(json.loads(value).values()))
     assert isinstance(order, int)
@@ -207,7 +207,7 @@ class ModelConnection:
 
 
 def unpack(packed: bytes) -> list[bytes]:
-    """The arguments of one command in Redis's protocol."""
+    """Read the arguments of one command in Redis's protocol."""
     end = packed.index(b"\r\n")
     arguments, at = [], end + 2
     for _ in range(int(packed[1:end])):

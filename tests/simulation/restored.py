@@ -1,4 +1,4 @@
-"""P4 at the end of a world: what a restore leads to is what the tables were."""
+"""Checks P4 at the end of a world: a restore gives what the tables were."""
 
 from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.reader.history import Until, read_history
@@ -9,7 +9,7 @@ from tests.support.cache_model import Turn
 
 
 async def difference(bucket: Bucket, truth: History, until: Until) -> str:
-    """Where the restored table is not what it was after the last commit up to the moment; '' if it is.
+    """Describe how the restored table differs from its state after the last commit up to the moment; '' if it does not.
 
     Raises Diverged or Invalid for a moment that cannot be restored.
     """

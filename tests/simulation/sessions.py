@@ -1,4 +1,4 @@
-"""What is said to the modelled server, and what it answers: SQL, snapshots, the stream, the sentinel's session."""
+"""Models the server's answers: to SQL, snapshots, the stream, and the sentinel's session."""
 
 import asyncio
 import time
@@ -45,7 +45,7 @@ PUBLICATION = Publication(
 
 
 class ModelConnection:
-    """An SQL session, good until the server it was made to goes down."""
+    """An SQL session, which works until its server goes down."""
 
     def __init__(self, server: ModelPostgres) -> None:
         self.server = server
@@ -134,7 +134,7 @@ class ModelSnapshot:
 
 
 class ModelStream:
-    """A replication connection: the face of `cdc.postgres.stream.replication.ReplicationStream`."""
+    """A replication connection, with the methods of `cdc.postgres.stream.replication.ReplicationStream`."""
 
     def __init__(self, connection: ModelConnection) -> None:
         life = LIFE.get()
@@ -260,7 +260,7 @@ class ModelStream:
 
 
 class ModelSentinel:
-    """The face of `cdc.postgres.stream.sentinel.Sentinel`."""
+    """A session with the methods of `cdc.postgres.stream.sentinel.Sentinel`."""
 
     def __init__(self, server: ModelPostgres) -> None:
         self._server = server

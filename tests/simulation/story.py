@@ -1,7 +1,7 @@
-"""One seed: an application, a service under a supervisor, and everything that befalls them; then calm, and the check.
+"""Plays one seed: an application, a service under a supervisor, and faults; then calm, and the check.
 
-The dice decide which kinds of fault this world knows, so that each is often alone. After the faults everything heals,
-and within a bound of virtual time archive, slot and cache must all be where the database is: nothing may stay stuck.
+The dice decide which kinds of fault this world has, so that each is often alone. After the faults everything heals.
+Within a bound of virtual time archive, slot and cache must then all be where the database is: nothing may stay stuck.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ _TO_THE_SLOT = {
 
 @dataclass
 class Outcome:
-    """How one seed ended. `violation` is empty if every promise was kept."""
+    """The end of one seed. `violation` is empty if every promise was kept."""
 
     seed: int
     violation: str
@@ -66,12 +66,12 @@ class Outcome:
 
     @property
     def digest(self) -> str:
-        """Two lives of one seed have the same, in whatever process."""
+        """A hash of the trace: equal each time that the seed is played, in any process."""
         return sha256("\n".join(self.trace).encode()).hexdigest()
 
 
 def simulate(seed: int) -> Outcome:
-    """Live through one seed."""
+    """Play one seed to its end."""
     loop = VirtualLoop(LIMIT_S)
     world = World(seed, loop)
     story = _Story(world)
@@ -174,10 +174,10 @@ class _Story:
         assert self.doors.bucket is not None
         return self.doors.bucket
 
-    # what is asserted all the time
+    # checks all the time
 
     def acknowledged(self, history: History, consistent_lsn: int, flushed: int) -> None:
-        """P1, at every status update."""
+        """Check P1 at every status update."""
         if flushed <= consistent_lsn:
             return
         if history is not self.ledger.history:
@@ -231,7 +231,7 @@ class _Story:
         return self.settings.model_copy(update={"archive": archive})
 
     def _judge(self, life: Life, ledger: Ledger, error: BaseException | None) -> None:
-        """Whether a service may end like this."""
+        """Check that a service may end with this error, and do what the operator does then."""
         self.world.tell(f"{life.name} ended: {type(error).__name__}: {error}")
         if isinstance(error, Violation):
             return
@@ -256,12 +256,12 @@ class _Story:
             raise self.world.fail(f"the service ended with {type(error).__name__}: {error} ({detail})")
 
     def _unrelated(self) -> bool:
-        """Whether the archive's timeline is none that the server's has left behind: no fork leads across."""
+        """True if the server's timeline does not come from the archive's: no fork leads across."""
         server, archived = self.server.history, self.ledger.history.epoch.timeline
         return archived != server.epoch.timeline and archived not in server.ancestors
 
     def _is_slot_of_another_archive(self) -> bool:
-        """Whether a service that was told of an archive before made it, after the operator had named this one."""
+        """True if the slot was made by a service of the archive before, after the operator had named this one."""
         slot = self.server.slot
         return slot is not None and slot.maker is not None and self.doors.buckets[slot.maker] is not self.bucket
 
@@ -271,12 +271,12 @@ class _Story:
         return any(author != life.name for seq, author in bucket.authors.items() if seq > min(own, default=-1))
 
     def _begin_another_archive(self) -> None:
-        """What the hint says after a failover: another archive.url, and the slot begins anew."""
+        """Do what the hint says after a failover: name another archive.url, and drop the slot."""
         self.world.tell("the operator begins another archive")
         self.server.slot = None
         self.ledger = self._new_archive()
 
-    # what befalls them
+    # faults
 
     async def _storm(self) -> None:
         dice, world = self.dice, self.world
@@ -335,7 +335,7 @@ class _Story:
         self.world.later(seconds, life.go_on, self.world.loop)
 
     def _sending(self, life: Life | None) -> str:
-        """The most delicate moment to be stopped, or to lose the slot to another service."""
+        """Draw the fault of a PUT: the most delicate moment to be stopped, or to lose the slot to another service."""
         dice = self.dice
         self.puts += 1
         if not self.storming or life is None or life.stopped:
@@ -351,7 +351,7 @@ class _Story:
         return ""
 
     def _begin_duel(self, life: Life, stream: ModelStream) -> str:
-        """A writer loses the slot with a PUT in flight, and does not know it; the next one takes its place."""
+        """Take the slot from a writer with a PUT in flight, unknown to it; another writer takes its place."""
         self.world.fault("duel", life.name)
         self.duellist = life
         for _ in range(self.dice.randint(1, 3)):
@@ -369,7 +369,7 @@ class _Story:
         return any(not (one.dead or one.stopped) for one in others)
 
     def _hold_up_the_new_writer(self) -> None:
-        """Whoever has just fenced another one waits, so that the other one tries what it may no longer do."""
+        """Stop the writer that has just fenced another, so that the other one tries what it may no longer do."""
         if self.duellist is None or self.ledger.kind != "fence":
             return
         self.duellist = None
@@ -393,7 +393,7 @@ class _Story:
     # the story
 
     async def live(self) -> None:
-        """1. storm; 2. calm; 3. everything is where the database is; 4. the whole archive, read back."""
+        """Play the world: 1. storm; 2. calm; 3. everything is where the database is; 4. the archive is read back."""
         for _ in range(self.dice.randint(0, 3)):
             self.application.commit()
         places = self.dice.choice(("ab", "abc")) if self.kinds & {"duel", "stop"} else "a"
@@ -476,7 +476,7 @@ class _Story:
         await self._check_restores()
 
     async def _check_restores(self) -> None:
-        """The end, always; moments before, unless they lie before a snapshot that a gap made necessary."""
+        """Restore the end, and moments before it unless they lie before a snapshot that a gap made necessary."""
         begins_lsn, transactions = self.ledger.begins_lsn, self.server.history.transactions
         commits = [one.commit_lsn for one in transactions if one.xid and one.commit_lsn >= begins_lsn]
         moments = [Until(lsn=lsn) for lsn in self.dice.sample(commits, min(_MOMENTS, len(commits)))]
@@ -491,7 +491,7 @@ class _Story:
                 raise self.world.fail(f"P4: {wrong}")
 
     def unhandled(self, _loop: object, context: dict[str, Any]) -> None:
-        """A callback that failed is a bug; an error that nobody asked for, in a world that ended, is not."""
+        """Report a callback that failed: that is a bug. An error that is never retrieved, after the end, is none."""
         life, error = LIFE.get(), context.get("exception")
         self.world.tell(f"unhandled: {context.get('message')}: {type(error).__name__}: {error}")
         if "handle" in context and not (isinstance(error, Violation) or (life and life.dead)):

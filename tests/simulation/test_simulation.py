@@ -77,7 +77,7 @@ SYMPTOMS = {
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str) -> None:
-    """Among its violations is one that names what the bug breaks."""
+    """One of its violations names what the bug breaks."""
     if bug == "keepalive_acknowledged_early" and not str(cdc.pipeline.progress.__file__).endswith(".py"):
         pytest.skip("a compiled class takes no planted bug")
     seen = []
@@ -91,7 +91,7 @@ def test_a_planted_bug_is_found(bug: str) -> None:
 
 
 def _in_a_process(seed: int, hash_seed: int) -> str:
-    """The digest line of a seed that lives in an interpreter whose sets and dictionaries are ordered otherwise."""
+    """Return the digest line of a seed, played by an interpreter whose sets are ordered by another hash seed."""
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "CDC_SIMULATE_SEED": str(seed)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.simulation"],

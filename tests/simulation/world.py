@@ -1,7 +1,7 @@
-"""What all models share: the dice, the clock, the trace, and how a request travels.
+"""Gives all models the dice, the clock, the trace, and the way of a request.
 
-A request leaves a process, is carried out by a server some time later, and answered some time after that; each of the
-three can fail by itself. What was sent is carried out even if the sender has died meanwhile.
+A request leaves a process, is carried out by a server some time later, and is answered some time after that. Each of
+the three can fail by itself. A request that was sent is carried out even if its sender has died meanwhile.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class World:
         return Violation(what)
 
     def later(self, seconds: float, action: Callable[..., object], *args: object) -> None:
-        """Something that happens in the world, whoever lives or dies meanwhile."""
+        """Do something later in the world, whichever processes live or die meanwhile."""
         self.loop.call_at(self.loop.time() + seconds, self._guarded, action, args, context=self.outside)
 
     def _guarded(self, action: Callable[..., object], args: tuple[object, ...]) -> None:
@@ -88,7 +88,7 @@ class World:
         return self.dice.random() * seconds
 
     async def travel(self, seconds: float) -> None:
-        """The time that an answer takes; the dead get none."""
+        """Wait the time that an answer takes; a dead process gets none."""
         self.alive()
         await asyncio.sleep(self.moment(seconds))
         self.alive()
@@ -100,7 +100,7 @@ class World:
         return life
 
     async def request(self, weather: Weather, what: str, apply: Callable[[], _Result], timeout_s: float) -> _Result:
-        """Have `apply` carried out by a server. Raises Unavailable, whether or not it was or still will be."""
+        """Let a server carry out `apply`. Raises Unavailable, which does not tell whether it was, or still will be."""
         self.alive()
         dice, answer = self.dice, self.loop.create_future()
         fate = dice.random()
