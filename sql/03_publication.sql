@@ -1,8 +1,8 @@
--- What leaves the database. The publication must be there before the slot: Postgres looks it up as it was at each change,
--- and a slot that meets a change from before the publication fails for ever (42704).
+-- The publication says which tables leave the database. It must exist before the slot: Postgres looks it up as it was
+-- at each change, so a slot that meets a change from before the publication fails, each time again (42704).
 --
--- Tables of your own: ALTER PUBLICATION cdc ADD TABLE public.orders; each needs a primary key, or Postgres refuses the
--- application's own UPDATEs and DELETEs on it. Tables that you add stay when this is applied again.
+-- For tables of your own: ALTER PUBLICATION cdc ADD TABLE public.orders; each needs a primary key, or Postgres refuses
+-- the application's own UPDATEs and DELETEs on it. Tables that you add stay when this is applied again.
 
 DO $$
 DECLARE
