@@ -78,7 +78,10 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def set_up() -> AsyncIterator[Stage]:
-    """Start servers, install sql/, and write the service's configuration; the service is not started yet."""
+    """Start servers, install sql/, and write the service's configuration; the service is not started yet.
+
+    Raises Invalid where no server can run.
+    """
     directory = _make_directory()
     try:
         async with PostgresServer(directory / "postgres") as postgres, ValkeyServer(directory / "valkey") as valkey:
