@@ -147,6 +147,7 @@ def _write_rows(dsn: str) -> None:
         application.execute("DELETE FROM turns WHERE id % 2 = 0")
 
 
+@pytest.mark.wide
 @pytest.mark.timeout(600)
 def test_no_secret_and_no_row_leaves_its_place(product: Product, make_service: MakeService) -> None:
     service = product.service

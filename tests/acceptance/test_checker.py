@@ -445,6 +445,7 @@ def test_a_moment_that_cannot_be_restored_is_found(evidence: Evidence) -> None:
     assert "cannot be restored" in findings[0]
 
 
+@pytest.mark.wide
 def test_as_a_process_of_its_own_it_judges_a_run_and_finds_what_is_planted(
     installed: str, redis_url: str, s3: S3Server, make_service: MakeService
 ) -> None:

@@ -47,6 +47,7 @@ def stand(postgres_server: PostgresAddress, tmp_path: Path) -> Iterator[Stand]:
             yield stand
 
 
+@pytest.mark.wide
 def test_the_archive_equals_the_live_tables_while_everybody_writes(stand: Stand) -> None:
     assert Workload(stand.dsn, seed=5, large_every_s=1, truncate_every_s=1).run_for(4)["truncate_outbox"] > 0
     # No TRUNCATE while it compares: each would have it begin again, on a slow machine without end.

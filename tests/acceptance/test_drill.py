@@ -230,6 +230,7 @@ def test_a_role_that_may_not_create_databases_is_told_so(stand: Stand, make_post
     assert "the role may not create a scratch database" in stderr
 
 
+@pytest.mark.wide
 def test_tables_are_those_that_are_named_or_drawn(stand: Stand) -> None:
     code, told, _ = stand.drill("--table", "public.odd", "--table", "public.keyless")
     assert (code, sorted(told["rows"])) == (0, ["public.keyless", "public.odd"])
@@ -241,6 +242,7 @@ def test_tables_are_those_that_are_named_or_drawn(stand: Stand) -> None:
     assert stand.remembered()["ok"]
 
 
+@pytest.mark.wide
 def test_a_drill_that_exceeds_its_budget_has_failed(stand: Stand) -> None:
     assert stand.service.stop() == 0  # nobody archives the mark, so it waits
     code, _, stderr = stand.drill("--budget", "4")

@@ -80,7 +80,7 @@ def advance(dsn: str) -> None:
     query(dsn, "SELECT pg_replication_slot_advance('cdc', pg_current_wal_flush_lsn())")
 
 
-@pytest.mark.parametrize(("lose", "word"), [(drop, "gone"), (advance, "advanced")])
+@pytest.mark.parametrize(("lose", "word"), [(drop, "gone"), pytest.param(advance, "advanced", marks=pytest.mark.wide)])
 def test_what_is_lost_is_recorded_once_and_repaired_by_one_command(
     installed: str, archive_dir: str, make_service: MakeService, lose: Callable[[str], None], word: str
 ) -> None:
@@ -327,6 +327,7 @@ def test_a_failover_with_a_lost_tail_is_a_fork_and_the_slot_is_a_gap(
     assert len(report["forks"]) == len(report["gaps"]) == 1
 
 
+@pytest.mark.wide
 def test_a_slot_that_survived_the_failover_goes_on_behind_the_fork(
     failover: Failover, archive_dir: str, redis_url: str, make_service: MakeService
 ) -> None:
@@ -360,10 +361,18 @@ def republish(dsn: str) -> None:
     query(dsn, "ALTER PUBLICATION cdc ADD TABLE outbox")
 
 
+UNPUBLISHED, RECREATED = "was taken out of the publication", "was dropped and created again"
+
+
 @pytest.mark.parametrize(
-    ("lose", "word"), [(unpublish, "was taken out of the publication"), (recreate, "was dropped and created again")]
+    ("lose", "word", "running"),
+    [
+        (unpublish, UNPUBLISHED, True),
+        pytest.param(unpublish, UNPUBLISHED, False, marks=pytest.mark.wide),
+        pytest.param(recreate, RECREATED, True, marks=pytest.mark.wide),
+        (recreate, RECREATED, False),
+    ],
 )
-@pytest.mark.parametrize("running", [True, False])
 def test_a_table_that_loses_changes_is_a_gap_that_names_it(
     installed: str, archive_dir: str, make_service: MakeService, lose: Callable[[str], None], word: str, running: bool
 ) -> None:
@@ -405,6 +414,7 @@ def test_a_table_that_is_dropped_for_good_is_no_gap(
     assert service.stop() == 0
 
 
+@pytest.mark.wide
 def test_a_running_service_goes_through_a_failover_alone(
     failover: Failover, archive_dir: str, redis_url: str, make_service: MakeService
 ) -> None:

@@ -191,6 +191,7 @@ def test_a_failover_slot_goes_on_without_a_gap(
     assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
 
 
+@pytest.mark.wide
 def test_a_service_that_slept_with_the_slot_in_hand_takes_a_failover_for_no_gap(
     synchronised: tuple[PostgresServer, PostgresServer], s3: S3Server, make_service: MakeService
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_service_that_slept_with_the_slot_in_hand_takes_a_failover_for_no_gap(
 SLOT_IN_HAND = "SELECT active_pid IS NOT NULL FROM pg_replication_slots WHERE slot_name = 'cdc'"
 
 
+@pytest.mark.wide
 def test_where_a_fork_cut_a_lost_tail_off_no_commit_is_waited_for(
     synchronised: tuple[PostgresServer, PostgresServer], archive_dir: str, make_service: MakeService
 ) -> None:
@@ -310,6 +312,7 @@ def test_a_service_that_slept_through_a_failover_while_it_started_starts_anew(
     assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
 
 
+@pytest.mark.wide
 def test_a_primary_that_lives_on_beside_the_promoted_one_archives_nothing_more(
     make_postgres: MakePostgres, back_up: Backup, s3: S3Server, make_service: MakeService
 ) -> None:
@@ -343,6 +346,7 @@ def test_a_primary_that_lives_on_beside_the_promoted_one_archives_nothing_more(
     assert [row["idempotency_key"] for row in told] == ["of the new history", "and more of it"]
 
 
+@pytest.mark.wide
 def test_a_recovery_to_a_point_in_time_is_a_fork_and_its_missing_slot_a_gap(
     make_postgres: MakePostgres, back_up: Backup, archive_dir: str, make_service: MakeService, server_dir: Path
 ) -> None:
@@ -394,6 +398,7 @@ def test_a_recovery_to_a_point_in_time_is_a_fork_and_its_missing_slot_a_gap(
     assert {"undone 1", "undone 2"} <= keys
 
 
+@pytest.mark.wide
 def test_another_cluster_behind_the_same_dsn_is_refused_and_nothing_is_written(
     make_postgres: MakePostgres, archive_dir: str, make_service: MakeService
 ) -> None:

@@ -72,7 +72,7 @@ def in_the_repair(service: Service, s3: S3Server, dsn: str) -> int:
     return 1
 
 
-@pytest.mark.parametrize("where", [in_the_backfill, in_the_repair])
+@pytest.mark.parametrize("where", [pytest.param(in_the_backfill, marks=pytest.mark.wide), in_the_repair])
 def test_killed_between_the_chunks_of_a_snapshot_it_starts_over(
     installed: str, s3: S3Server, service: Service, where: Callable[[Service, S3Server, str], int]
 ) -> None:
@@ -89,8 +89,8 @@ def test_killed_between_the_chunks_of_a_snapshot_it_starts_over(
     assert report["uncommitted_chunks"] == 1
 
 
-@pytest.mark.parametrize("where", [in_the_backfill, in_the_repair])
-@pytest.mark.parametrize("what", ["/public.turns/", "the record"])
+@pytest.mark.parametrize("where", [in_the_backfill, pytest.param(in_the_repair, marks=pytest.mark.wide)])
+@pytest.mark.parametrize("what", [pytest.param("/public.turns/", marks=pytest.mark.wide), "the record"])
 def test_sigterm_ends_a_snapshot_that_waits_for_the_bucket(
     installed: str, s3: S3Server, service: Service, where: Callable[[Service, S3Server, str], int], what: str
 ) -> None:
@@ -106,6 +106,7 @@ def test_sigterm_ends_a_snapshot_that_waits_for_the_bucket(
     assert_whole(service, s3, installed, breaks=breaks)
 
 
+@pytest.mark.wide
 def test_sigterm_ends_a_service_that_cannot_write_its_gap_down(installed: str, s3: S3Server, service: Service) -> None:
     lose_the_slot(service, installed)
     gap = f"log/{max(segments(s3)) + 2:016d}"  # behind its fence

@@ -1,5 +1,6 @@
 """Transactions above the segment limit: in parts, counted once, memory bounded, and whole whatever happens."""
 
+import pytest
 import redis
 
 from tests.acceptance.conftest import MakeService
@@ -12,6 +13,7 @@ from tests.support.service import query, wait_until
 MIB = 1024 * 1024
 
 
+@pytest.mark.wide
 def test_a_transaction_of_100_000_rows_comes_in_parts_and_counts_once(
     installed: str, redis_url: str, archive_dir: str, make_service: MakeService
 ) -> None:

@@ -3,6 +3,7 @@
 import time
 from urllib.parse import urlsplit
 
+import pytest
 from psycopg import conninfo
 
 from tests.acceptance.conftest import MakeService
@@ -70,6 +71,7 @@ def test_a_silent_network_is_noticed_and_left(
     assert verdict.findings == [], str(verdict)
 
 
+@pytest.mark.wide
 def test_a_connection_that_never_speaks_again_is_given_up(
     make_postgres: MakePostgres, archive_dir: str, make_service: MakeService
 ) -> None:

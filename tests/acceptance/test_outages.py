@@ -49,7 +49,7 @@ def assert_slot_advances_throughout(dsn: str, seconds: float) -> None:
         wait_until(lambda before=before: confirmed_flush_lsn(dsn) > before, "the slot advances")  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("how", ["restarted empty", "frozen"])
+@pytest.mark.parametrize("how", ["restarted empty", pytest.param("frozen", marks=pytest.mark.wide)])
 def test_redis_away_never_holds_the_slot_and_comes_back_equal(
     installed: str, make_valkey: MakeValkey, archive_dir: str, make_service: MakeService, how: str
 ) -> None:
@@ -93,6 +93,7 @@ def test_a_cache_that_is_flushed_under_load_fills_itself_again(
     assert service.stop() == 0
 
 
+@pytest.mark.wide
 def test_a_checkpoint_that_alone_is_lost_is_no_harm(
     installed: str, redis_url: str, archive_dir: str, make_service: MakeService
 ) -> None:
@@ -131,7 +132,14 @@ def assert_cached_soon(cache_url: str, key: str) -> None:
         wait_until(lambda: bool(client.exists(key)), f"{key} is in the cache", timeout_s=20)
 
 
-@pytest.mark.parametrize("how", ["answers 503", "refuses connections", "hangs"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "answers 503",
+        pytest.param("refuses connections", marks=pytest.mark.wide),
+        pytest.param("hangs", marks=pytest.mark.wide),
+    ],
+)
 def test_the_bucket_away_nothing_is_acknowledged_and_nothing_lost(
     installed: str, redis_url: str, s3: S3Server, make_service: MakeService, how: str
 ) -> None:
@@ -160,6 +168,7 @@ def test_the_bucket_away_nothing_is_acknowledged_and_nothing_lost(
         assert s3.most_puts_in_flight == 1
 
 
+@pytest.mark.wide
 def test_a_queue_that_is_shed_while_idle_wal_is_being_covered_is_read_again(
     installed: str, s3: S3Server, make_service: MakeService
 ) -> None:
@@ -238,6 +247,7 @@ def test_a_crash_of_postgres_doubles_nothing(
     assert service.stop() == 0
 
 
+@pytest.mark.wide
 def test_a_lost_replication_connection_is_opened_again(
     installed: str, redis_url: str, archive_dir: str, make_service: MakeService
 ) -> None:

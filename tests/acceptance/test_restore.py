@@ -158,7 +158,7 @@ def test_sequences_go_on_after_the_restored_rows(source: Source) -> None:
             assert query(into, f"INSERT INTO {table} ({column}) VALUES ({values}) RETURNING id") == [(last + 1,)]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.wide) for n in (2, 3, 4))])
 def test_restored_to_any_ordinal_it_is_what_an_independent_replay_gives(source: Source, number: int) -> None:
     archive = source.archive()
     ordinal = random.Random(number).randrange(len(archive.transactions) - 1)

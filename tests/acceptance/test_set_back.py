@@ -74,7 +74,14 @@ def write_elsewhere(dsn: str) -> None:
     query(dsn, "CREATE TABLE elsewhere AS SELECT generate_series(1, 5000) n")
 
 
-@pytest.mark.parametrize("write", [write_nothing, write_more, write_elsewhere])
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(write_nothing, marks=pytest.mark.wide),
+        write_more,
+        pytest.param(write_elsewhere, marks=pytest.mark.wide),
+    ],
+)
 def test_a_server_that_was_set_back_is_noticed_and_nothing_of_it_is_taken_for_a_replay(
     machine: Machine, archive_dir: str, redis_url: str, make_service: MakeService, write: Callable[[str], None]
 ) -> None:
@@ -121,6 +128,7 @@ def run_beyond_the_image(machine: Machine, service: Service) -> None:
     service.wait_until_archived(machine.dsn)
 
 
+@pytest.mark.wide
 def test_an_image_of_after_the_last_commit_is_no_harm(
     machine: Machine, archive_dir: str, make_service: MakeService
 ) -> None:
@@ -142,6 +150,7 @@ def test_an_image_of_after_the_last_commit_is_no_harm(
     assert_replay_gives_the_tables(machine.dsn, archive_dir, breaks=0)
 
 
+@pytest.mark.wide
 def test_an_image_of_before_the_slot_is_no_gap_while_its_wal_is_behind(
     machine: Machine, archive_dir: str, make_service: MakeService
 ) -> None:

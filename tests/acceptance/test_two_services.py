@@ -3,6 +3,8 @@
 import itertools
 import time
 
+import pytest
+
 from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.checker import TABLES, check
@@ -87,6 +89,7 @@ def writers_in_turn(s3: S3Server) -> int:
     return 1 + sum(before != after for before, after in itertools.pairwise(writers))
 
 
+@pytest.mark.wide
 def test_a_zombie_that_wakes_with_nothing_to_write_ends_with_75_too(
     make_postgres: MakePostgres, s3: S3Server, make_service: MakeService
 ) -> None:

@@ -1,5 +1,6 @@
 """What the documents say about the code is there, and the top level holds nothing else."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -62,6 +63,23 @@ def test_every_promise_has_tests_that_are_there() -> None:
         assert [name for name, file in guards if f"def {name}(" not in (ROOT / file).read_text()] == []
 
 
+def runs_in_make_test(name: str, file: str) -> bool:
+    """Whether at least one case of it is neither `wide` nor `faults`."""
+    module = ast.parse((ROOT / file).read_text())
+    marks = [one.value for one in module.body if isinstance(one, ast.Assign)]
+    marks += [mark for one in marks if isinstance(one, ast.List) for mark in one.elts]
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            marks += node.decorator_list
+    return not {"pytest.mark.wide", "pytest.mark.faults"} & {ast.unparse(mark) for mark in marks}
+
+
+def test_every_promise_has_a_guard_in_make_test() -> None:
+    for line in re.findall(r"^\| \*\*P\d .*$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        guards = re.findall(r"`(test_\w+)` \(\[[\w./]+\]\((tests/[\w/.]+)\)\)", line)
+        assert any(runs_in_make_test(name, file) for name, file in guards), line
+
+
 def rows_of_the_crash_tables() -> list[list[str]]:
     """The cells of both tables, what is killed and what fails; an empty first cell continues the row above."""
     section = re.split(r"^## ", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.MULTILINE)[2]
@@ -79,6 +97,7 @@ def test_every_row_of_the_crash_tables_names_a_proof_that_is_there(row: list[str
     assert tests or points
     assert [name for name, file in tests if f"def {name}(" not in (ROOT / file).read_text()] == []
     assert points <= set(get_args(CrashPoint))
+    assert points or any(runs_in_make_test(name, file) for name, file in tests)
 
 
 def test_every_crash_point_is_in_the_crash_tables() -> None:

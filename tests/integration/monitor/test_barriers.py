@@ -69,6 +69,7 @@ def test_an_idle_database_proves_a_recovery_point_again_and_again_and_the_archiv
     assert not any(line["transactional"] for line in barriers)
 
 
+@pytest.mark.wide
 def test_without_a_bucket_it_grows_until_the_bucket_answers(make: MakeService) -> None:
     with S3Server() as s3:
         service = make(
