@@ -45,7 +45,7 @@ check: $(VENV)/dev ## format, lint, types, the floors of the architecture
 compile: $(VENV)/dev ## compile the pure rooms with mypyc (needs a C compiler)
 	@$(BIN)/python setup.py build_ext --inplace
 
-bench: $(VENV)/dev ## measure against DESIGN's figures; writes docs/benchmarks.md
+bench: $(VENV)/dev ## measure against our figures; writes docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
 faults: $(VENV)/dev ## torment real processes (budget: CDC_FAULTS_SECONDS, _COUNT, _KILLS; report: CDC_FAULTS_REPORT)

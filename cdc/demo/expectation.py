@@ -1,4 +1,4 @@
-"""What the cache must hold, worked out from the tables alone, by DESIGN's words and none of the cache's code. Pure.
+"""What the cache must hold, worked out from the tables alone, by docs/cache.md and by none of the cache's code. Pure.
 
 An `Expectation` is a key and the JSON that must be there. `may_be_absent` marks what the cache is free not to hold: a
 `latest` whose newest row was deleted (nobody who reads only changes can know which row is the newest then), and what

@@ -3,8 +3,8 @@
 Each writer holds some conversations and works on them in transactions of different kinds: mostly an exchange of two
 turns, now and then a text so large that Postgres moves it out of the row (TOAST), an update that leaves such a text
 alone, a redaction, a delete, a change of key, a rollback, a savepoint that is rolled back. Every transaction that
-commits writes an event to the outbox, so the outbox knows them all. The application gives only what it must (DESIGN,
-"Done when"): the rest of a row has defaults or is null.
+commits writes an event to the outbox, so the outbox knows them all. The application gives only what it must: the
+rest of a row has defaults or is null.
 
 `Workload.run` works until it is told to stop, always to the end of a transaction: what it counted is what is there.
 """

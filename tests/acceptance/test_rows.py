@@ -1,4 +1,4 @@
-"""Rows as PITFALLS say: what Postgres printed is what the archive holds, whatever the type and whatever was done."""
+"""What Postgres printed is what the archive holds, whatever the type of a value and whatever was done to a row."""
 
 import base64
 from collections.abc import Iterator

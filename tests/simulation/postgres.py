@@ -1,6 +1,6 @@
 """The server: a history, a slot, and WAL senders. It crashes and fails over. What it says is in `sessions.py`.
 
-Modelled as measured (PITFALLS): a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
+Modelled as measured on real ones: a slot is a lock; it sends again whatever commits at or after `confirmed_flush`; a
 crash takes `confirmed_flush` back to what was saved last; a WAL sender whose client is silent is ended after a while;
 keepalives name positions up to which everything was sent, also in the middle of a transaction; a failover to a standby
 that lagged loses the tail, uses its LSNs again, and is a new timeline, whose history file says where others were left.

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,64 @@ def test_every_promise_has_tests_that_are_there() -> None:
         guards = re.findall(r"`(test_\w+)` \(\[[\w./]+\]\((tests/[\w/.]+)\)\)", cell)
         assert guards, promise
         assert [name for name, file in guards if f"def {name}(" not in (ROOT / file).read_text()] == []
+
+
+# What the code says of files and tests -----------------------------------------------------------------------------
+
+SOURCES = sorted((ROOT / "cdc").rglob("*.py"))
+PATH_IN_PROSE = re.compile(
+    r"(?<![\w./*-])(?:[\w-]+/)*[\w-]+\.(?:py|md|sql|lua)\b|(?<![\w./-])(?:tests|docs|sql)/[\w./-]*\w"
+)
+TEST_IN_PROSE = re.compile(r"\btest_\w+\b(?!\.py)")
+
+# Documents that only their authors could open.
+OUTSIDE = re.compile(r"\b(?:DESIGN|PITFALLS|HOUSE|STYLE)\b")
+OURS = [path for room in ("cdc", "tests", "docs") for path in sorted((ROOT / room).rglob("*.*"))]
+TEXTS = [path for path in OURS if path.suffix in (".py", ".md", ".toml", ".sql", ".lua") and path != Path(__file__)]
+
+
+def prose(source: Path) -> str:
+    """The docstrings and comments of a file."""
+    with source.open("rb") as lines:
+        comments = [token.string for token in tokenize.tokenize(lines.readline) if token.type == tokenize.COMMENT]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, documented)]
+    return "\n".join([*comments, *(ast.get_docstring(node) or "" for node in nodes)])
+
+
+def is_there(name: str, source: Path) -> bool:
+    """A path from the top; or one from the file's own place, from its room, or from `cdc/`."""
+    room = source.parents[len(source.relative_to(ROOT).parts) - 3] if source.parent != ROOT / "cdc" else ROOT / "cdc"
+    return any((place / name).exists() for place in (ROOT, source.parent, ROOT / "cdc")) or any(room.rglob(name))
+
+
+def missing_names(said: str, source: Path, tests: str) -> list[str]:
+    """Files and tests that are named in the prose of a file, and that are not there."""
+    files = [name for name in PATH_IN_PROSE.findall(said) if not is_there(name, source)]
+    return files + [name for name in TEST_IN_PROSE.findall(said) if f"{name}(" not in tests and name != "test_decoding"]
+
+
+@pytest.fixture(scope="module")
+def all_tests() -> str:
+    return "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def test_files_and_tests_that_docstrings_name_are_there(all_tests: str) -> None:
+    found = {source: missing_names(prose(source), source, all_tests) for source in SOURCES}
+    assert {str(source.relative_to(ROOT)): names for source, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("name", ["restore.py", "cdc/nothing.py", "docs/nowhere.md", "tests/unit/gone", "test_of_old"])
+@pytest.mark.parametrize("text", ['"""It is as {}."""', 'def f() -> None:\n    """See `{}`."""', "x = 1  # kept by {}"])
+def test_a_name_of_what_is_not_there_is_found(tmp_path: Path, all_tests: str, text: str, name: str) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text(f"{text.format(name)}\n")
+    assert missing_names(prose(planted), ROOT / "cdc" / "archive" / "reader" / "tail.py", all_tests) == [name]
+
+
+def test_nothing_refers_to_documents_outside_the_repository() -> None:
+    found = {str(path.relative_to(ROOT)): OUTSIDE.findall(path.read_text()) for path in TEXTS}
+    assert {path: words for path, words in found.items() if words} == {}
 
 
 def runs_in_make_test(name: str, file: str) -> bool:
