@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from psycopg import conninfo
 
+from tests.support.cdc_process import Service, install
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install
 
 MakeService = Callable[..., Service]
 
@@ -28,7 +28,7 @@ def installed(database: str) -> str:
 
 @pytest.fixture
 def make_service(tmp_path: Path) -> Iterator[MakeService]:
-    """Services that are killed at the end of the test; tests/support/service.py has the options. Not started yet."""
+    """Services that are killed at the end of the test; see tests/support/cdc_process.py. Not started yet."""
     with ExitStack() as running:
 
         def make(admin_dsn: str, archive_url: str, cache_url: str | None = None, **options: Any) -> Service:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.service import wait_until
+from tests.support.cdc_process import wait_until
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
 

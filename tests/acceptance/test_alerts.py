@@ -17,9 +17,9 @@ import pytest
 
 from cdc.embedded import PostgresServer, ValkeyServer
 from tests.acceptance.prometheus import RULES, Prometheus, free_port, shorten
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.s3 import S3Server
 from tests.support.servers import TEST_SETTINGS
-from tests.support.service import Service, install, query, wait_until
 from tests.unit.deploy.test_grafana import targets
 
 pytestmark = [pytest.mark.wide, pytest.mark.xdist_group("alerts")]

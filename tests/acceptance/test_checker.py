@@ -24,9 +24,9 @@ from tests.faults.reads import FULL, STATE, Reads, check_reads
 from tests.faults.restore_points import Moment, Moments, check_restores
 from tests.faults.witness import Witness, parse_line
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service, install, mark, query, wait_until
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, RedisAddress, flushed_redis, fresh_database
-from tests.support.service import Service, install, mark, query, wait_until
 
 # One run's evidence serves all tests of this module.
 pytestmark = pytest.mark.xdist_group("checker")

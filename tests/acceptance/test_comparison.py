@@ -11,8 +11,8 @@ import pytest
 from tests.acceptance.conftest import as_replicator
 from tests.acceptance.test_restore import CHANGED, EXISTED, ODD, SCHEMA
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service, install, query, run_cdc
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc
 
 pytestmark = pytest.mark.xdist_group("comparison")
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,8 @@ from tests.acceptance.test_restore import CHANGED, EXISTED, ODD, SCHEMA
 from tests.conftest import MakePostgres
 from tests.faults.workload import Workload
 from tests.integration.archive.test_verify import resealed
+from tests.support.cdc_process import COMMAND, Service, install, query, run_cdc, wait_until
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = pytest.mark.xdist_group("drill")
 
@@ -55,10 +54,9 @@ class Stand:
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
     def start_drill(self, *options: str) -> "subprocess.Popen[str]":
-        program = "import sys; from cdc.cli import main; sys.exit(main())"
         environment = {**self.service.environment, "TMPDIR": str(self.temporary)}
         return subprocess.Popen(
-            [sys.executable, "-c", program, *self.command(*options)],
+            [*COMMAND, *self.command(*options)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -13,8 +13,8 @@ from tests.faults.checker import TABLES, Verdict, check_cache, read_table, unset
 from tests.faults.objects import read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import query, run_cdc
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import query, run_cdc
 
 pytestmark = pytest.mark.xdist_group("restore")
 

@@ -15,7 +15,7 @@ from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import Archive, read_archive, read_directory, read_lines
-from tests.support.service import Service, install, mark, query, wait_until
+from tests.support.cdc_process import Service, install, mark, query, wait_until
 
 PERSON = 78
 TABLES = ("public.turns", "public.outbox")

@@ -26,8 +26,7 @@ from tests.acceptance.test_exceptions import (
 )
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_archive, read_directory
-from tests.support.s3 import S3Server
-from tests.support.service import (
+from tests.support.cdc_process import (
     Service,
     confirmed_flush_lsn,
     install,
@@ -37,6 +36,7 @@ from tests.support.service import (
     query,
     wait_until,
 )
+from tests.support.s3 import S3Server
 
 FENCED = 75
 

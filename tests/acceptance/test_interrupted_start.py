@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,8 @@ from tests.acceptance.conftest import MakeService
 from tests.acceptance.test_exceptions import TABLES, drop, write_event, write_turn
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import log_objects, read_archive
+from tests.support.cdc_process import COMMAND, Service, wait_until
 from tests.support.s3 import S3Server
-from tests.support.service import Service, wait_until
 
 # Far less than the bucket stays away, far more than a busy machine needs.
 PROMPT_S = 15.0
@@ -128,14 +127,7 @@ def assert_ends_promptly(service: Service) -> None:
 def test_a_repair_that_is_stopped_before_its_end_says_so(installed: str, s3: S3Server, service: Service) -> None:
     lose_the_slot(service, installed)
     s3.fail(503, times=None, key_contains="/public.turns/")
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from cdc.cli import main; sys.exit(main())",
-        "repair",
-        "--config",
-        str(service.config_file),
-    ]
+    command = [*COMMAND, "repair", "--config", str(service.config_file)]
     repair = subprocess.Popen(command, env={**os.environ, **s3.environment}, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: bool(s3.seen("PUT", "/public.turns/", 503)), "the chunk is refused")

@@ -8,7 +8,7 @@ from tests.faults.checker import TABLES, Sampler, check, replay
 from tests.faults.history import compare
 from tests.faults.objects import log_objects, read_archive, read_directory
 from tests.faults.witness import Witness
-from tests.support.service import query, wait_until
+from tests.support.cdc_process import query, wait_until
 
 MIB = 1024 * 1024
 

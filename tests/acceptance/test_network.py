@@ -12,8 +12,8 @@ from tests.faults.checker import TABLES, cache_sampler, check
 from tests.faults.objects import read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import confirmed_flush_lsn, install
 from tests.support.proxy import Proxy
-from tests.support.service import confirmed_flush_lsn, install
 
 
 def port_of(dsn: str) -> int:

@@ -20,8 +20,8 @@ from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler,
 from tests.faults.objects import directory_tail, read_directory, tail_of
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service, confirmed_flush_lsn, install, query, settled, wait_until
 from tests.support.s3 import S3Server
-from tests.support.service import Service, confirmed_flush_lsn, install, query, settled, wait_until
 
 OUTAGE_S = float(os.environ.get("CDC_OUTAGE_SECONDS", "5"))
 

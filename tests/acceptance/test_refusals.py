@@ -12,9 +12,9 @@ from psycopg import conninfo
 from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_directory
+from tests.support.cdc_process import Service, install, query, run_cdc
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc
 
 USAGE, PERSON = 2, 78
 

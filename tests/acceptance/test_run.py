@@ -5,7 +5,7 @@ from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler,
 from tests.faults.objects import directory_tail, read_archive, read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
-from tests.support.service import query
+from tests.support.cdc_process import query
 
 
 def test_a_run_under_load_leaves_archive_and_cache_equal_to_postgres(

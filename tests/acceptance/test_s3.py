@@ -8,8 +8,8 @@ from tests.acceptance.conftest import MakeService
 from tests.faults.checker import TABLES, check
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import query
 from tests.support.s3 import S3Server
-from tests.support.service import query
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.wide), "https"])

@@ -24,7 +24,7 @@ from tests.acceptance.test_exceptions import (
 )
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_archive, read_directory
-from tests.support.service import Service, confirmed_flush_lsn, install, query, wait_until
+from tests.support.cdc_process import Service, confirmed_flush_lsn, install, query, wait_until
 
 
 class Machine:

@@ -11,8 +11,8 @@ from tests.faults.checker import TABLES, check
 from tests.faults.objects import log_objects, read_lines
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import install, query, wait_until
 from tests.support.s3 import S3Server
-from tests.support.service import install, query, wait_until
 
 
 def on_bucket(s3: S3Server) -> dict[str, object]:

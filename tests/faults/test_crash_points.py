@@ -30,9 +30,9 @@ from tests.faults.objects import read_directory, tail_of
 from tests.faults.restore_points import digests
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service, install, query, run_cdc
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc
 
 KILLED = -9
 PATIENCE_S = 30.0

@@ -15,7 +15,7 @@ from cdc.config import load
 from cdc.doctor import Finding, examine, script
 from cdc.doctor.script import OPTIONAL
 from cdc.postgres.install import apply
-from tests.support.command import Command
+from tests.support.cdc_process import Command
 
 # Statement after statement, as psql sends them, and the end at the first that fails.
 _PSQL = """

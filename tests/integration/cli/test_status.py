@@ -8,8 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.support.command import Command
-from tests.support.service import needs_postgres
+from tests.support.cdc_process import Command, needs_postgres
 
 NOBODY = "postgresql://postgres@127.0.0.1:1/chat"
 

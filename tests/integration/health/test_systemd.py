@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.cdc_process import Service, install, wait_until
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, wait_until
 
 
 class Ear:

@@ -13,9 +13,9 @@ import pytest
 from cdc.config import PostgresSettings
 from cdc.health.vitals import Barrier, Phase, Recovery, Upstream, Vitals
 from cdc.monitor.barriers import Barriers
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, query, wait_until
 
 MakeService = Callable[..., Service]
 

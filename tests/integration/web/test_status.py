@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
-from tests.support.service import Service, install, query, wait_until
 
 SHAPE = {
     "version": {},
