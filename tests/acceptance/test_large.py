@@ -3,8 +3,8 @@
 import pytest
 import redis
 
-from tests.acceptance.conftest import MakeService
-from tests.faults.checker import TABLES, Sampler, check, replay
+from tests.acceptance.conftest import MakeService, settled_and_equal
+from tests.faults.checker import TABLES, Sampler, replay
 from tests.faults.history import compare
 from tests.faults.objects import log_objects, read_archive, read_directory
 from tests.faults.witness import Witness
@@ -61,8 +61,5 @@ def test_a_kill_in_the_middle_of_a_large_transaction_leaves_it_once(
     wait_until(lambda: len(log_objects(read_directory(archive_dir))) > before + 2, "some parts", poll_s=0.001)
     service.kill()
     service.start()
-    service.wait_until_caught_up(installed, timeout_s=120)
-    assert service.stop() == 0
-    verdict = check(installed, read_directory(archive_dir), redis_url, witness.transactions())
-    assert verdict.findings == [], str(verdict)
+    settled_and_equal(service, installed, archive_dir, redis_url, witness)
     assert read_archive(read_directory(archive_dir)).kinds["part"] > 3

@@ -6,10 +6,9 @@ from urllib.parse import urlsplit
 import pytest
 from psycopg import conninfo
 
-from tests.acceptance.conftest import MakeService
+from tests.acceptance.conftest import MakeService, settled_and_equal
 from tests.conftest import MakePostgres
-from tests.faults.checker import TABLES, cache_sampler, check
-from tests.faults.objects import read_directory
+from tests.faults.checker import TABLES, cache_sampler
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
 from tests.support.cdc_process import confirmed_flush_lsn, install
@@ -39,12 +38,9 @@ def test_connections_cut_again_and_again_lose_and_double_nothing(
                 postgres.cut()
                 time.sleep(0.4)
                 cache.cut()
-        service.wait_until_caught_up(installed)
-        assert service.stop() == 0
+        settled_and_equal(service, installed, archive_dir, redis_url, witness, sampler)
         assert postgres.connections > 4
         assert cache.connections > 3
-    verdict = check(installed, read_directory(archive_dir), redis_url, witness.transactions())
-    assert verdict.findings + sampler.findings == [], str(verdict)
 
 
 def test_a_silent_network_is_noticed_and_left(
@@ -66,9 +62,7 @@ def test_a_silent_network_is_noticed_and_left(
             time.sleep(1)
         service.wait_until_caught_up(dsn)
         assert confirmed_flush_lsn(dsn) > before
-        assert service.stop() == 0
-    verdict = check(dsn, read_directory(archive_dir), redis_url, witness.transactions())
-    assert verdict.findings == [], str(verdict)
+        settled_and_equal(service, dsn, archive_dir, redis_url, witness)
 
 
 @pytest.mark.wide
