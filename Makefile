@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 SERVICES ?= local
 # Tests wait for servers more than they work: three at once keep two cores busy.
 WORKERS ?= 3
+in_400_days = TZ=$(1) $(BIN)/python -m tests.support.clock +400d \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test servers check bench faults simulate fuzz compile audit sbom format lock clean
+.PHONY: help demo test shifted servers check bench faults simulate fuzz compile audit sbom format lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,6 +38,10 @@ demo: $(VENV)/runtime ## everything, live, on embedded servers; ends by itself w
 
 test: $(VENV)/dev ## the tests that need nothing but this repository
 	@$(BIN)/python -m pytest --services=$(SERVICES) -n $(WORKERS) --dist loadgroup tests
+
+shifted: $(VENV)/dev ## the suites 400 days from now, west and east of here (needs Debian's faketime)
+	@$(call in_400_days,America/Los_Angeles) tests/integration
+	@$(call in_400_days,Asia/Kolkata) tests/acceptance
 
 servers: $(VENV)/servers ## Postgres 16 and 17, which the wide tests need beside Debian's and the embedded one
 

@@ -16,7 +16,6 @@ import structlog
 
 from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
-from tests.support.clock import sleep_as_told
 from tests.support.servers import (
     CHOSEN_POSTGRES_BIN,
     COMPOSE_FILE,
@@ -49,8 +48,6 @@ class MakePostgres(Protocol):
 
 
 MakeValkey = Callable[..., ValkeyServer]
-
-sleep_as_told()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
