@@ -21,7 +21,7 @@ from tests.acceptance.test_restore import CHANGED, EXISTED, ODD, SCHEMA
 from tests.conftest import MakePostgres
 from tests.faults.workload import Workload
 from tests.integration.archive.test_verify import resealed
-from tests.support.cdc_process import COMMAND, Service, install, query, run_cdc, wait_until
+from tests.support.cdc_process import COMMAND, PATIENCE_S, Service, install, query, run_cdc, wait_until
 from tests.support.servers import PostgresAddress, fresh_database
 
 pytestmark = pytest.mark.xdist_group("drill")
@@ -183,7 +183,7 @@ def test_what_a_killed_drill_left_the_next_one_removes(stand: Stand) -> None:
         process = stand.start_drill()
         wait_until(lambda before=before: stand.servers() - before != set(), "a scratch server")  # type: ignore[misc]
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         left = {path for path in stand.temporary.glob("waltier-drill-*") if path != stranger}
         if number == signal.SIGTERM:  # the other's is in use until its orphaned server has ended
             assert (process.returncode, left - by_the_kill) == (1, set())

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,8 @@ from tests.acceptance.conftest import MakeService
 from tests.acceptance.test_exceptions import TABLES, drop, write_event, write_turn
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import log_objects, read_archive
-from tests.support.cdc_process import COMMAND, Service, wait_until
+from tests.support.cdc_process import COMMAND, PATIENCE_S, Service, wait_until
 from tests.support.s3 import S3Server
-
-# Far less than the bucket stays away, far more than a busy machine needs.
-PROMPT_S = 15.0
 
 
 @pytest.fixture
@@ -99,7 +95,7 @@ def test_sigterm_ends_a_snapshot_that_waits_for_the_bucket(
     s3.fail(503, times=None, key_contains=key)
     service.start()
     wait_until(lambda: bool(s3.seen("PUT", key, 503)), f"{key} is refused")
-    assert_ends_promptly(service)
+    assert_ends_while_the_bucket_is_away(service)
     s3.heal()
     go_on_to_the_end(service, installed)
     assert_whole(service, s3, installed, breaks=breaks)
@@ -112,16 +108,15 @@ def test_sigterm_ends_a_service_that_cannot_write_its_gap_down(installed: str, s
     s3.fail(503, times=None, key_contains=gap)
     service.start()
     wait_until(lambda: bool(s3.seen("PUT", gap, 503)), "the gap is refused")
-    assert_ends_promptly(service)
+    assert_ends_while_the_bucket_is_away(service)
     s3.heal()
     go_on_to_the_end(service, installed)
     assert_whole(service, s3, installed, breaks=1)
 
 
-def assert_ends_promptly(service: Service) -> None:
-    began_s = time.monotonic()
-    assert service.stop(timeout_s=PROMPT_S) == 0, service.log_tail()
-    assert time.monotonic() - began_s < PROMPT_S
+def assert_ends_while_the_bucket_is_away(service: Service) -> None:
+    """The bucket stays away until the test heals it, so any end is one that did not wait for it."""
+    assert service.stop() == 0, service.log_tail()
 
 
 def test_a_repair_that_is_stopped_before_its_end_says_so(installed: str, s3: S3Server, service: Service) -> None:
@@ -132,7 +127,7 @@ def test_a_repair_that_is_stopped_before_its_end_says_so(installed: str, s3: S3S
     try:
         wait_until(lambda: bool(s3.seen("PUT", "/public.turns/", 503)), "the chunk is refused")
         repair.terminate()
-        _, said = repair.communicate(timeout=PROMPT_S)
+        _, said = repair.communicate(timeout=PATIENCE_S)
     finally:
         repair.kill()
         repair.wait()

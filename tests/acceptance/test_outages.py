@@ -25,7 +25,7 @@ from tests.support.s3 import S3Server
 
 OUTAGE_S = float(os.environ.get("CDC_OUTAGE_SECONDS", "5"))
 
-pytestmark = pytest.mark.timeout(180 + 3 * OUTAGE_S)
+pytestmark = pytest.mark.timeout(300 + 3 * OUTAGE_S)
 
 MIB = 1024 * 1024
 
@@ -121,7 +121,7 @@ def insert_turn(dsn: str) -> str:
 
 def assert_cached_soon(cache_url: str, key: str) -> None:
     with redis.Redis.from_url(cache_url) as client:
-        wait_until(lambda: bool(client.exists(key)), f"{key} is in the cache", timeout_s=20)
+        wait_until(lambda: bool(client.exists(key)), f"{key} is in the cache")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,8 @@ def test_the_bucket_away_nothing_is_acknowledged_and_nothing_lost(
         with load(installed, rate=120):
             time.sleep(1)
             break_bucket(s3, how)
-            acknowledged = settled(lambda: confirmed_flush_lsn(installed))  # what was in flight is in
+            service.wait_for_event("put_failed")  # so what was in flight before is in
+            acknowledged = settled(lambda: confirmed_flush_lsn(installed))
             ends_s = time.monotonic() + OUTAGE_S
             while time.monotonic() < ends_s:
                 assert_cached_soon(redis_url, insert_turn(installed))
@@ -191,7 +192,7 @@ def break_bucket(s3: S3Server, how: str) -> None:
 def test_postgres_shuts_down_fast_while_the_bucket_is_away(
     make_postgres: MakePostgres, redis_url: str, s3: S3Server, make_service: MakeService
 ) -> None:
-    postgres = make_postgres()
+    postgres = make_postgres(settings={"wal_sender_timeout": "10min"})
     dsn = postgres.dsn()
     install(dsn)
     witness = Witness(dsn, TABLES)
@@ -201,7 +202,7 @@ def test_postgres_shuts_down_fast_while_the_bucket_is_away(
         time.sleep(1)
         s3.fail(503)
         time.sleep(3)
-        postgres.stop("fast", timeout_s=30)  # half of the time after which Postgres itself would give the service up
+        postgres.stop("fast", timeout_s=120)  # long before Postgres itself would give the service up
         time.sleep(1)
         postgres.start()
         s3.heal()

@@ -30,12 +30,11 @@ from tests.faults.objects import read_directory, tail_of
 from tests.faults.restore_points import digests
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
-from tests.support.cdc_process import Service, install, query, run_cdc
+from tests.support.cdc_process import PATIENCE_S, Service, install, query, run_cdc
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, fresh_database
 
 KILLED = -9
-PATIENCE_S = 30.0
 
 BUDGET_S = float(os.environ.get("CDC_FAULTS_SECONDS", "600"))
 SEED = int(os.environ.get("CDC_FAULTS_SEED", str(random.randrange(1_000_000))))

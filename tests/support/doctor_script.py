@@ -107,7 +107,7 @@ class Pasted:
             "PATH": f"{self._bin}:{os.environ['PATH']}",
             "CDC_ADMIN_DSN": self.dsn,
         }
-        done = subprocess.run(["sh"], input=lines, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["sh"], input=lines, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{lines}\n{done.stderr}"
 
     def assert_mended(self, words: str, *, optional: bool = False) -> None:
