@@ -260,8 +260,7 @@ def test_where_a_fork_cut_a_lost_tail_off_no_commit_is_waited_for(
     slot_file(standby).write_bytes(saved_slot)
     standby.start()
     write_event(admin, "after")
-    service.wait_until_archived(admin)
-    assert service.stop() == 0
+    service.archive_and_stop(admin)
     assert parse_lsn(service.events("streaming")[-1]["confirmed"]) <= switch_lsn
     report = facts(service, "archive", "verify")
     assert (report["findings"], len(report["forks"]), report["gaps"]) == ([], 1, [])
@@ -364,8 +363,7 @@ def test_a_recovery_to_a_point_in_time_is_a_fork_and_its_missing_slot_a_gap(
     query(dsn, "SELECT pg_create_restore_point('here')")
     write_event(dsn, "undone 1", "undone 2")
     query(dsn, "DELETE FROM outbox WHERE idempotency_key = 'before the point'")
-    service.wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(dsn)
     query(dsn, "SELECT pg_switch_wal()")
     primary.stop()  # and its last WAL is archived
 
@@ -386,8 +384,7 @@ def test_a_recovery_to_a_point_in_time_is_a_fork_and_its_missing_slot_a_gap(
     assert "gone" in status["archive"]["open_gap"]["reason"]
     assert repair(service) == 0
     write_event(dsn, "after the repair")
-    service.start().wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.start().archive_and_stop(dsn)
     assert_replay_gives_the_tables(dsn, archive_dir, breaks=2)
     assert_inside_the_gap(service, archive_dir, "public.outbox", [], deleted=0, inserted=1, changed=0)
     report = facts(service, "archive", "verify")
@@ -405,8 +402,7 @@ def test_another_cluster_behind_the_same_dsn_is_refused_and_nothing_is_written(
     first = make_postgres()
     install(first.dsn())
     service = make_service(first.dsn(), archive_dir, archive={"on_gap": "resnapshot"}).start()
-    service.wait_until_archived(first.dsn())
-    assert service.stop() == 0
+    service.archive_and_stop(first.dsn())
     recorded = read_directory(archive_dir)
     first.stop()
     second = make_postgres()
@@ -423,6 +419,5 @@ def test_another_cluster_behind_the_same_dsn_is_refused_and_nothing_is_written(
         assert read_directory(archive_dir) == recorded
         assert query(other.dsn(), "SELECT count(*) FROM pg_replication_slots") == [(0,)]
     first.start()
-    service.start().wait_until_archived(first.dsn())
-    assert service.stop() == 0
+    service.start().archive_and_stop(first.dsn())
     shutil.rmtree(second.data_dir, ignore_errors=True)

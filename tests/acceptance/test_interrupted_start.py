@@ -27,8 +27,7 @@ def service(installed: str, s3: S3Server, make_service: MakeService) -> Service:
 
 def lose_the_slot(service: Service, dsn: str) -> None:
     """After an archive has begun."""
-    service.start().wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.start().archive_and_stop(dsn)
     write_event(dsn, "lost")
     drop(dsn)
 
@@ -37,8 +36,7 @@ def go_on_to_the_end(service: Service, dsn: str) -> None:
     """A new slot confirms where it begins, before its snapshot is archived: so wait until changes flow."""
     streams = len(service.events("streaming"))
     service.start().wait_for_event("streaming", more_than=streams)
-    service.wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(dsn)
 
 
 def segments(s3: S3Server) -> dict[int, bytes]:

@@ -168,8 +168,7 @@ def test_a_redis_that_is_away_is_said_so_and_the_archive_goes_on(
     told = service.wait_for_event("cache_unavailable")
     assert told["hint"]
     assert "cache.url" in str(told) or "redis" in str(told).lower()
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
 
 
 def test_every_mistake_of_a_configuration_is_told_at_once(tmp_path: Any) -> None:

@@ -120,8 +120,7 @@ def run_beyond_the_image(machine: Machine, service: Service) -> None:
     """The image has commits that are archived, and some that will be: both histories share them."""
     service.start().wait_until_archived(machine.dsn)
     write_turn(machine.dsn, "s1", "before the image")
-    service.wait_until_archived(machine.dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(machine.dsn)
     write_event(machine.dsn, "in the image", "and not archived yet")
     machine.take_image()
     service.start().wait_for_event("streaming", more_than=len(service.events("streaming")))
@@ -134,8 +133,7 @@ def test_an_image_of_after_the_last_commit_is_no_harm(
 ) -> None:
     """Nothing was committed since: both histories are one, and what comes again is what the archive has."""
     service = make_service(machine.dsn, archive_dir, monitor={"barrier_interval_s": 0})
-    service.start().wait_until_archived(machine.dsn)
-    assert service.stop() == 0
+    service.start().archive_and_stop(machine.dsn)
     write_event(machine.dsn, "in the image, and not archived yet")
     machine.take_image()
     service.start()
@@ -158,8 +156,7 @@ def test_an_image_of_before_the_slot_is_no_gap_while_its_wal_is_behind(
     machine.take_image()
     service = make_service(machine.dsn, archive_dir, archive={"on_gap": "resnapshot"}).start()
     write_more(machine.dsn)
-    service.wait_until_archived(machine.dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(machine.dsn)
     archived = read_directory(archive_dir)
     machine.set_back()
     assert service.run_to_end() == PERSON, service.log_tail()

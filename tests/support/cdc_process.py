@@ -355,6 +355,11 @@ class Service:
         """Wait until everything committed before this call is acknowledged."""
         self._wait_until_acknowledged(admin_dsn, mark(admin_dsn), timeout_s)
 
+    def archive_and_stop(self, admin_dsn: str) -> None:
+        """Wait until everything committed before this call is acknowledged, and end it: exit code 0."""
+        self.wait_until_archived(admin_dsn)
+        assert self.stop() == 0, self.log_tail()
+
     def wait_until_caught_up(self, admin_dsn: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until everything committed before this call is in both sinks, as they themselves say."""
         target = mark(admin_dsn)
