@@ -56,7 +56,7 @@ def test_a_kill_in_the_middle_of_a_large_transaction_leaves_it_once(
     query(
         installed,
         "INSERT INTO turns (domain, channel, session_hash, role, content)"
-        " SELECT 'support', 'bulk', 'bulk-' || (n % 300), 'user', 'row ' || n FROM generate_series(1, 30000) AS n",
+        " SELECT 'support', 'bulk', 'bulk-' || (n % 300), 'user', 'row ' || n FROM generate_series(1, 15000) AS n",
     )
     wait_until(lambda: len(log_objects(read_directory(archive_dir))) > before + 2, "some parts", poll_s=0.001)
     service.kill()
