@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 SERVICES ?= local
 # Tests wait for servers more than they work: three at once keep two cores busy.
 WORKERS ?= 3
+in_400_days = TZ=$(1) $(BIN)/python -m tests.support.clock +400d \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test servers check bench faults simulate fuzz compile audit sbom format lock clean
+.PHONY: help demo test shifted servers check bench faults simulate fuzz compile audit sbom format lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +39,10 @@ demo: $(VENV)/runtime ## everything, live, on embedded servers; ends by itself w
 test: $(VENV)/dev ## the tests that need nothing but this repository
 	@$(BIN)/python -m pytest --services=$(SERVICES) -n $(WORKERS) --dist loadgroup tests
 
+shifted: $(VENV)/dev ## the suites 400 days from now, west and east of here (needs Debian's faketime)
+	@$(call in_400_days,America/Los_Angeles) tests/integration
+	@$(call in_400_days,Asia/Kolkata) tests/acceptance
+
 servers: $(VENV)/servers ## Postgres 16 and 17, which the wide tests need beside Debian's and the embedded one
 
 check: $(VENV)/dev ## format, lint, types, the floors of the architecture
@@ -45,7 +51,7 @@ check: $(VENV)/dev ## format, lint, types, the floors of the architecture
 compile: $(VENV)/dev ## compile the pure rooms with mypyc (needs a C compiler)
 	@$(BIN)/python setup.py build_ext --inplace
 
-bench: $(VENV)/dev ## measure against DESIGN's figures; writes docs/benchmarks.md
+bench: $(VENV)/dev ## measure against our figures; writes docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
 faults: $(VENV)/dev ## torment real processes (budget: CDC_FAULTS_SECONDS, _COUNT, _KILLS; report: CDC_FAULTS_REPORT)

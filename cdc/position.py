@@ -13,7 +13,8 @@ A sink is given every committed transaction in commit order and answers with how
 - **Retry on one floor.** A sink raises `Unavailable` when its destination is away, and may then be called again with
   the same batch. Any other error ends the service.
 
-To add a sink: a room of its own, a section in `config.py`, a line in `service.py`, its metrics in `metrics.py`.
+To add a sink: a room of its own, a section in `cdc/config/settings.py`, a line in `cdc/service/service.py`, its
+metrics in `metrics.py`.
 """
 
 from dataclasses import dataclass

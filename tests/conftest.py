@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 import structlog
 
 from cdc.config import ArchiveSettings
 from cdc.embedded import PostgresServer, ValkeyServer
-from tests.support.clock import sleep_as_told
 from tests.support.servers import (
     CHOSEN_POSTGRES_BIN,
     COMPOSE_FILE,
@@ -50,7 +50,11 @@ class MakePostgres(Protocol):
 
 MakeValkey = Callable[..., ValkeyServer]
 
-sleep_as_told()
+# An example that took long says something of the machine, and nothing of the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,7 +20,7 @@ from cdc.postgres.refusal import refusal_of_exception, while_connecting
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
-# DESIGN §5. An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
+# An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
 # somebody's schema can take the place of a built-in one.
 SESSION_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {

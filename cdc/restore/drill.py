@@ -2,7 +2,7 @@
 
 1. the moment: a temporary slot on the source exports a snapshot at one LSN (`cdc/restore/comparison.py`);
 2. a scratch database, in an embedded Postgres or on the server of `--into`, with the tables' archived shapes;
-3. a restore up to that LSN (`cdc/restore.py`), which is what its duration is taken of;
+3. a restore up to that LSN (`cdc/restore/whole.py`), which is what its duration is taken of;
 4. the restored rows against the live ones of the snapshot;
 5. the scratch is dropped, and `proof/drill.json` says how it ended: a metric, and a line of `cdc status`.
 

@@ -1,6 +1,6 @@
 """`cdc run`: wires the rooms, keeps a session going, and ends with an exit code that tells a supervisor what to do.
 
-The order of a start, which is the order in which things can be known to be wrong (DESIGN §4):
+The order of a start, which is the order in which things can be known to be wrong:
 
 1. the server: version, wal_level, publication, replica identities;
 2. the bucket refuses to overwrite, or we refuse to start;

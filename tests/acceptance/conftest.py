@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from psycopg import conninfo
 
+from tests.faults.checker import Sampler, Verdict, check
+from tests.faults.objects import read_directory
+from tests.faults.witness import Witness
+from tests.support.cdc_process import Service, install
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install
 
 MakeService = Callable[..., Service]
 
@@ -17,6 +20,21 @@ MakeService = Callable[..., Service]
 def as_replicator(admin_dsn: str) -> str:
     """The dsn of the role that the service is given, with no more rights than it needs."""
     return conninfo.make_conninfo(admin_dsn, user="cdc_replicator")
+
+
+def settled_and_equal(
+    service: Service, dsn: str, archive: str | S3Server, cache_url: str | None, witness: Witness, *seen: Sampler
+) -> Verdict:
+    """The service catches up and stops; then archive and cache are what was committed, and nobody saw anything else.
+
+    `archive` is a `file://` address or the server of the bucket; `seen` are samplers that watched meanwhile.
+    """
+    service.wait_until_caught_up(dsn)
+    assert service.stop() == 0, service.log_tail()
+    objects = read_directory(archive) if isinstance(archive, str) else archive.objects()
+    verdict = check(dsn, objects, cache_url, witness.transactions())
+    assert verdict.findings + [one for sampler in seen for one in sampler.findings] == [], str(verdict)
+    return verdict
 
 
 @pytest.fixture
@@ -28,7 +46,7 @@ def installed(database: str) -> str:
 
 @pytest.fixture
 def make_service(tmp_path: Path) -> Iterator[MakeService]:
-    """Services that are killed at the end of the test; tests/support/service.py has the options. Not started yet."""
+    """Services that are killed at the end of the test; see tests/support/cdc_process.py. Not started yet."""
     with ExitStack() as running:
 
         def make(admin_dsn: str, archive_url: str, cache_url: str | None = None, **options: Any) -> Service:

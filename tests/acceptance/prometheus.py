@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.service import wait_until
+from tests.support.cdc_process import wait_until
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
 
@@ -119,6 +119,6 @@ class Prometheus:
 
     def _ask(self, what: str, **parameters: str) -> dict[str, Any]:
         url = f"http://{self._address}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             found: dict[str, Any] = json.load(answer)["data"]
         return found

@@ -17,9 +17,9 @@ import pytest
 
 from cdc.embedded import PostgresServer, ValkeyServer
 from tests.acceptance.prometheus import RULES, Prometheus, free_port, shorten
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.s3 import S3Server
 from tests.support.servers import TEST_SETTINGS
-from tests.support.service import Service, install, query, wait_until
 from tests.unit.deploy.test_grafana import targets
 
 pytestmark = [pytest.mark.wide, pytest.mark.xdist_group("alerts")]
@@ -160,7 +160,7 @@ def drop_our_slot(dsn: str) -> bool:
 
 
 def test_a_service_that_is_killed_again_and_again(scene: Scene) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not scene.prometheus.firing("WaltierRestartLoop"):
         assert time.monotonic() < deadline
         scene.service.kill()

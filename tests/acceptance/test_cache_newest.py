@@ -6,7 +6,7 @@ from typing import Any
 import redis
 
 from tests.acceptance.conftest import MakeService
-from tests.support.service import query
+from tests.support.cdc_process import query
 
 
 def insert(dsn: str, session: str) -> int:

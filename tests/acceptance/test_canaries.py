@@ -26,9 +26,9 @@ from cdc.embedded import PostgresServer
 from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres, MakeValkey
 from tests.support.canaries import leaks
+from tests.support.cdc_process import Service, install, query, run_cdc, wait_until
 from tests.support.http import get
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, query, run_cdc, wait_until
 
 SECRETS = {
     "the password of postgres.dsn": "canary-dsn-5f3a9c",
@@ -147,6 +147,7 @@ def _write_rows(dsn: str) -> None:
         application.execute("DELETE FROM turns WHERE id % 2 = 0")
 
 
+@pytest.mark.wide
 @pytest.mark.timeout(600)
 def test_no_secret_and_no_row_leaves_its_place(product: Product, make_service: MakeService) -> None:
     service = product.service

@@ -24,9 +24,9 @@ from tests.faults.reads import FULL, STATE, Reads, check_reads
 from tests.faults.restore_points import Moment, Moments, check_restores
 from tests.faults.witness import Witness, parse_line
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service, install, mark, query, wait_until
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, RedisAddress, flushed_redis, fresh_database
-from tests.support.service import Service, install, mark, query, wait_until
 
 # One run's evidence serves all tests of this module.
 pytestmark = pytest.mark.xdist_group("checker")
@@ -445,6 +445,7 @@ def test_a_moment_that_cannot_be_restored_is_found(evidence: Evidence) -> None:
     assert "cannot be restored" in findings[0]
 
 
+@pytest.mark.wide
 def test_as_a_process_of_its_own_it_judges_a_run_and_finds_what_is_planted(
     installed: str, redis_url: str, s3: S3Server, make_service: MakeService
 ) -> None:

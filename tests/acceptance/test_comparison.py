@@ -11,8 +11,8 @@ import pytest
 from tests.acceptance.conftest import as_replicator
 from tests.acceptance.test_restore import CHANGED, EXISTED, ODD, SCHEMA
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service, install, query, run_cdc
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc
 
 pytestmark = pytest.mark.xdist_group("comparison")
 
@@ -47,6 +47,7 @@ def stand(postgres_server: PostgresAddress, tmp_path: Path) -> Iterator[Stand]:
             yield stand
 
 
+@pytest.mark.wide
 def test_the_archive_equals_the_live_tables_while_everybody_writes(stand: Stand) -> None:
     assert Workload(stand.dsn, seed=5, large_every_s=1, truncate_every_s=1).run_for(4)["truncate_outbox"] > 0
     # No TRUNCATE while it compares: each would have it begin again, on a slow machine without end.

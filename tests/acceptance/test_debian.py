@@ -17,9 +17,9 @@ from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler,
 from tests.faults.objects import tail_of
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import install, query, wait_until
 from tests.support.s3 import S3Server
 from tests.support.servers import fresh_database
-from tests.support.service import install, query, wait_until
 
 pytestmark = pytest.mark.wide
 

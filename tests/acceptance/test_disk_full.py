@@ -15,10 +15,10 @@ from tests.acceptance.conftest import MakeService
 from tests.faults.checker import check
 from tests.faults.objects import read_archive
 from tests.faults.venue import can_mount
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
 from tests.support.s3 import S3Server
 from tests.support.servers import CHOSEN_POSTGRES_BIN, TEST_SETTINGS
-from tests.support.service import Service, install, query, wait_until
 
 pytestmark = [
     pytest.mark.wide,

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,8 @@ from tests.acceptance.test_restore import CHANGED, EXISTED, ODD, SCHEMA
 from tests.conftest import MakePostgres
 from tests.faults.workload import Workload
 from tests.integration.archive.test_verify import resealed
+from tests.support.cdc_process import COMMAND, PATIENCE_S, Service, install, query, run_cdc, wait_until
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = pytest.mark.xdist_group("drill")
 
@@ -55,10 +54,9 @@ class Stand:
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
     def start_drill(self, *options: str) -> "subprocess.Popen[str]":
-        program = "import sys; from cdc.cli import main; sys.exit(main())"
         environment = {**self.service.environment, "TMPDIR": str(self.temporary)}
         return subprocess.Popen(
-            [sys.executable, "-c", program, *self.command(*options)],
+            [*COMMAND, *self.command(*options)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -185,7 +183,7 @@ def test_what_a_killed_drill_left_the_next_one_removes(stand: Stand) -> None:
         process = stand.start_drill()
         wait_until(lambda before=before: stand.servers() - before != set(), "a scratch server")  # type: ignore[misc]
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         left = {path for path in stand.temporary.glob("waltier-drill-*") if path != stranger}
         if number == signal.SIGTERM:  # the other's is in use until its orphaned server has ended
             assert (process.returncode, left - by_the_kill) == (1, set())
@@ -230,6 +228,7 @@ def test_a_role_that_may_not_create_databases_is_told_so(stand: Stand, make_post
     assert "the role may not create a scratch database" in stderr
 
 
+@pytest.mark.wide
 def test_tables_are_those_that_are_named_or_drawn(stand: Stand) -> None:
     code, told, _ = stand.drill("--table", "public.odd", "--table", "public.keyless")
     assert (code, sorted(told["rows"])) == (0, ["public.keyless", "public.odd"])
@@ -241,6 +240,7 @@ def test_tables_are_those_that_are_named_or_drawn(stand: Stand) -> None:
     assert stand.remembered()["ok"]
 
 
+@pytest.mark.wide
 def test_a_drill_that_exceeds_its_budget_has_failed(stand: Stand) -> None:
     assert stand.service.stop() == 0  # nobody archives the mark, so it waits
     code, _, stderr = stand.drill("--budget", "4")

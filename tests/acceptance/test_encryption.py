@@ -13,8 +13,8 @@ from tests.faults.checker import TABLES, Verdict, check_cache, read_table, unset
 from tests.faults.objects import read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import query, run_cdc
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import query, run_cdc
 
 pytestmark = pytest.mark.xdist_group("restore")
 
@@ -39,8 +39,7 @@ def test_the_key_in_the_safe_alone_restores_what_a_service_without_a_key_wrote(
     service.start()
     service.wait_until_archived(installed)
     Workload(installed, seed=42, rate=100, large_every_s=1).run_for(1.5)
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
 
     found = query(installed, "SELECT DISTINCT content FROM turns WHERE length(content) > 9")
     contents = {row[0].encode() for row in found}

@@ -15,7 +15,7 @@ from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.checker import Verdict, check_replay, read_table
 from tests.faults.objects import Archive, read_archive, read_directory, read_lines
-from tests.support.service import Service, install, mark, query, wait_until
+from tests.support.cdc_process import Service, install, mark, query, wait_until
 
 PERSON = 78
 TABLES = ("public.turns", "public.outbox")
@@ -80,14 +80,13 @@ def advance(dsn: str) -> None:
     query(dsn, "SELECT pg_replication_slot_advance('cdc', pg_current_wal_flush_lsn())")
 
 
-@pytest.mark.parametrize(("lose", "word"), [(drop, "gone"), (advance, "advanced")])
+@pytest.mark.parametrize(("lose", "word"), [(drop, "gone"), pytest.param(advance, "advanced", marks=pytest.mark.wide)])
 def test_what_is_lost_is_recorded_once_and_repaired_by_one_command(
     installed: str, archive_dir: str, make_service: MakeService, lose: Callable[[str], None], word: str
 ) -> None:
     write_event(installed, "before", "deleted")
     service = make_service(installed, archive_dir).start()
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
     write_event(installed, "lost")
     ((deleted,),) = query(installed, "DELETE FROM outbox WHERE idempotency_key = 'deleted' RETURNING id")
     lose(installed)
@@ -113,9 +112,7 @@ def test_what_is_lost_is_recorded_once_and_repaired_by_one_command(
 
     assert repair(service) == 0
     write_event(installed, "after")
-    service.start()
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.start().archive_and_stop(installed)
     assert_replay_gives_the_tables(installed, archive_dir)
     report = facts(service, "archive", "verify")
     assert (report["exit"], report["findings"], len(report["gaps"])) == (0, [], 1)
@@ -185,16 +182,13 @@ def test_a_slot_that_exceeds_max_slot_wal_keep_size_while_nobody_reads(
     small: str, archive_dir: str, make_service: MakeService
 ) -> None:
     service = make_service(small, archive_dir).start()
-    service.wait_until_archived(small)
-    assert service.stop() == 0
+    service.archive_and_stop(small)
     write_event(small, "lost")
     overrun(small)
     assert service.run_to_end() == PERSON, service.log_tail()
     assert "invalidated" in service.failure()["reason"]
     assert repair(service) == 0
-    service.start()
-    service.wait_until_archived(small)
-    assert service.stop() == 0
+    service.start().archive_and_stop(small)
     assert_replay_gives_the_tables(small, archive_dir)
 
 
@@ -206,15 +200,13 @@ def test_a_slot_that_is_lost_under_a_paused_service(small: str, archive_dir: str
     overrun(small)
     service.resume()
     service.wait_for_event("gap_closed")
-    service.wait_until_archived(small)
-    assert service.stop() == 0
+    service.archive_and_stop(small)
     assert_replay_gives_the_tables(small, archive_dir)
 
 
 def test_a_crash_inside_the_repair_starts_it_over(installed: str, archive_dir: str, make_service: MakeService) -> None:
     service = make_service(installed, archive_dir, archive={"on_gap": "resnapshot"}).start()
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
     drop(installed)
     with psycopg.connect(installed) as blocker:
         blocker.execute("SELECT pg_current_xact_id()")  # a slot waits for it, between the gap and its snapshot
@@ -225,8 +217,7 @@ def test_a_crash_inside_the_repair_starts_it_over(installed: str, archive_dir: s
         blocker.rollback()
     service.start()
     service.wait_for_event("gap_closed")
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
     assert_replay_gives_the_tables(installed, archive_dir)
 
 
@@ -294,13 +285,11 @@ def fail_over(failover: Failover, service: Service, *, with_slot: bool) -> str:
     """A service that has archived a tail which the promoted server does not have; its dsn, the same as before."""
     dsn = failover.primary.dsn()
     write_event(dsn, "before")
-    service.start().wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.start().archive_and_stop(dsn)
     failover.take_copy(with_slot=with_slot)
     write_event(dsn, "lost 1")
     write_event(dsn, "lost 2")
-    service.start().wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.start().archive_and_stop(dsn)
     failover.promote()
     write_event(dsn, "on the new timeline")
     return dsn
@@ -319,14 +308,14 @@ def test_a_failover_with_a_lost_tail_is_a_fork_and_the_slot_is_a_gap(
     assert repair(service) == 0
     service.start().wait_until_archived(dsn)
     write_event(dsn, "after")
-    service.wait_until_archived(dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(dsn)
     assert_replay_gives_the_tables(dsn, archive_dir, breaks=2)
     report = facts(service, "archive", "verify")
     assert (report["exit"], report["findings"]) == (0, [])
     assert len(report["forks"]) == len(report["gaps"]) == 1
 
 
+@pytest.mark.wide
 def test_a_slot_that_survived_the_failover_goes_on_behind_the_fork(
     failover: Failover, archive_dir: str, redis_url: str, make_service: MakeService
 ) -> None:
@@ -360,10 +349,18 @@ def republish(dsn: str) -> None:
     query(dsn, "ALTER PUBLICATION cdc ADD TABLE outbox")
 
 
+UNPUBLISHED, RECREATED = "was taken out of the publication", "was dropped and created again"
+
+
 @pytest.mark.parametrize(
-    ("lose", "word"), [(unpublish, "was taken out of the publication"), (recreate, "was dropped and created again")]
+    ("lose", "word", "running"),
+    [
+        (unpublish, UNPUBLISHED, True),
+        pytest.param(unpublish, UNPUBLISHED, False, marks=pytest.mark.wide),
+        pytest.param(recreate, RECREATED, True, marks=pytest.mark.wide),
+        (recreate, RECREATED, False),
+    ],
 )
-@pytest.mark.parametrize("running", [True, False])
 def test_a_table_that_loses_changes_is_a_gap_that_names_it(
     installed: str, archive_dir: str, make_service: MakeService, lose: Callable[[str], None], word: str, running: bool
 ) -> None:
@@ -386,8 +383,7 @@ def test_a_table_that_loses_changes_is_a_gap_that_names_it(
     assert word in facts(service, "status")["archive"]["open_gap"]["reason"]
     republish(installed)
     assert repair(service) == 0
-    service.start().wait_until_archived(installed)
-    assert service.stop() == 0
+    service.start().archive_and_stop(installed)
     assert_replay_gives_the_tables(installed, archive_dir)
 
 
@@ -398,13 +394,12 @@ def test_a_table_that_is_dropped_for_good_is_no_gap(
     query(installed, "ALTER PUBLICATION cdc ADD TABLE passing")
     query(installed, "GRANT SELECT ON passing TO cdc_reader")
     service = make_service(installed, archive_dir).start()
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
     query(installed, "DROP TABLE passing")
-    service.start().wait_until_archived(installed)
-    assert service.stop() == 0
+    service.start().archive_and_stop(installed)
 
 
+@pytest.mark.wide
 def test_a_running_service_goes_through_a_failover_alone(
     failover: Failover, archive_dir: str, redis_url: str, make_service: MakeService
 ) -> None:

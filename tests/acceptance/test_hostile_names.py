@@ -4,7 +4,7 @@ import psycopg
 from psycopg import conninfo, sql
 
 from tests.acceptance.conftest import MakeService, as_replicator
-from tests.support.service import query
+from tests.support.cdc_process import query
 
 SCHEMA, TABLE = "sch'e\"ma; DROP TABLE public.turns;--", 'tä"ble\n%s {0} $$ \\'
 KEY, COLUMN = "i'd\" = 0 OR true;--", "col\"umn\n', NULL); -- ☂"

@@ -3,16 +3,16 @@
 import time
 from urllib.parse import urlsplit
 
+import pytest
 from psycopg import conninfo
 
-from tests.acceptance.conftest import MakeService
+from tests.acceptance.conftest import MakeService, settled_and_equal
 from tests.conftest import MakePostgres
-from tests.faults.checker import TABLES, cache_sampler, check
-from tests.faults.objects import read_directory
+from tests.faults.checker import TABLES, cache_sampler
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import confirmed_flush_lsn, install, wait_until
 from tests.support.proxy import Proxy
-from tests.support.service import confirmed_flush_lsn, install
 
 
 def port_of(dsn: str) -> int:
@@ -34,16 +34,12 @@ def test_connections_cut_again_and_again_lose_and_double_nothing(
         service.wait_until_caught_up(installed)
         with cache_sampler(redis_url) as sampler, Workload(installed, seed=20):
             for _ in range(3):
-                time.sleep(0.8)
-                postgres.cut()
-                time.sleep(0.4)
-                cache.cut()
-        service.wait_until_caught_up(installed)
-        assert service.stop() == 0
-        assert postgres.connections > 4
-        assert cache.connections > 3
-    verdict = check(installed, read_directory(archive_dir), redis_url, witness.transactions())
-    assert verdict.findings + sampler.findings == [], str(verdict)
+                for proxy in (postgres, cache):
+                    connections = proxy.connections
+                    proxy.cut()
+                    wait_until(lambda proxy=proxy, n=connections: proxy.connections > n, "connected again")  # type: ignore[misc]
+                    time.sleep(0.3)
+        settled_and_equal(service, installed, archive_dir, redis_url, witness, sampler)
 
 
 def test_a_silent_network_is_noticed_and_left(
@@ -65,11 +61,10 @@ def test_a_silent_network_is_noticed_and_left(
             time.sleep(1)
         service.wait_until_caught_up(dsn)
         assert confirmed_flush_lsn(dsn) > before
-        assert service.stop() == 0
-    verdict = check(dsn, read_directory(archive_dir), redis_url, witness.transactions())
-    assert verdict.findings == [], str(verdict)
+        settled_and_equal(service, dsn, archive_dir, redis_url, witness)
 
 
+@pytest.mark.wide
 def test_a_connection_that_never_speaks_again_is_given_up(
     make_postgres: MakePostgres, archive_dir: str, make_service: MakeService
 ) -> None:
@@ -80,7 +75,7 @@ def test_a_connection_that_never_speaks_again_is_given_up(
         service = make_service(dsn, archive_dir, dsn=through(dsn, postgres), postgres={"silence_s": 2}).start()
         service.wait_until_caught_up(dsn)
         postgres.freeze()
-        service.wait_for_event("interrupted", timeout_s=60)
+        service.wait_for_event("interrupted")
         postgres.thaw()
         service.wait_until_caught_up(dsn)
         assert service.stop() == 0

@@ -14,9 +14,9 @@ from tests.conftest import MakePostgres
 from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler, check
 from tests.faults.objects import read_archive, tail_of
 from tests.faults.workload import Workload
+from tests.support.cdc_process import install, query
 from tests.support.s3 import S3Server
 from tests.support.servers import POSTGRES_WHEELS, fresh_database, postgres_bin_of_wheel
-from tests.support.service import install, query
 
 pytestmark = pytest.mark.wide
 

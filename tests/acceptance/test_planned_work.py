@@ -12,9 +12,9 @@ from cdc.embedded.binaries import find_postgres
 from cdc.embedded.process import run
 from tests.acceptance.conftest import as_replicator
 from tests.conftest import MakePostgres, MakeValkey
+from tests.support.cdc_process import Service, install, query, run_cdc
 from tests.support.s3 import S3Server
 from tests.support.servers import DEBIAN_POSTGRES_BIN
-from tests.support.service import Service, install, query, run_cdc
 
 pytestmark = pytest.mark.wide
 

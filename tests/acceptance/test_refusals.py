@@ -12,9 +12,9 @@ from psycopg import conninfo
 from tests.acceptance.conftest import MakeService
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_directory
+from tests.support.cdc_process import Service, install, query, run_cdc
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc
 
 USAGE, PERSON = 2, 78
 
@@ -168,8 +168,7 @@ def test_a_redis_that_is_away_is_said_so_and_the_archive_goes_on(
     told = service.wait_for_event("cache_unavailable")
     assert told["hint"]
     assert "cache.url" in str(told) or "redis" in str(told).lower()
-    service.wait_until_archived(installed)
-    assert service.stop() == 0
+    service.archive_and_stop(installed)
 
 
 def test_every_mistake_of_a_configuration_is_told_at_once(tmp_path: Any) -> None:

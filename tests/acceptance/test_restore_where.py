@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import psycopg
 import pytest
 
 from tests.acceptance.conftest import as_replicator
+from tests.support.cdc_process import COMMAND, Service, install, query, run_cdc, wait_until
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query, run_cdc, wait_until
 
 pytestmark = pytest.mark.xdist_group("restore")
 
@@ -210,10 +209,9 @@ def test_a_live_table_that_has_changed_its_columns_is_compared_in_those_that_bot
 
 def test_killed_in_the_middle_it_leaves_nothing_and_is_given_again(conversation: Conversation) -> None:
     stand = conversation
-    program = "import sys; from cdc.cli import main; sys.exit(main())"
     with psycopg.connect(stand.dsn) as holder:
         holder.execute("CREATE SCHEMA cdc_restored")  # uncommitted: whoever creates it too waits
-        process = subprocess.Popen([sys.executable, "-c", program, *stand.command("--where", "session_hash=s-1")])
+        process = subprocess.Popen([*COMMAND, *stand.command("--where", "session_hash=s-1")])
         waiting = (
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'waltier restore'"
             " AND wait_event_type = 'Lock'"

@@ -1,4 +1,4 @@
-"""Rows as PITFALLS say: what Postgres printed is what the archive holds, whatever the type and whatever was done."""
+"""What Postgres printed is what the archive holds, whatever the type of a value and whatever was done to a row."""
 
 import base64
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from tests.faults.checker import TABLES
 from tests.faults.history import compare, loads
 from tests.faults.objects import log_objects, read_archive, read_directory, read_lines
 from tests.faults.witness import Witness
+from tests.support.cdc_process import Service, install, query
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import Service, install, query
 
 MIB = 1024 * 1024
 

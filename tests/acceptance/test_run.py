@@ -1,11 +1,11 @@
 """`cdc run` from start to end: what was there before, what comes live, and what is there when it stops."""
 
-from tests.acceptance.conftest import MakeService
-from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler, check
+from tests.acceptance.conftest import MakeService, settled_and_equal
+from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler
 from tests.faults.objects import directory_tail, read_archive, read_directory
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
-from tests.support.service import query
+from tests.support.cdc_process import query, wait_until
 
 
 def test_a_run_under_load_leaves_archive_and_cache_equal_to_postgres(
@@ -18,12 +18,9 @@ def test_a_run_under_load_leaves_archive_and_cache_equal_to_postgres(
     with acknowledgements, cache_sampler(redis_url) as cache:
         Workload(installed, seed=1).run_for(8)
         service.wait_until_caught_up(installed)
-    assert service.stop() == 0
-    verdict = check(installed, read_directory(archive_dir), redis_url, witness.transactions())
-    assert verdict.findings + acknowledgements.findings + cache.findings == [], str(verdict)
+        wait_until(lambda: min(acknowledgements.looks, cache.looks) > 5, "both samplers have looked")
+    verdict = settled_and_equal(service, installed, archive_dir, redis_url, witness, acknowledgements, cache)
     assert verdict.figures["transactions"] > 50
-    assert acknowledgements.looks > 5
-    assert cache.looks > 5
 
 
 def test_rows_that_were_there_before_the_first_start_are_backfilled(
@@ -37,6 +34,4 @@ def test_rows_that_were_there_before_the_first_start_are_backfilled(
     assert before.kinds["snapshot"] == 1
     assert len(before.base["public.turns"]) == query(installed, "SELECT count(*) FROM turns")[0][0] > 1000
     Workload(installed, seed=3).run_for(2)
-    service.wait_until_caught_up(installed)
-    assert service.stop() == 0
-    assert check(installed, read_directory(archive_dir), redis_url, witness.transactions()).findings == []
+    settled_and_equal(service, installed, archive_dir, redis_url, witness)

@@ -8,11 +8,11 @@ from tests.acceptance.conftest import MakeService
 from tests.faults.checker import TABLES, check
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import query
 from tests.support.s3 import S3Server
-from tests.support.service import query
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.wide), "https"])
 def test_r2_has_nothing_to_refuse_and_one_put_is_in_flight(
     request: pytest.FixtureRequest, installed: str, redis_url: str, make_service: MakeService, scheme: str
 ) -> None:
@@ -44,6 +44,7 @@ def test_r2_has_nothing_to_refuse_and_one_put_is_in_flight(
     assert "list-type" not in str([r.key for r in s3.seen("GET")])
 
 
+@pytest.mark.wide
 def test_an_idle_service_puts_next_to_nothing(installed: str, s3: S3Server, make_service: MakeService) -> None:
     service = make_service(
         installed, "s3://archive/idle", archive={"endpoint_url": s3.endpoint_url}, environment=s3.environment

@@ -24,7 +24,7 @@ from tests.acceptance.test_exceptions import (
 )
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_archive, read_directory
-from tests.support.service import Service, confirmed_flush_lsn, install, query, wait_until
+from tests.support.cdc_process import Service, confirmed_flush_lsn, install, query, wait_until
 
 
 class Machine:
@@ -74,7 +74,14 @@ def write_elsewhere(dsn: str) -> None:
     query(dsn, "CREATE TABLE elsewhere AS SELECT generate_series(1, 5000) n")
 
 
-@pytest.mark.parametrize("write", [write_nothing, write_more, write_elsewhere])
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(write_nothing, marks=pytest.mark.wide),
+        write_more,
+        pytest.param(write_elsewhere, marks=pytest.mark.wide),
+    ],
+)
 def test_a_server_that_was_set_back_is_noticed_and_nothing_of_it_is_taken_for_a_replay(
     machine: Machine, archive_dir: str, redis_url: str, make_service: MakeService, write: Callable[[str], None]
 ) -> None:
@@ -113,21 +120,20 @@ def run_beyond_the_image(machine: Machine, service: Service) -> None:
     """The image has commits that are archived, and some that will be: both histories share them."""
     service.start().wait_until_archived(machine.dsn)
     write_turn(machine.dsn, "s1", "before the image")
-    service.wait_until_archived(machine.dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(machine.dsn)
     write_event(machine.dsn, "in the image", "and not archived yet")
     machine.take_image()
     service.start().wait_for_event("streaming", more_than=len(service.events("streaming")))
     service.wait_until_archived(machine.dsn)
 
 
+@pytest.mark.wide
 def test_an_image_of_after_the_last_commit_is_no_harm(
     machine: Machine, archive_dir: str, make_service: MakeService
 ) -> None:
     """Nothing was committed since: both histories are one, and what comes again is what the archive has."""
     service = make_service(machine.dsn, archive_dir, monitor={"barrier_interval_s": 0})
-    service.start().wait_until_archived(machine.dsn)
-    assert service.stop() == 0
+    service.start().archive_and_stop(machine.dsn)
     write_event(machine.dsn, "in the image, and not archived yet")
     machine.take_image()
     service.start()
@@ -142,6 +148,7 @@ def test_an_image_of_after_the_last_commit_is_no_harm(
     assert_replay_gives_the_tables(machine.dsn, archive_dir, breaks=0)
 
 
+@pytest.mark.wide
 def test_an_image_of_before_the_slot_is_no_gap_while_its_wal_is_behind(
     machine: Machine, archive_dir: str, make_service: MakeService
 ) -> None:
@@ -149,8 +156,7 @@ def test_an_image_of_before_the_slot_is_no_gap_while_its_wal_is_behind(
     machine.take_image()
     service = make_service(machine.dsn, archive_dir, archive={"on_gap": "resnapshot"}).start()
     write_more(machine.dsn)
-    service.wait_until_archived(machine.dsn)
-    assert service.stop() == 0
+    service.archive_and_stop(machine.dsn)
     archived = read_directory(archive_dir)
     machine.set_back()
     assert service.run_to_end() == PERSON, service.log_tail()

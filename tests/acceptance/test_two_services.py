@@ -3,14 +3,16 @@
 import itertools
 import time
 
-from tests.acceptance.conftest import MakeService
+import pytest
+
+from tests.acceptance.conftest import MakeService, settled_and_equal
 from tests.conftest import MakePostgres
 from tests.faults.checker import TABLES, check
 from tests.faults.objects import log_objects, read_lines
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import install, query, wait_until
 from tests.support.s3 import S3Server
-from tests.support.service import install, query, wait_until
 
 
 def on_bucket(s3: S3Server) -> dict[str, object]:
@@ -31,11 +33,8 @@ def test_a_standby_takes_over_when_the_first_is_killed(
         first.kill()
         second.wait_for_event("streaming")
         time.sleep(1)
-    second.wait_until_caught_up(installed)
-    verdict = check(installed, s3.objects(), redis_url, witness.transactions())
-    assert verdict.findings == [], str(verdict)
+    verdict = settled_and_equal(second, installed, s3, redis_url, witness)
     assert verdict.figures["writers"] == 2
-    assert second.stop() == 0
 
 
 def test_two_services_that_begin_an_archive_together_begin_it_once(
@@ -74,11 +73,8 @@ def test_a_paused_and_resumed_writer_ends_with_75_and_changes_nothing(
         assert first.wait() == 75
         assert first.failure()["kind"] == "Fenced"
         time.sleep(1)
-    second.wait_until_caught_up(dsn)
-    verdict = check(dsn, s3.objects(), redis_url, witness.transactions())
-    assert verdict.findings == [], str(verdict)
+    settled_and_equal(second, dsn, s3, redis_url, witness)
     assert writers_in_turn(s3) == 2
-    assert second.stop() == 0
 
 
 def writers_in_turn(s3: S3Server) -> int:
@@ -87,6 +83,7 @@ def writers_in_turn(s3: S3Server) -> int:
     return 1 + sum(before != after for before, after in itertools.pairwise(writers))
 
 
+@pytest.mark.wide
 def test_a_zombie_that_wakes_with_nothing_to_write_ends_with_75_too(
     make_postgres: MakePostgres, s3: S3Server, make_service: MakeService
 ) -> None:

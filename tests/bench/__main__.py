@@ -1,4 +1,4 @@
-"""`make bench`: one run, on one machine, of everything DESIGN sets a figure for. Writes docs/benchmarks.md.
+"""`make bench`: one run, on one machine, of everything that we have set a figure for. Writes docs/benchmarks.md.
 
 1. compile a copy of the package, if a C compiler is there;
 2. for each workload: the same WAL for every contender, repetitions interleaved;
@@ -158,7 +158,7 @@ def _race_figures(workload: Workload, found: list[Standing]) -> list[Figure]:
 
 
 def _cpu_figure(workload: Workload, ours: Standing, kind: str, target_s: float) -> Figure:
-    """DESIGN's figure is for small changes."""
+    """Our figure is for small changes."""
     spent_s = ours.cpu_s_per_million or 0.0
     what = f"our CPU per million changes, {workload.name}, {kind}"
     if workload is not SMALL:

@@ -1,6 +1,6 @@
 """What the decoder and the row codec cost, in microseconds of CPU: `python -m tests.bench.decode`.
 
-Two streams as DESIGN's figures mean them: rows of `turns` (12 columns, three a transaction) and small rows (3 columns,
+Two streams as our figures mean them: rows of `turns` (12 columns, three a transaction) and small rows (3 columns,
 two a transaction). The best of several rounds, because whatever else runs on the machine can only add to a round.
 """
 

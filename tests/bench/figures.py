@@ -1,4 +1,4 @@
-"""What the bench found, and whether DESIGN's figures are reached. Pure: readings in, verdicts out.
+"""What the bench found, and whether our figures are reached. Pure: readings in, verdicts out.
 
 A `Reading` is one contender's pass over the WAL. It counts only if it saw every change that the WAL holds: a reader
 that stopped early would look fast, so it is a failure here, with the two numbers in the reason.
@@ -94,7 +94,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table: what was measured, what DESIGN asks, and whether that is reached (None: no target)."""
+    """One line of the table: what was measured, what we ask of it, and whether that is reached (None: no target)."""
 
     what: str
     measured: str

@@ -62,7 +62,7 @@ def workload_table(standings: list[Standing], unit: str = "changes") -> str:
 
 
 def figures_table(figures: list[Figure]) -> str:
-    """Figure, target, reached: the table of DESIGN's figures."""
+    """Figure, target, reached: the table of our figures."""
     rows = [[figure.what, figure.measured, figure.target, _YES_NO[figure.reached]] for figure in figures]
     return _grid(["what", "measured", "target", "reached"], rows)
 

@@ -10,9 +10,9 @@ import psycopg
 
 from cdc.embedded import PostgresServer, ValkeyServer
 from cdc.embedded.process import free_port
+from tests.support.cdc_process import Service, install
 from tests.support.s3 import S3Server
 from tests.support.servers import TEST_SETTINGS
-from tests.support.service import Service, install
 
 TURNS = (
     "INSERT INTO turns (domain, channel, session_hash, role, content)"

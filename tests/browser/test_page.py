@@ -12,8 +12,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import OpenPage
 from tests.browser.scene import Scene
 from tests.browser.watched import WatchedPage
+from tests.support.cdc_process import parse_lsn
 from tests.support.http import ask
-from tests.support.service import parse_lsn
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>'\"&amp;"
 

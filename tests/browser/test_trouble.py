@@ -10,8 +10,8 @@ from playwright.sync_api import expect
 from tests.browser.conftest import OpenPage
 from tests.browser.scene import Scene, scene
 from tests.browser.watched import PATIENCE_MS
+from tests.support.cdc_process import wait_until
 from tests.support.http import ask
-from tests.support.service import wait_until
 
 TOKEN = "canary-token-of-the-page-0123"
 

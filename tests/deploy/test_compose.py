@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from pytest_docker.plugin import DockerComposeExecutor, get_docker_services
 
+from tests.support.cdc_process import wait_until
 from tests.support.servers import COMPOSE_FILE
-from tests.support.service import wait_until
 
 READY_URL = "http://127.0.0.1:9187/readyz"
 # Of the file, for a first try.

@@ -10,7 +10,7 @@ from cdc.cache.checkpoint import FIELDS, META_KEY, Checkpoint
 from cdc.cache.sink import CacheSink
 from cdc.pipeline.progress import Progress
 from tests.simulation import bugs as simulated
-from tests.support.service import PROGRAM
+from tests.support.cdc_process import PROGRAM
 
 Patch = tuple[Any, str, Any]
 
@@ -64,5 +64,5 @@ def plant(name: str) -> None:
 
 
 def program_with(name: str) -> str:
-    """What `tests.support.service.Service` runs for a service with this bug."""
+    """What `tests.support.cdc_process.Service` runs for a service with this bug."""
     return f"from tests.faults.bugs import plant; plant({name!r}); {PROGRAM}"

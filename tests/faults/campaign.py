@@ -16,7 +16,7 @@ from shutil import rmtree
 
 from tests.faults.round import Result
 from tests.faults.venue import can_mount
-from tests.support.service import PROGRAM
+from tests.support.cdc_process import PROGRAM
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,7 @@ from tests.faults.background import Background
 from tests.faults.history import Json, Row, Transaction, Value, compare, loads, shorten
 from tests.faults.objects import Archive, decode_value, owed_upto, read_archive
 from tests.faults.reads import FULL, STATE, STATE_COLUMNS, Reads, Version, check_reads, digest
-from tests.support.service import confirmed_flush_lsn
+from tests.support.cdc_process import confirmed_flush_lsn
 
 TABLES = ("public.turns", "public.outbox")
 HISTORY_LIMIT = 200

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tests.faults.background import Background
 from tests.faults.trouble import Findings
-from tests.support.service import Service
+from tests.support.cdc_process import Service
 
 _POLL_S = 0.05
 _END_S = 60.0

@@ -13,8 +13,8 @@ from tests.faults.checker import TABLES, Verdict, acknowledgement_sampler, cache
 from tests.faults.objects import tail_of
 from tests.faults.witness import Witness
 from tests.faults.workload import Workload
+from tests.support.cdc_process import Service
 from tests.support.s3 import S3Server
-from tests.support.service import Service
 
 # Long enough to get somewhere, short enough that many kills hit the start.
 _UPTIME_S = (0.2, 5.0)

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import zstandard
 
 from tests.faults.history import Change, Json, Row, Transaction, Value, loads, shorten
-from tests.support.service import parse_lsn
+from tests.support.cdc_process import parse_lsn
 
 _LOG_KEY = re.compile(r"(?:.*/)?log/(\d{16})\.ndjson\.zst")
 _INTEGERS = {"smallint", "integer", "bigint", "int2", "int4", "int8"}

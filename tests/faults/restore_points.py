@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from tests.faults.background import Background
 from tests.faults.history import Transaction
 from tests.faults.objects import Archive
-from tests.support.service import parse_lsn, query, run_cdc
+from tests.support.cdc_process import parse_lsn, query, run_cdc
 
 TABLES = ("public.turns", "public.outbox")
 

@@ -32,7 +32,7 @@ from tests.faults.trouble import Findings
 from tests.faults.venue import choose_venue
 from tests.faults.watch import SteadyWitness, acknowledgement_watch
 from tests.faults.workload import Workload
-from tests.support.service import PROGRAM, confirmed_flush_lsn, mark
+from tests.support.cdc_process import PROGRAM, confirmed_flush_lsn, mark
 
 WRITERS = 16
 _RATE = 70

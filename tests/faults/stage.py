@@ -22,11 +22,11 @@ from tests.faults.objects import directory_tail, log_objects, read_directory
 from tests.faults.trouble import Findings
 from tests.faults.venue import Venue
 from tests.faults.watch import CacheWatch
+from tests.support.cdc_process import PROGRAM, Service, install
 from tests.support.clock import shifted_environment
 from tests.support.proxy import Proxy
 from tests.support.s3 import S3Server
 from tests.support.servers import TEST_SETTINGS
-from tests.support.service import PROGRAM, Service, install
 
 ROOT = Path(__file__).parents[2]
 

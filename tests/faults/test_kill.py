@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import kill_under_load
+from tests.support.cdc_process import Service, install
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install
 
 
 @pytest.mark.faults

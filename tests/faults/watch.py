@@ -15,7 +15,7 @@ from tests.faults.history import loads
 from tests.faults.reads import Reads
 from tests.faults.trouble import Findings
 from tests.faults.witness import Witness
-from tests.support.service import confirmed_flush_lsn, parse_lsn
+from tests.support.cdc_process import confirmed_flush_lsn, parse_lsn
 
 _LOOK_AT_CACHE_EVERY_S = 0.3
 _LOOK_AT_SLOT_EVERY_S = 0.05

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from tests.faults.history import Change, Json, Row, Transaction, Value, shorten
-from tests.support.service import parse_lsn
+from tests.support.cdc_process import parse_lsn
 
 _SESSION = """
 SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET timezone = 'UTC';

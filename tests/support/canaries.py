@@ -1,7 +1,8 @@
 """Words that must not be found: planted as secrets and as rows, and looked for in everything that leaves the program.
 
 `leaks` looks for each word as it is, and as it would look in base64, in a URL, in hexadecimal and in JSON. Every
-service of the suites has its log searched when its test ends (tests/support/service.py), for the secrets it was given.
+service of the suites has its log searched when its test ends (tests/support/cdc_process.py), for the secrets it was
+given.
 """
 
 import base64

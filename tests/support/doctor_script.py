@@ -15,7 +15,7 @@ from cdc.config import load
 from cdc.doctor import Finding, examine, script
 from cdc.doctor.script import OPTIONAL
 from cdc.postgres.install import apply
-from tests.support.command import Command
+from tests.support.cdc_process import Command
 
 # Statement after statement, as psql sends them, and the end at the first that fails.
 _PSQL = """
@@ -107,7 +107,7 @@ class Pasted:
             "PATH": f"{self._bin}:{os.environ['PATH']}",
             "CDC_ADMIN_DSN": self.dsn,
         }
-        done = subprocess.run(["sh"], input=lines, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["sh"], input=lines, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{lines}\n{done.stderr}"
 
     def assert_mended(self, words: str, *, optional: bool = False) -> None:

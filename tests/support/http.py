@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tests.support.service import Service
+from tests.support.cdc_process import Service
 
 
 @dataclass(frozen=True, slots=True)

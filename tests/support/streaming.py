@@ -13,8 +13,7 @@ from cdc.pgoutput.assembler import Assembler
 from cdc.postgres.publication import read_publication, type_names
 from cdc.postgres.session import connect
 from cdc.postgres.stream.replication import ReplicationStream
-
-PATIENCE_S = 60.0
+from tests.support.cdc_process import PATIENCE_S
 
 
 def settings_for(dsn: str, *, publication: str = "cdc", slot_deadline_s: float = 30.0) -> PostgresSettings:

@@ -1,7 +1,9 @@
 """What the documents say about the code is there, and the top level holds nothing else."""
 
+import ast
 import re
 import subprocess
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +64,81 @@ def test_every_promise_has_tests_that_are_there() -> None:
         assert [name for name, file in guards if f"def {name}(" not in (ROOT / file).read_text()] == []
 
 
+# What the code says of files and tests -----------------------------------------------------------------------------
+
+SOURCES = sorted((ROOT / "cdc").rglob("*.py"))
+PATH_IN_PROSE = re.compile(
+    r"(?<![\w./*-])(?:[\w-]+/)*[\w-]+\.(?:py|md|sql|lua)\b|(?<![\w./-])(?:tests|docs|sql)/[\w./-]*\w"
+)
+TEST_IN_PROSE = re.compile(r"\btest_\w+\b(?!\.py)")
+
+# Documents that only their authors could open.
+OUTSIDE = re.compile(r"\b(?:DESIGN|PITFALLS|HOUSE|STYLE)\b")
+OURS = [path for room in ("cdc", "tests", "docs") for path in sorted((ROOT / room).rglob("*.*"))]
+TEXTS = [path for path in OURS if path.suffix in (".py", ".md", ".toml", ".sql", ".lua") and path != Path(__file__)]
+
+
+def prose(source: Path) -> str:
+    """The docstrings and comments of a file."""
+    with source.open("rb") as lines:
+        comments = [token.string for token in tokenize.tokenize(lines.readline) if token.type == tokenize.COMMENT]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, documented)]
+    return "\n".join([*comments, *(ast.get_docstring(node) or "" for node in nodes)])
+
+
+def is_there(name: str, source: Path) -> bool:
+    """A path from the top; or one from the file's own place, from its room, or from `cdc/`."""
+    room = source.parents[len(source.relative_to(ROOT).parts) - 3] if source.parent != ROOT / "cdc" else ROOT / "cdc"
+    return any((place / name).exists() for place in (ROOT, source.parent, ROOT / "cdc")) or any(room.rglob(name))
+
+
+def missing_names(said: str, source: Path, tests: str) -> list[str]:
+    """Files and tests that are named in the prose of a file, and that are not there."""
+    files = [name for name in PATH_IN_PROSE.findall(said) if not is_there(name, source)]
+    return files + [name for name in TEST_IN_PROSE.findall(said) if f"{name}(" not in tests and name != "test_decoding"]
+
+
+@pytest.fixture(scope="module")
+def all_tests() -> str:
+    return "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def test_files_and_tests_that_docstrings_name_are_there(all_tests: str) -> None:
+    found = {source: missing_names(prose(source), source, all_tests) for source in SOURCES}
+    assert {str(source.relative_to(ROOT)): names for source, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("name", ["restore.py", "cdc/nothing.py", "docs/nowhere.md", "tests/unit/gone", "test_of_old"])
+@pytest.mark.parametrize("text", ['"""It is as {}."""', 'def f() -> None:\n    """See `{}`."""', "x = 1  # kept by {}"])
+def test_a_name_of_what_is_not_there_is_found(tmp_path: Path, all_tests: str, text: str, name: str) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text(f"{text.format(name)}\n")
+    assert missing_names(prose(planted), ROOT / "cdc" / "archive" / "reader" / "tail.py", all_tests) == [name]
+
+
+def test_nothing_refers_to_documents_outside_the_repository() -> None:
+    found = {str(path.relative_to(ROOT)): OUTSIDE.findall(path.read_text()) for path in TEXTS}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+def runs_in_make_test(name: str, file: str) -> bool:
+    """Whether at least one case of it is neither `wide` nor `faults`."""
+    module = ast.parse((ROOT / file).read_text())
+    marks = [one.value for one in module.body if isinstance(one, ast.Assign)]
+    marks += [mark for one in marks if isinstance(one, ast.List) for mark in one.elts]
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            marks += node.decorator_list
+    return not {"pytest.mark.wide", "pytest.mark.faults"} & {ast.unparse(mark) for mark in marks}
+
+
+def test_every_promise_has_a_guard_in_make_test() -> None:
+    for line in re.findall(r"^\| \*\*P\d .*$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        guards = re.findall(r"`(test_\w+)` \(\[[\w./]+\]\((tests/[\w/.]+)\)\)", line)
+        assert any(runs_in_make_test(name, file) for name, file in guards), line
+
+
 def rows_of_the_crash_tables() -> list[list[str]]:
     """The cells of both tables, what is killed and what fails; an empty first cell continues the row above."""
     section = re.split(r"^## ", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.MULTILINE)[2]
@@ -79,6 +156,7 @@ def test_every_row_of_the_crash_tables_names_a_proof_that_is_there(row: list[str
     assert tests or points
     assert [name for name, file in tests if f"def {name}(" not in (ROOT / file).read_text()] == []
     assert points <= set(get_args(CrashPoint))
+    assert points or any(runs_in_make_test(name, file) for name, file in tests)
 
 
 def test_every_crash_point_is_in_the_crash_tables() -> None:

@@ -1,4 +1,4 @@
-"""Rows as JSON: the value rules of DESIGN's public contract, and that decoding undoes encoding."""
+"""Rows as JSON: the value rules of docs/archive-format.md, and that decoding undoes encoding."""
 
 import base64
 import json
@@ -172,7 +172,7 @@ def test_a_row_becomes_one_line_of_json_and_back(table: tuple[list[str], list[in
 
 
 def assert_contract(type_oid: int, value: Value, loaded: Any) -> None:
-    """DESIGN's rule, told again in other words."""
+    """The contract's rule, told again in other words."""
     if value is None:
         assert loaded is None
         return

@@ -1,8 +1,8 @@
 """The header as it stands in an object: its first line, as JSON.
 
 Positions and times are printed as people read them (`16/B374D848`, `2026-11-22T18:07:13.802498Z`). The names of the
-fields are a public contract (DESIGN, "Archive"). Fields that a later version adds are ignored here; anything else that
-does not fit raises DataError.
+fields are a public contract (docs/archive-format.md). Fields that a later version adds are ignored here; anything else
+that does not fit raises DataError.
 """
 
 from typing import Annotated, Any, Final, Literal

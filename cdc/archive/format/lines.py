@@ -1,4 +1,4 @@
-"""The lines of a segment: one change a line, in JSON, as DESIGN's archive contract writes them. Pure, and compiled.
+"""The lines of a segment: one change a line, in JSON, as docs/archive-format.md writes them. Pure, and compiled.
 
 The hot path of the archive. What is the same for a whole transaction or relation is made once, a row's JSON is shared
 with the other sinks (`RowChange.after`), and a line is a few appends.

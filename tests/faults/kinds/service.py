@@ -8,7 +8,7 @@ from typing import get_args
 
 from tests.faults.kinds.kind import Impossible, fault
 from tests.faults.stage import WAL_SENDER_TIMEOUT_S, Stage
-from tests.support.service import Service
+from tests.support.cdc_process import Service
 
 _TAKEOVER_S = 25.0
 _OF_BEGINNINGS = ("archive_begun", "backfill", "base", "snapshot", "standing_by", "draining")

@@ -57,6 +57,7 @@ async def test_one_put_at_a_time_and_nothing_that_r2_refuses(server: S3Server, b
     assert len(server.seen("GET", "list-type")) == 0
 
 
+@pytest.mark.parametrize("server", ["http", pytest.param("https", marks=pytest.mark.wide)], indirect=True)
 async def test_every_fault_of_a_bucket_leaves_the_archive_intact(server: S3Server, bucket: Bucket) -> None:
     sink = await writer(bucket)
     await sink.write(batch(transaction(1)))

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.conftest import MakePostgres
-from tests.support.command import Command
+from tests.support.cdc_process import Command
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresAddress, fresh_database
 

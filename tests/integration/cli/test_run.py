@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.support.command import Command
+from tests.support.cdc_process import Command
 
 
 @pytest.fixture

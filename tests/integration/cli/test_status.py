@@ -8,8 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.support.command import Command
-from tests.support.service import needs_postgres
+from tests.support.cdc_process import Command, needs_postgres
 
 NOBODY = "postgresql://postgres@127.0.0.1:1/chat"
 
@@ -63,9 +62,9 @@ def test_before_the_first_run_all_is_not_well_and_the_hint_says_run(cdc: Command
 @pytest.mark.parametrize(
     ("broken", "subject"),
     [
-        ({"CDC_POSTGRES__DSN": NOBODY}, "postgres"),
+        pytest.param({"CDC_POSTGRES__DSN": NOBODY}, "postgres", marks=pytest.mark.wide),
         ({"CDC_CACHE__URL": "redis://127.0.0.1:1/0"}, "cache"),
-        ({"CDC_ARCHIVE__URL": "file:///dev/null/archive"}, "archive"),
+        pytest.param({"CDC_ARCHIVE__URL": "file:///dev/null/archive"}, "archive", marks=pytest.mark.wide),
     ],
 )
 def test_status_and_doctor_work_with_one_neighbour_away(cdc: Command, broken: dict[str, str], subject: str) -> None:
@@ -194,6 +193,7 @@ def test_an_archive_that_is_not_there_is_an_error_with_its_address(
     assert archive_dir in done.stderr
 
 
+@pytest.mark.wide
 def test_a_slot_becomes_a_failover_slot_at_the_next_run(cdc: Command, database: str, slot: str) -> None:
     needs_postgres(database, 17)
     asked = {"CDC_POSTGRES__FAILOVER": "true"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.cdc_process import Service, install, run_cdc
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, run_cdc
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from cdc.demo.meter import CacheMeter
 from cdc.demo.play import Play
 from cdc.demo.summary import Summary, summarise
 from cdc.postgres.session import Connection, connect
+from tests.support.cdc_process import COMMAND
 
 _ROOT = Path(__file__).parents[3]
 _PATIENCE_S = 150
@@ -32,7 +32,7 @@ class Demo:
     """`cdc demo` in a process of its own."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-c", "import sys; from cdc.cli import main; sys.exit(main())", "demo", *arguments]
+        command = [*COMMAND, "demo", *arguments]
         # An address of the environment would lead to somebody's real servers; the demo must not look at it.
         environment = {**os.environ, "CDC_POSTGRES__DSN": "postgresql://nobody@192.0.2.1/production"}
         self.process = subprocess.Popen(
@@ -86,7 +86,7 @@ def test_the_demo_ends_by_itself_with_a_summary_that_is_good(demos: list[Demo]) 
     (address,) = re.findall(r"The service answers at (http://127\.0\.0\.1:\d+/)\n", demo.printed)
     assert f"{address}readyz said ok; stopped by SIGTERM with exit code 0" in demo.printed
     assert "cdc archive ls --config" in demo.printed
-    gone, alive = psutil.wait_procs(servers, timeout=10)
+    gone, alive = psutil.wait_procs(servers, timeout=60)
     assert gone
     assert not alive
     assert (demo.directory / "archive" / log_key(0)).exists()

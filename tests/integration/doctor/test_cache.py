@@ -9,8 +9,8 @@ from cdc.cache.contents import Contents
 from cdc.doctor.cache import judge_contents
 from cdc.embedded import ValkeyServer
 from tests.conftest import MakeValkey
+from tests.support.cdc_process import wait_until
 from tests.support.doctor_script import Pasted
-from tests.support.service import wait_until
 
 
 def pasted(tmp_path: Path, valkey: ValkeyServer, archive_dir: str) -> Pasted:

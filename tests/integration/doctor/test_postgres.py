@@ -13,11 +13,11 @@ import pytest
 from cdc.doctor import slots
 from cdc.embedded import PostgresServer
 from tests.conftest import MakePostgres
+from tests.support.cdc_process import needs_postgres, postgres_version, wait_until
 from tests.support.clock import FAKETIME, shifted_environment
 from tests.support.doctor_script import Pasted
 from tests.support.proxy import Proxy
 from tests.support.servers import CHOSEN_POSTGRES_BIN, TEST_SETTINGS, fresh_database
-from tests.support.service import needs_postgres, postgres_version, wait_until
 from tests.support.streaming import execute, fetch
 
 

@@ -27,6 +27,7 @@ def stack() -> Iterator[Stack]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.mark.wide
 def test_snapshot_and_log_are_restored_beside_copy_and_equal_to_the_source(stack: Stack) -> None:
     found = restore_tables(stack, Sizes(repetitions=1, restore_rows=3000, restore_changes=900))
     assert [len(standings) for standings in found.values()] == [2, 2]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import MakePostgres, MakeValkey
 from tests.support.s3 import S3Server
 
@@ -41,6 +43,7 @@ def test_docker_whose_engine_does_not_answer_is_a_failure(tmp_path: Path) -> Non
     assert "Cannot connect to the Docker daemon" in run.stdout + run.stderr
 
 
+@pytest.mark.wide
 def test_external_takes_its_servers_from_the_environment(make_postgres: MakePostgres, make_valkey: MakeValkey) -> None:
     with S3Server(tls=True) as s3:
         run = _pytest(

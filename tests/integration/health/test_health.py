@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from tests.conftest import MakePostgres, MakeValkey
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import address_of, ask, get
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, query, wait_until
 
 MakeService = Callable[..., Service]
 

@@ -10,7 +10,7 @@ import pytest
 
 from cdc.embedded import PostgresServer
 from tests.conftest import MakePostgres
-from tests.support.service import Service, install, wait_until
+from tests.support.cdc_process import Service, install, wait_until
 
 SECRET = "canary-check-4711"
 

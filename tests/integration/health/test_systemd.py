@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.cdc_process import Service, install, wait_until
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, wait_until
 
 
 class Ear:
@@ -116,6 +116,7 @@ def test_one_that_stands_by_is_up_and_says_what_it_does(
         wait_until(lambda: any("standing by" in message for message in ear.listen()), "STATUS= says so")
 
 
+@pytest.mark.wide
 def test_one_that_cannot_begin_is_not_up_and_asks_for_more_time(ear: Ear, make: MakeService) -> None:
     with S3Server() as s3:
         s3.fail(503, methods="PUT GET HEAD")

@@ -13,9 +13,9 @@ import pytest
 from cdc.config import PostgresSettings
 from cdc.health.vitals import Barrier, Phase, Recovery, Upstream, Vitals
 from cdc.monitor.barriers import Barriers
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, query, wait_until
 
 MakeService = Callable[..., Service]
 
@@ -69,6 +69,7 @@ def test_an_idle_database_proves_a_recovery_point_again_and_again_and_the_archiv
     assert not any(line["transactional"] for line in barriers)
 
 
+@pytest.mark.wide
 def test_without_a_bucket_it_grows_until_the_bucket_answers(make: MakeService) -> None:
     with S3Server() as s3:
         service = make(

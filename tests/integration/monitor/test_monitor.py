@@ -233,6 +233,7 @@ async def test_the_disk_is_this_machines_only_if_the_server_is(make_postgres: Ma
 KEEP_MIB, RATE_MIB = 64, 4
 
 
+@pytest.mark.wide
 async def test_the_forecast_tells_when_the_limit_is_reached_and_lost_is_infinite(make_postgres: MakePostgres) -> None:
     """WAL at a steady rate until the slot has no safe WAL left; each forecast is held against what then came."""
     server = make_postgres(settings={"max_slot_wal_keep_size": f"{KEEP_MIB}MB", "wal_keep_size": "0"})

@@ -20,7 +20,7 @@ from cdc.postgres.install import apply, read_sql
 from cdc.postgres.removal import drop_ddl_sentinel
 from cdc.postgres.session import connect
 from tests.conftest import MakePostgres
-from tests.support.command import Command
+from tests.support.cdc_process import Command
 from tests.support.servers import fresh_database
 from tests.support.streaming import Consumer, consuming, execute, fetch, make_slot, settings_for
 

@@ -7,7 +7,7 @@ from cdc.errors import Invalid
 from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
 from cdc.postgres.session import connect
-from tests.support.service import needs_postgres, postgres_version
+from tests.support.cdc_process import needs_postgres, postgres_version
 from tests.support.streaming import execute, fetch, settings_for
 
 

@@ -16,8 +16,8 @@ from cdc.postgres.session import connect
 from cdc.postgres.slot import create_slot
 from cdc.postgres.snapshot import Condition, SnapshotReader, open_snapshot
 from cdc.row import ABSENT, Row
+from tests.support.cdc_process import needs_postgres
 from tests.support.servers import PostgresAddress, fresh_database
-from tests.support.service import needs_postgres
 from tests.support.streaming import consuming, execute, make_slot, settings_for
 
 _TYPES = """

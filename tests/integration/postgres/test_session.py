@@ -14,8 +14,8 @@ from cdc.postgres.server import check_server, current_wal_lsn, read_server
 from cdc.postgres.session import SESSION_SETTINGS, connect
 from cdc.postgres.stream.replication import ReplicationStream
 from tests.conftest import MakePostgres
+from tests.support.cdc_process import needs_postgres
 from tests.support.servers import fresh_database
-from tests.support.service import needs_postgres
 from tests.support.streaming import execute, fetch, settings_for
 
 

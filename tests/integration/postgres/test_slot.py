@@ -31,7 +31,7 @@ from cdc.postgres.snapshot import open_snapshot
 from cdc.postgres.stream.replication import ReplicationStream
 from cdc.service.backfill import backfill
 from tests.conftest import MakePostgres
-from tests.support.service import needs_postgres
+from tests.support.cdc_process import needs_postgres
 from tests.support.streaming import execute, fetch, make_slot, settings_for
 
 

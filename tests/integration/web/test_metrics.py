@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeValkey
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
 from tests.support.s3 import S3Server
-from tests.support.service import Service, install, query, wait_until
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from cdc.embedded.process import free_port
+from tests.support.cdc_process import Service, install, run_cdc, wait_until
 from tests.support.http import Answer, address_of, ask, get
-from tests.support.service import Service, install, run_cdc, wait_until
 
 TOKEN = "canary-token-0123456789abcdef"
 PATHS = ("/livez", "/readyz", "/metrics", "/status.json")

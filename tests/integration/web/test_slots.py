@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from tests.conftest import MakePostgres
+from tests.support.cdc_process import Service, install, wait_until
 from tests.support.http import get
-from tests.support.service import Service, install, wait_until
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
-from tests.support.service import Service, install, query, wait_until
 
 SHAPE = {
     "version": {},
@@ -76,6 +76,7 @@ def test_every_field_of_the_contract_is_there_before_and_while_it_streams(servic
     assert late["source"]["publication"] == "cdc"
 
 
+@pytest.mark.wide
 def test_every_slot_of_the_server_is_there_with_its_forecast(service: Service, database: str) -> None:
     service.wait_until_caught_up(database)
     wait_until(lambda: any(slot["ours"] for slot in status(service)["slots"]), "our slot seen")

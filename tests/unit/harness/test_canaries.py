@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.canaries import leaks, secrets_of
-from tests.support.service import Service
+from tests.support.cdc_process import Service
 
 CANARY = "canary/4711 of a row"
 

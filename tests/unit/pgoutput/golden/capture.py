@@ -18,7 +18,7 @@ from cdc.embedded.postgres import PostgresServer
 
 HERE: Final = Path(__file__).parent
 
-# Those of our replication connection (DESIGN, "Postgres session settings").
+# Those of our replication connection (SESSION_SETTINGS in cdc/postgres/session.py).
 _SESSION = """
 SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET timezone = 'UTC';
 SET extra_float_digits = 3; SET bytea_output = 'hex'

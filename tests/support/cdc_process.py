@@ -1,10 +1,13 @@
-"""`cdc run` as the outside sees it: a process with a configuration file, an exit code and lines of JSON on stderr.
+"""`cdc` as the outside sees it: processes with a configuration, an exit code, and lines of JSON on stderr.
 
-    with Service(tmp_path, dsn=..., archive_url=...) as service:    # starts it, and kills it at the end
+    with Service(tmp_path, dsn=..., archive_url=...) as service:    # starts `cdc run`, and kills it at the end
         service.wait_until_archived(admin_dsn)
 
+    cdc = Command({"CDC_ARCHIVE__URL": ...}, tmp_path)              # any command, configured by its environment
+    cdc.facts("status")
+
 Nothing here imports the implementation. "Caught up" is asked of Postgres and Redis: a logical message marks a place in
-the WAL, and whoever is past it has everything that was committed before.
+the WAL, and a sink that is past it has everything that was committed before.
 """
 
 import json
@@ -13,7 +16,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,19 +30,22 @@ import redis
 
 from tests.support.canaries import leaks, secrets_of
 
-PATIENCE_S = 60.0
+# How long a test waits for what happens at once on a quiet machine. A wait ends when it happens; only a bug comes here.
+PATIENCE_S = 120.0
 
 # The installed command's content, so that it runs by this interpreter whatever PATH says.
 PROGRAM = "import sys; from cdc.cli import main; sys.exit(main())"
-_COMMAND = (sys.executable, "-c", PROGRAM)
+COMMAND = (sys.executable, "-c", PROGRAM)
 
 
-def wait_until(true: Callable[[], bool], what: str, *, timeout_s: float = PATIENCE_S, poll_s: float = 0.05) -> None:
-    """Poll until it is true. Fails the test after a generous while."""
+def wait_until(
+    true: Callable[[], bool], what: str | Callable[[], str], *, timeout_s: float = PATIENCE_S, poll_s: float = 0.05
+) -> None:
+    """Poll until it is true. Fails the test after a generous while, with what was waited for."""
     deadline_s = time.monotonic() + timeout_s
     while not true():
         if time.monotonic() > deadline_s:
-            pytest.fail(f"after {timeout_s:.0f} s still not: {what}")
+            pytest.fail(f"after {timeout_s:.0f} s still not: {what if isinstance(what, str) else what()}")
         time.sleep(poll_s)
 
 
@@ -92,25 +100,103 @@ def confirmed_flush_lsn(dsn: str, slot: str = "cdc") -> int:
 
 
 def install(admin_dsn: str) -> None:
-    """`cdc init`: tables, publication and roles."""
-    run_cdc("init", "--dsn", admin_dsn, check=True)
+    """Tables, publication and roles, as an operator installs them who pipes `cdc init --print` into psql."""
+    with psycopg.connect(admin_dsn) as connection:
+        connection.execute(_installation())
+
+
+@cache
+def _installation() -> bytes:
+    """Asked once: a process takes ten times as long as its SQL, and more than a hundred tests begin with this."""
+    return run_cdc("init", "--print", check=True).stdout.encode()
 
 
 def run_cdc(
-    *arguments: str, environment: Mapping[str, str] | None = None, check: bool = False, timeout_s: float = 120
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    check: bool = False,
+    timeout_s: float = 2 * PATIENCE_S,
 ) -> subprocess.CompletedProcess[str]:
     """A `cdc` command to its end."""
-    done = subprocess.run(
-        [*_COMMAND, *arguments],
-        env={**os.environ, **(environment or {})},
+    done = _run(arguments, {**os.environ, **(environment or {})}, timeout_s=timeout_s)
+    if check and done.returncode:
+        pytest.fail(f"cdc {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+def _run(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    directory: Path | None = None,
+    stdin: str | None = None,
+    timeout_s: float = 2 * PATIENCE_S,
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment,
+        cwd=directory,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout_s,
         check=False,
     )
-    if check and done.returncode:
-        pytest.fail(f"cdc {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
-    return done
+
+
+class Command:
+    """`command("status")` runs `cdc status`; nothing of the caller's own CDC_* is inherited."""
+
+    def __init__(self, settings: Mapping[str, str], directory: Path) -> None:
+        self.settings = dict(settings)
+        self.directory = directory
+
+    def __call__(self, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        return _run(arguments, self._environment(settings), directory=self.directory, stdin=stdin)
+
+    def facts(self, *arguments: str, **settings: str) -> Any:
+        """What `--json` prints."""
+        done = self(*arguments, "--json", **settings)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    @contextmanager
+    def running(self, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """`cdc run`, killed at the end if it still runs. Its log is `run.log` in the directory."""
+        with self.started("run", **settings) as process:
+            yield process
+
+    @contextmanager
+    def started(self, *arguments: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A command that goes on, killed at the end if it still runs. What it says on stderr is in `run.log`."""
+        with (self.directory / "run.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*COMMAND, *arguments],
+                env=self._environment(settings),
+                cwd=self.directory,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(PATIENCE_S)
+            assert process.stdout is not None
+            process.stdout.close()
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "run.log").read_text()
+
+    def wait_until(self, true: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
+        """Poll until it is true; fails with the service's log."""
+        wait_until(true, lambda: f"what the test waits for\n{self.log}", timeout_s=timeout_s, poll_s=0.1)
+
+    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CDC_")}
+        return {**inherited, "COLUMNS": "200", **self.settings, **settings}
 
 
 class Service:
@@ -269,6 +355,11 @@ class Service:
         """Wait until everything committed before this call is acknowledged."""
         self._wait_until_acknowledged(admin_dsn, mark(admin_dsn), timeout_s)
 
+    def archive_and_stop(self, admin_dsn: str) -> None:
+        """Wait until everything committed before this call is acknowledged, and end it: exit code 0."""
+        self.wait_until_archived(admin_dsn)
+        assert self.stop() == 0, self.log_tail()
+
     def wait_until_caught_up(self, admin_dsn: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until everything committed before this call is in both sinks, as they themselves say."""
         target = mark(admin_dsn)
@@ -293,13 +384,15 @@ class Service:
         return parse_lsn(lsn.decode()) if lsn else 0
 
     def _wait(self, true: Callable[[], bool], what: str, timeout_s: float) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while not true():
-            if not self.running:
+        def true_or_over() -> bool:
+            running = self.running
+            if true():
+                return True
+            if not running:
                 pytest.fail(f"the service ended with {self.process.returncode} before: {what}\n{self.log_tail()}")
-            if time.monotonic() > deadline_s:
-                pytest.fail(f"after {timeout_s:.0f} s still not: {what}\n{self.log_tail()}")
-            time.sleep(0.05)
+            return False
+
+        wait_until(true_or_over, lambda: f"{what}\n{self.log_tail()}", timeout_s=timeout_s)
 
 
 def _json_or_raw(line: str) -> dict[str, Any]:
