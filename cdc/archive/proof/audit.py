@@ -14,12 +14,13 @@ the header of the segment there. `cdc/archive/proof/verification.py` remembers w
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.read_ahead import read_ahead
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.encryption import NO_KEYS, Keys
 from cdc.archive.format.header import Base, Chunk, Fork, Gap, Header, Repair
@@ -34,9 +35,6 @@ Progress = Callable[[int, int], None]
 
 Passed = Callable[["Report"], Awaitable[None]]
 """Called after each segment up to which nothing is wrong, a snapshot's chunks included."""
-
-# Enough to hide a bucket's latency, few enough that their bytes stay small.
-_READ_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +123,6 @@ async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
         audit.chunks |= chunks.keys()
         async for key, body in read_ahead(bucket, list(chunks)):
             await asyncio.to_thread(audit.see_chunk, base, chunks[key], body)
-
-
-async def read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncGenerator[tuple[str, bytes | None]]:
-    """Objects in the order of the keys, a few of them asked for ahead of whoever takes them."""
-    ahead: deque[tuple[str, asyncio.Task[bytes | None]]] = deque()
-    waiting = iter(keys)
-    try:
-        while True:
-            while len(ahead) < _READ_AHEAD and (key := next(waiting, None)) is not None:
-                ahead.append((key, asyncio.create_task(bucket.get(key), name=f"read {key}")))
-            if not ahead:
-                return
-            key, task = ahead.popleft()
-            yield key, await task
-    finally:
-        for _, task in ahead:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
 
 
 class Audit:

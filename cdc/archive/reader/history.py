@@ -18,13 +18,13 @@ from hashlib import sha256
 import msgspec
 
 from cdc.archive.bucket.bucket import Bucket, required
+from cdc.archive.bucket.read_ahead import read_ahead
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.encryption import Keys
 from cdc.archive.format.header import Base, Fork, Header, Part, RelationShape, Source
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.parts import Series
 from cdc.archive.format.segment import decode_segment, decode_segment_header
-from cdc.archive.proof.audit import read_ahead
 from cdc.archive.reader.tail import read_tail
 from cdc.change import RowChange, Transaction, format_time, parse_time
 from cdc.errors import DataError, Diverged, Invalid

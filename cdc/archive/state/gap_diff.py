@@ -22,13 +22,13 @@ from typing import Final
 import structlog
 
 from cdc.archive.bucket.bucket import Bucket, required
+from cdc.archive.bucket.read_ahead import read_ahead
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.encryption import NO_KEYS, Sealed
 from cdc.archive.format.header import Base, Chunk, Header, Part, Repair, Tally
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.parts import Series
 from cdc.archive.format.segment import decode_segment, decode_segment_header
-from cdc.archive.proof.audit import read_ahead
 from cdc.archive.state.digests import UNKNOWN, WIDTH, as_archived, digest, digest_at
 from cdc.archive.state.sorted_runs import Entry, Runs, Sorter
 from cdc.archive.writer.sink import ArchiveSink
