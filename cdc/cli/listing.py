@@ -4,7 +4,8 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import Fork, Repair
 from cdc.archive.format.header_line import header_facts
 from cdc.archive.format.object_key import log_key

@@ -22,7 +22,8 @@ from typing import Any
 
 import structlog
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.proof.proofs import AGAINST_KEY, remember_trial, success
 from cdc.archive.reader.history import History, Until, read_history
 from cdc.archive.reader.tail import Tail, read_tail

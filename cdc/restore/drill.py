@@ -21,7 +21,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import relation_of
 from cdc.archive.proof.proofs import DRILL_KEY, Trial, only_of, read_proofs, remember_trial, success
 from cdc.archive.reader.history import History, Until

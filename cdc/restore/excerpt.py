@@ -19,7 +19,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.header import RelationShape, relation_of
 from cdc.archive.format.segment import decode_segment

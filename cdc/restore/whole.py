@@ -16,7 +16,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.header import relation_of
 from cdc.archive.reader.history import History, Until, read_history

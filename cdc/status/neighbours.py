@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import Gap
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment_header

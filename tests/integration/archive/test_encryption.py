@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.unlocked import UnlockedBucket
 from cdc.archive.format.encryption import Keys, Sealed, generate_key
 from cdc.archive.format.object_key import log_key

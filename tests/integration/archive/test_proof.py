@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.directory import DirectoryBucket
 from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.object_key import log_key
 from cdc.archive.proof.audit import verify
 from cdc.archive.proof.proofs import VERIFY_KEY, Proof, read_proof
