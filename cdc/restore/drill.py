@@ -25,7 +25,7 @@ from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import relation_of
 from cdc.archive.proof.proofs import DRILL_KEY, Trial, only_of, read_proofs, remember_trial, success
-from cdc.archive.reader.history import History, Until
+from cdc.archive.reader.history import History, RestorePoint
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.archive.state.table_state import TableState
 from cdc.change import READ, Relation, RowChange
@@ -161,7 +161,7 @@ class _Rehearsal:
         identifier = self._tail.source.epoch.system_identifier
         async with scratch_database(self._server, source_identifier=identifier, encoding=encoding) as dsn:
             await prepare_tables(dsn, relations, missing)
-            until = Until(lsn=history.until.lsn)
+            until = RestorePoint(lsn=history.until.lsn)
             self.outcome = await restore(self._settings.archive, dsn, until, tables=names)
             return await _read_state(dsn, relations, encoding), self.outcome.next_ordinal
 

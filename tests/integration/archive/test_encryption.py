@@ -18,7 +18,7 @@ from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment
 from cdc.archive.proof.audit import Report, verify
 from cdc.archive.proof.verification import Prover
-from cdc.archive.reader.history import Until, read_history
+from cdc.archive.reader.history import RestorePoint, read_history
 from cdc.archive.reader.reader import cat_lines, list_segments
 from cdc.archive.state.gap_diff import Across
 from cdc.archive.writer.sink import ArchiveSink
@@ -81,7 +81,7 @@ def problems(report: Report) -> list[str]:
 
 
 async def copied(bucket: Bucket, keys: Keys) -> list[bytes]:
-    history = await read_history(bucket, Until())
+    history = await read_history(bucket, RestorePoint())
     return [
         piece.lines
         async for _, body in history.chunk_bodies(bucket)
@@ -107,7 +107,7 @@ async def test_each_recipient_alone_reads_all_that_a_plain_archive_would_hold(
     assert facts(await archived(mine)) == facts(await archived(plain))
     assert [line async for line in cat_lines(mine)] == [line async for line in cat_lines(plain)]
     assert await copied(mine, mine.keys) == await copied(plain, mine.keys)
-    history = await read_history(mine, Until(time_us=2 * 10**15))  # reads a line of a chunk
+    history = await read_history(mine, RestorePoint(time_us=2 * 10**15))  # reads a line of a chunk
     rows = [row.new async for _, changes in history.chunks(mine) for row in changes]
     assert rows == ROWS
     assert lsns([one async for _, one in history.transactions(mine, 0)]) == [1, 2, 3, 3, 3]
