@@ -5,8 +5,8 @@
 3. `conclude`: both, sorted by key, side by side. Rows that are only in the first were deleted inside the gap: their
    keys are archived, and all is counted for the record of the snapshot.
 
-Both sides are sorted outside of memory (`sorted_runs.py`), so that memory stays bounded whatever the tables' size. A gap must
-be closed even if it cannot be told what changed inside: what stands in the way becomes the reason that is recorded.
+Both sides are sorted outside of memory (`sorted_runs.py`), so that memory stays bounded whatever the tables' size. A
+gap must be closed even if it cannot be told what changed inside: the obstacle becomes the reason that is recorded.
 """
 
 import asyncio
