@@ -31,10 +31,10 @@ class Checkpoint(NamedTuple):
         return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
 
     def stepped(self, signature: str) -> "Checkpoint":
-        """The same position, and yet another checkpoint: no two states of the data may share one.
+        """The same position, and a checkpoint that no other call leaves: `signature` is the call's own.
 
-        Else a failover of Redis between two calls that lost what the first one did would not be seen by the second; nor
-        would that another call has taken as many steps, through other keys: so each has a signature of its own.
+        Otherwise two cases look alike: Redis lost the previous call in a failover, or another writer made as many
+        calls, through other keys.
         """
         commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
         number = int(step.partition("-")[0]) + 1

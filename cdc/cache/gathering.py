@@ -1,5 +1,6 @@
-"""What gathers for the next script call: changes of whole transactions, or of a part of one."""
+"""The plan of the next script call while it is made: changes of whole transactions, or of a part of one."""
 
+from cdc.cache.checkpoint import Checkpoint
 from cdc.cache.plan import Plan
 from cdc.change import Transaction
 from cdc.errors import Moved
@@ -21,6 +22,15 @@ class Gathering:
     @property
     def part(self) -> bytes:
         return f"{format_lsn(self.part_commit_lsn)}:{self.part_seq}".encode() if self.part_commit_lsn else b""
+
+    def target(self, expected: Checkpoint) -> Checkpoint:
+        """The checkpoint that applying the plan leaves, where `expected` was before; the same if there is no progress.
+
+        A TRUNCATE that was interrupted begins again. Its steps stay counted, so that no two states share a checkpoint.
+        """
+        target = expected._replace(lsn=format_lsn(self.lsn).encode(), part=self.part)
+        stepped = target.lsn == expected.lsn and bool(target.part) and expected.part.startswith(target.part + b":")
+        return expected if stepped else target
 
     def covers(self, transaction: Transaction) -> bool:
         if transaction.last and transaction.end_lsn <= self.lsn:

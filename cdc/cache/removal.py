@@ -4,12 +4,13 @@ Without its checkpoint the cache is "not warmed", so a removal that stops half-w
 complete. Keys of projections that are no longer configured are not known here; they expire by themselves.
 """
 
+from contextlib import aclosing
+
 from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
 from cdc.cache.projection import Template
+from cdc.cache.sweep import scan
 from cdc.config import CacheSettings
-
-_PAGE = b"1000"
 
 
 async def remove_keys(settings: CacheSettings) -> int:
@@ -25,10 +26,8 @@ async def remove_keys(settings: CacheSettings) -> int:
 
 
 async def _remove_matching(connection: Connection, pattern: bytes) -> int:
-    removed, cursor = 0, b"0"
-    while True:
-        cursor, keys = await connection.call(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _PAGE)
-        if keys:
-            removed += int(await connection.call(b"UNLINK", *keys))
-        if cursor == b"0":
-            return removed
+    removed = 0
+    async with aclosing(scan(connection, pattern)) as pages:
+        async for keys in pages:
+            removed += int(await connection.call(b"UNLINK", *keys)) if keys else 0
+    return removed

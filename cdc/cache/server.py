@@ -1,19 +1,24 @@
-"""What the Redis server says of itself: facts for `cdc doctor` and `cdc status`. Nothing is written here."""
+"""Facts that the Redis server tells of itself, and whether the cache can be kept there. Nothing is written here."""
 
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
 from cdc.config import CacheSettings
+from cdc.errors import Invalid, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.position import Epoch
+
+log = structlog.get_logger()
 
 OLDEST_VERSION: Final = (6, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class CachedPosition:
     """What `cdc:meta` holds: the cache is complete up to `lsn` of `epoch`."""
 
     lsn: int
@@ -32,7 +37,7 @@ class CacheServer:
     maxmemory_bytes: int
     maxmemory_policy: str
     append_only: bool
-    checkpoint: Reached | None
+    checkpoint: CachedPosition | None
     used_bytes: int = 0
     loading: bool = False
 
@@ -65,16 +70,38 @@ def describe(info: bytes, *meta: bytes | None) -> CacheServer:
     )
 
 
+def check_server(server: CacheServer) -> None:
+    """Raise Invalid if the cache cannot be kept on this server, Unavailable if it cannot be kept there for now."""
+    if server.version < OLDEST_VERSION:
+        version = ".".join(map(str, server.version))
+        raise Invalid(f"Redis {version} is too old", hint="use Redis 6.2 or later, or Valkey")
+    if server.cluster:
+        raise Invalid(
+            "cache.url leads to a cluster",
+            hint="use one server (or one primary with replicas): the checkpoint and the keys change together",
+        )
+    if server.role == "slave":
+        raise Unavailable("cache.url leads to a replica", hint="point cache.url to the primary")
+    if server.loading:
+        raise Unavailable("Redis is loading its data")
+    if server.maxmemory_policy.startswith("allkeys"):
+        log.warning(
+            "cache_eviction_hits_checkpoint",
+            policy=server.maxmemory_policy,
+            hint="CONFIG SET maxmemory-policy volatile-lru",
+        )
+
+
 def _parse_info(info: bytes) -> dict[str, str]:
     """INFO's lines `name:value`; headings and empty lines have no colon."""
     return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
 
 
-def _reached(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> Reached | None:
+def _reached(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> CachedPosition | None:
     """None for a cache that has not been warmed, or whose checkpoint is not one of ours."""
     try:
         system_identifier, _, timeline = (epoch or b"").decode().partition("/")
         position = parse_lsn((lsn or b"").decode())
-        return Reached(position, Epoch(system_identifier, int(timeline)), (updated_at or b"").decode())
+        return CachedPosition(position, Epoch(system_identifier, int(timeline)), (updated_at or b"").decode())
     except ValueError:
         return None

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cdc import log
-from cdc.archive.bucket.bucket import open_bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.cache.reader import CacheReader
 from cdc.demo.meter import ArchiveMeter, CacheMeter, percentile
 from cdc.demo.screen import Moment, Screen, format_s, open_screen

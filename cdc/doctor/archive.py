@@ -4,9 +4,10 @@ import json
 import shlex
 from urllib.parse import urlsplit
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket, prove_conditional_put
+from cdc.archive.bucket.bucket import Bucket, prove_conditional_put
 from cdc.archive.bucket.cost import PUT_USD, busy_month_usd, idle_month_usd
 from cdc.archive.bucket.lifecycle import Rules, read_bucket_time, read_rules
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.config import ArchiveSettings
 from cdc.doctor.clock import compare, judge_clock

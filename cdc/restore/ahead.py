@@ -1,6 +1,8 @@
-"""What comes next is made while what came before is still being taken: decoding here, and the target's own work.
+"""Decoding ahead: the next piece is made while the target is at work on the one before.
 
 One thread is enough for both: a socket's buffers hold what the target takes while some milliseconds of decoding go on.
+The objects themselves are fetched by `cdc.archive.bucket.read_ahead`, several at a time; here one task makes pieces of
+them, one after another.
 """
 
 import asyncio

@@ -22,9 +22,10 @@ from typing import Any
 
 import structlog
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
-from cdc.archive.proof.proofs import AGAINST_KEY, remember_trial, success
-from cdc.archive.reader.history import History, Until, read_history
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
+from cdc.archive.proof.proofs import AGAINST_KEY, remember_run, success
+from cdc.archive.reader.history import History, RestorePoint, read_history
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.archive.state.digests import as_archived
 from cdc.archive.state.table_state import Difference, TableState, state_of
@@ -110,7 +111,7 @@ async def compare_and_remember(settings: ArchiveSettings, dsn: str, *, patience_
 
 async def _remember(bucket: Bucket, archive: str, differs: str, equal: Comparison | None) -> None:
     now_us = time.time_ns() // 1000
-    unremembered = await remember_trial(
+    unremembered = await remember_run(
         bucket,
         AGAINST_KEY,
         archive=archive,
@@ -139,7 +140,7 @@ async def _attempt(
         async with open_snapshot(postgres, exported) as reader:
             await _mark_and_wait(bucket, postgres, lsn, patience_s)  # 2
             # The snapshot has every commit before its LSN, so the moment is the last byte before.
-            history = await read_history(bucket, Until(lsn=lsn - 1))
+            history = await read_history(bucket, RestorePoint(lsn=lsn - 1))
             state, next_ordinal = await (replay or _replay)(bucket, history)  # 3
             if replay is not None:
                 tables = tuple(table for table in publication.tables if table.qualified_name in state)
@@ -150,7 +151,7 @@ async def _attempt(
 
 
 async def _is_truncated(bucket: Bucket, mark: int, first_ordinal: int) -> bool:
-    history = await read_history(bucket, Until(lsn=mark))
+    history = await read_history(bucket, RestorePoint(lsn=mark))
     truncated = False
     async for _, transaction in history.transactions(bucket, max(first_ordinal, history.first_ordinal)):
         truncated = truncated or any(isinstance(change, Truncate) for change in transaction.changes)

@@ -21,10 +21,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import relation_of
-from cdc.archive.proof.proofs import DRILL_KEY, Trial, only_of, read_proofs, remember_trial, success
-from cdc.archive.reader.history import History, Until
+from cdc.archive.proof.proofs import DRILL_KEY, RememberedRun, only_of, read_proofs, remember_run, success
+from cdc.archive.reader.history import History, RestorePoint
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.archive.state.table_state import TableState
 from cdc.change import READ, Relation, RowChange
@@ -118,7 +119,7 @@ async def _remember(
     good = None
     if found is not None and outcome is not None and not failure:
         good = success(now_us, found.lsn, found.rows, changes=outcome.changes, seconds=outcome.seconds)
-    return await remember_trial(
+    return await remember_run(
         bucket, DRILL_KEY, archive=tail.archive, command="cdc drill", now_us=now_us, failure=failure, success=good
     )
 
@@ -139,7 +140,7 @@ class _Rehearsal:
     @classmethod
     async def of(cls, settings: Settings, plan: Plan, tail: Tail, bucket: Bucket) -> "_Rehearsal":
         """One that knows the pace of the last good drill."""
-        last: Trial | None = only_of(await read_proofs(bucket), tail.archive).drill
+        last: RememberedRun | None = only_of(await read_proofs(bucket), tail.archive).drill
         good = None if last is None else last.success
         return cls(settings, plan, tail, good.rows_per_s if good is not None and good.seconds else _ROWS_PER_S)
 
@@ -160,7 +161,7 @@ class _Rehearsal:
         identifier = self._tail.source.epoch.system_identifier
         async with scratch_database(self._server, source_identifier=identifier, encoding=encoding) as dsn:
             await prepare_tables(dsn, relations, missing)
-            until = Until(lsn=history.until.lsn)
+            until = RestorePoint(lsn=history.until.lsn)
             self.outcome = await restore(self._settings.archive, dsn, until, tables=names)
             return await _read_state(dsn, relations, encoding), self.outcome.next_ordinal
 

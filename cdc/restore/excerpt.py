@@ -19,11 +19,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.header import RelationShape, relation_of
 from cdc.archive.format.segment import decode_segment
-from cdc.archive.reader.history import History, Until, read_history
+from cdc.archive.reader.history import History, RestorePoint, read_history
 from cdc.change import LogicalMessage, Relation, Truncate
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
@@ -102,7 +103,7 @@ def read_where(conditions: Sequence[str]) -> dict[str, bytes | None]:
 async def restore_rows(
     settings: ArchiveSettings,
     into: str,
-    until: Until,
+    until: RestorePoint,
     where: Where,
     *,
     schema: str = DEFAULT_SCHEMA,

@@ -16,10 +16,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.header import relation_of
-from cdc.archive.reader.history import History, Until, read_history
+from cdc.archive.reader.history import History, RestorePoint, read_history
 from cdc.change import Relation, RowChange, Transaction, parse_time
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
@@ -65,7 +66,7 @@ class Outcome:
 async def restore(
     settings: ArchiveSettings,
     into: str,
-    until: Until,
+    until: RestorePoint,
     *,
     tables: Sequence[str] = (),
     dry_run: bool = False,
@@ -295,12 +296,14 @@ def _check_columns(relation: Relation, table: TargetTable) -> None:
         )
 
 
-def read_until(lsn: str | None, moment: str | None, ordinal: int | None) -> Until:
+def read_until(lsn: str | None, moment: str | None, ordinal: int | None) -> RestorePoint:
     """The moment as a command line names it. Raises Invalid."""
     if sum(given is not None for given in (lsn, moment, ordinal)) > 1:
         raise Invalid("only one of --to-lsn, --to-time and --to-ordinal can be meant")
     try:
-        return Until(None if lsn is None else parse_lsn(lsn), None if moment is None else parse_time(moment), ordinal)
+        return RestorePoint(
+            None if lsn is None else parse_lsn(lsn), None if moment is None else parse_time(moment), ordinal
+        )
     except (ValueError, TypeError) as error:
         raise Invalid(
             "the moment to restore to cannot be read",

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 import structlog
 
 from cdc import metrics
-from cdc.archive.bucket.bucket import Bucket, open_bucket, prove_conditional_put
+from cdc.archive.bucket.bucket import Bucket, prove_conditional_put
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.proof.proofs import watch
 from cdc.archive.reader.reader import ArchiveReader
 from cdc.archive.writer.sink import ArchiveSink

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cdc.archive.bucket.bucket import PROBE_KEY, AlreadyExists, Bucket, open_bucket, prove_conditional_put
+from cdc.archive.bucket.bucket import PROBE_KEY, AlreadyExists, Bucket, prove_conditional_put
 from cdc.archive.bucket.directory import DirectoryBucket
 from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.s3 import S3Bucket
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid, Unavailable

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from cdc.archive.writer.sink import ArchiveSink
+from cdc.cache.calls import ScriptCalls
 from cdc.cache.checkpoint import FIELDS, META_KEY, Checkpoint
-from cdc.cache.sink import CacheSink
 from cdc.pipeline.progress import Progress
 from tests.simulation import bugs as simulated
 from tests.support.cdc_process import PROGRAM
@@ -39,16 +39,16 @@ def archived_again() -> list[Patch]:
 
 def flushed_cache_is_taken_for_warm() -> list[Patch]:
     """Where the checkpoint is gone, the one of before is put in its place."""
-    look = CacheSink._look
+    look = ScriptCalls._look
 
     async def look_and_mend(self: Any) -> Checkpoint:
-        found, known = await look(self), self._checkpoint
+        found, known = await look(self), self.checkpoint
         if found.lsn or not known.lsn:
             return found
         await self._connection.call(b"HSET", META_KEY, *itertools.chain(*zip(FIELDS, known, strict=True)))
         return cast(Checkpoint, known)
 
-    return [(CacheSink, "_look", look_and_mend)]
+    return [(ScriptCalls, "_look", look_and_mend)]
 
 
 BUGS: dict[str, Callable[[], list[Patch]]] = {

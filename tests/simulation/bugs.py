@@ -16,6 +16,7 @@ from cdc.archive.format.segment import compress_frame
 from cdc.archive.reader.tail import read_tail
 from cdc.archive.writer.puts import Puts
 from cdc.archive.writer.sink import ArchiveSink
+from cdc.cache.calls import ScriptCalls
 from cdc.cache.checkpoint import Checkpoint
 from cdc.cache.plan import Plan
 from cdc.cache.sink import CacheSink
@@ -97,13 +98,13 @@ def keepalive_acknowledged_early() -> list[Patch]:
 
 def checkpoint_outside_the_script() -> list[Patch]:
     """The rows are applied by one call, and the checkpoint is moved by the next."""
-    call = CacheSink._call
+    send_now = ScriptCalls.send_now
 
-    async def call_twice(self: CacheSink, plan: Plan, target: Checkpoint) -> None:
-        await call(self, plan, self._checkpoint)
-        await call(self, Plan(), target)
+    async def send_twice(self: ScriptCalls, plan: Plan, target: Checkpoint) -> None:
+        await send_now(self, plan, self.checkpoint)
+        await send_now(self, Plan(), target)
 
-    return [(CacheSink, "_call", call_twice)]
+    return [(ScriptCalls, "send_now", send_twice)]
 
 
 def fork_keeps_positions() -> list[Patch]:
@@ -157,20 +158,20 @@ def abandoned_parts_counted() -> list[Patch]:
 
 def replay_prolongs_life() -> list[Patch]:
     """A key's expiry counts from when its row is applied, not from its commit."""
-    gather, take = CacheSink._gather, CacheSink._take
+    project_whole, project_piecewise = CacheSink._project_whole, CacheSink._project_piecewise
 
     def of_now(transaction: Transaction) -> Transaction:
         now = copy.copy(transaction)
         now.commit_time_us = time.time_ns() // 1000
         return now
 
-    def gather_now(self: CacheSink, transaction: Transaction, gathering: Any) -> bool:
-        return gather(self, of_now(transaction), gathering)
+    def whole_of_now(self: CacheSink, transaction: Transaction, gathering: Any) -> bool:
+        return project_whole(self, of_now(transaction), gathering)
 
-    async def take_now(self: CacheSink, transaction: Transaction, gathering: Any) -> None:
-        await take(self, of_now(transaction), gathering)
+    async def pieces_of_now(self: CacheSink, transaction: Transaction, gathering: Any) -> None:
+        await project_piecewise(self, of_now(transaction), gathering)
 
-    return [(CacheSink, "_gather", gather_now), (CacheSink, "_take", take_now)]
+    return [(CacheSink, "_project_whole", whole_of_now), (CacheSink, "_project_piecewise", pieces_of_now)]
 
 
 def dropped_queue_is_forgotten() -> list[Patch]:

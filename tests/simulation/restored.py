@@ -1,14 +1,14 @@
 """Checks P4 at the end of a world: a restore gives what the tables were."""
 
 from cdc.archive.bucket.bucket import Bucket
-from cdc.archive.reader.history import Until, read_history
+from cdc.archive.reader.history import RestorePoint, read_history
 from cdc.change import RowChange, Truncate
 from cdc.row import ABSENT, Row
 from tests.simulation.history import History, State, wire_row
 from tests.support.cache_model import Turn
 
 
-async def difference(bucket: Bucket, truth: History, until: Until) -> str:
+async def difference(bucket: Bucket, truth: History, until: RestorePoint) -> str:
     """Describe how the restored table differs from its state after the last commit up to the moment; '' if it does not.
 
     Raises Diverged or Invalid for a moment that cannot be restored.
@@ -43,7 +43,7 @@ def _id(row: Row) -> bytes | None:
     return row[0] if isinstance(row[0], bytes) else None
 
 
-def _state_at(truth: History, until: Until) -> State:
+def _state_at(truth: History, until: RestorePoint) -> State:
     if until.lsn is None:
         return truth.states[-1]
     return truth.states[sum(one.commit_lsn <= until.lsn for one in truth.transactions)]

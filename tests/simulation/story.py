@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from cdc.archive.proof.audit import verify
-from cdc.archive.reader.history import Until
+from cdc.archive.reader.history import RestorePoint
 from cdc.archive.reader.reader import ArchiveReader
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings, Settings
 from cdc.errors import CdcError, ChangesLost, Diverged, Fenced, Invalid, Unavailable
@@ -479,13 +479,13 @@ class _Story:
         """Restore the end, and moments before it unless they lie before a snapshot that a gap made necessary."""
         begins_lsn, transactions = self.ledger.begins_lsn, self.server.history.transactions
         commits = [one.commit_lsn for one in transactions if one.xid and one.commit_lsn >= begins_lsn]
-        moments = [Until(lsn=lsn) for lsn in self.dice.sample(commits, min(_MOMENTS, len(commits)))]
-        for until in (Until(), *moments):
+        moments = [RestorePoint(lsn=lsn) for lsn in self.dice.sample(commits, min(_MOMENTS, len(commits)))]
+        for until in (RestorePoint(), *moments):
             was_open = self.ledger.gap_open
             try:
                 wrong = await difference(self.bucket, self.server.history, until)
             except (Diverged, Invalid) as error:
-                meant = was_open or self.ledger.gap_open or (self.ledger.gaps and until != Until())
+                meant = was_open or self.ledger.gap_open or (self.ledger.gaps and until != RestorePoint())
                 wrong = "" if meant else f"{error.message}: {error.detail}"
             if wrong:
                 raise self.world.fail(f"P4: {wrong}")

@@ -7,11 +7,8 @@ Unavailable (try again) or Invalid (mend the configuration).
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
-from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
 from cdc.errors import CdcError, DataError, Invalid, Unavailable
 
@@ -59,33 +56,6 @@ class Bucket(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-def open_bucket(settings: ArchiveSettings) -> Bucket:
-    """The bucket that `archive.url` names, with the keys of `archive.identity`. No request is made yet."""
-    if settings.identity is None:
-        return _open(settings)
-    from cdc.archive.bucket.unlocked import UnlockedBucket
-    from cdc.archive.format.encryption import Keys
-
-    return UnlockedBucket(_open(settings), Keys.parse(settings.identity.get_secret_value()))
-
-
-def _open(settings: ArchiveSettings) -> Bucket:
-    parts = urlsplit(settings.url)
-    if parts.scheme == "file":
-        from cdc.archive.bucket.directory import DirectoryBucket
-
-        return DirectoryBucket(Path(unquote(parts.path)))
-    from cdc.archive.bucket.s3 import S3Bucket  # takes half a second to import, for those who need it
-
-    return S3Bucket(
-        parts.netloc,
-        parts.path.strip("/"),
-        endpoint_url=settings.endpoint_url,
-        region=settings.region,
-        put_timeout_s=settings.put_timeout_s,
-    )
 
 
 async def read_object(bucket: Bucket, key: str) -> bytes:

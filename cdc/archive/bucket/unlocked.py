@@ -1,4 +1,4 @@
-"""A bucket with the keys to what lies in it: whoever reads rows asks it for them, and nobody else needs to know."""
+"""A bucket with the private keys to its objects. Only what reads rows asks for them (`keys_of`)."""
 
 from collections.abc import AsyncIterator
 

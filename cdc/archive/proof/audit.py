@@ -5,7 +5,8 @@ names the SHA-256 of the one before; no number is missing; ordinals are dense an
 series of parts are complete or visibly abandoned; coverage never goes back; and what the header counts is what the
 lines hold. For each snapshot record: every chunk is there, with the recorded bytes, checksum and rows.
 
-Of an object that none of the bucket's keys opens, all is proved but what is in the lines; `Report.sealed` counts them.
+Of an object that none of the bucket's keys opens, all is proved but what is in the lines. `AuditReport.sealed` counts
+them.
 
 Damage is collected, not raised: one bad object must not hide the next. Only being unable to read raises.
 
@@ -14,12 +15,13 @@ the header of the segment there. `cdc/archive/proof/verification.py` remembers w
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cdc.archive.bucket.bucket import Bucket
+from cdc.archive.bucket.read_ahead import read_ahead
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.encryption import NO_KEYS, Keys
 from cdc.archive.format.header import Base, Chunk, Fork, Gap, Header, Repair
@@ -32,15 +34,12 @@ from cdc.lsn import format_lsn
 Progress = Callable[[int, int], None]
 """Called with the objects read so far, and how many there are."""
 
-Passed = Callable[["Report"], Awaitable[None]]
+Passed = Callable[["AuditReport"], Awaitable[None]]
 """Called after each segment up to which nothing is wrong, a snapshot's chunks included."""
-
-# Enough to hide a bucket's latency, few enough that their bytes stay small.
-_READ_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Damage:
     """Something that an intact archive does not have."""
 
     key: str
@@ -48,7 +47,7 @@ class Finding:
 
 
 @dataclass(slots=True)
-class Break:
+class RecordedGap:
     """Where the history is not whole, as the archive itself records: no damage. `closed_lsn` 0: no snapshot yet."""
 
     seq: int
@@ -58,7 +57,7 @@ class Break:
 
 
 @dataclass(slots=True)
-class Report:
+class AuditReport:
     """What an archive holds, and what is wrong with it.
 
     `open_parts` are those of `abandoned_parts` with which the archive ends: the last of their series may yet come.
@@ -82,9 +81,9 @@ class Report:
     last_commit_lsn: int = 0
     covered_upto: int = 0
     next_ordinal: int = 0
-    gaps: list[Break] = field(default_factory=list)
+    gaps: list[RecordedGap] = field(default_factory=list)
     forks: list[Fork] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Damage] = field(default_factory=list)
 
     @property
     def intact(self) -> bool:
@@ -93,14 +92,14 @@ class Report:
 
 async def verify(
     bucket: Bucket, *, audit: "Audit | None" = None, progress: Progress | None = None, passed: Passed | None = None
-) -> Report:
+) -> AuditReport:
     """Read the archive from where the audit stands and report. Raises Unavailable or Invalid if it cannot be read."""
     audit = audit or Audit(keys_of(bucket))
     from_start = audit.report.last_seq < 0
     after = "" if from_start else log_key(audit.report.last_seq)
     keys = [key async for key in bucket.list(LOG, after=after)]
     foreign = [key for key in keys if seq_of(key) is None]
-    audit.report.findings += [Finding(key, "is not a segment's key") for key in foreign]
+    audit.report.findings += [Damage(key, "is not a segment's key") for key in foreign]
     log_keys = [key for key in keys if seq_of(key) is not None]
     done = 0
     async for key, body in read_ahead(bucket, log_keys):
@@ -127,24 +126,6 @@ async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
             await asyncio.to_thread(audit.see_chunk, base, chunks[key], body)
 
 
-async def read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncGenerator[tuple[str, bytes | None]]:
-    """Objects in the order of the keys, a few of them asked for ahead of whoever takes them."""
-    ahead: deque[tuple[str, asyncio.Task[bytes | None]]] = deque()
-    waiting = iter(keys)
-    try:
-        while True:
-            while len(ahead) < _READ_AHEAD and (key := next(waiting, None)) is not None:
-                ahead.append((key, asyncio.create_task(bucket.get(key), name=f"read {key}")))
-            if not ahead:
-                return
-            key, task = ahead.popleft()
-            yield key, await task
-    finally:
-        for _, task in ahead:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
-
-
 class Audit:
     """Looks at one object after another and notes what does not fit to those before.
 
@@ -152,7 +133,7 @@ class Audit:
     """
 
     def __init__(self, keys: Keys = NO_KEYS) -> None:
-        self.report = Report()
+        self.report = AuditReport()
         self._keys = keys
         self.bases: list[Base] = []
         self.chunks: set[str] = set()
@@ -163,7 +144,7 @@ class Audit:
         self._series: Header | None = None
 
     @classmethod
-    def after(cls, report: Report, header: Header, digest: str, keys: Keys = NO_KEYS) -> "Audit":
+    def after(cls, report: AuditReport, header: Header, digest: str, keys: Keys = NO_KEYS) -> "Audit":
         """An audit that has proved everything up to this segment, whose bytes have this SHA-256."""
         audit = cls(keys)
         audit.report, audit._previous, audit._digest = report, header, digest
@@ -229,7 +210,7 @@ class Audit:
         self._expect(header.relations.keys() <= {chunk.table}, f"holds rows of other tables than {chunk.table}")
 
     def _find(self, problem: str) -> None:
-        self.report.findings.append(Finding(self._key, problem))
+        self.report.findings.append(Damage(self._key, problem))
 
     def _expect(self, true: bool, problem: str) -> None:
         if not true:
@@ -309,7 +290,7 @@ class Audit:
     def _check_gap(self, header: Header) -> None:
         """A gap is carried from header to header until a snapshot closes it; no transaction may lie between."""
         if header.gap is not None:
-            self.report.gaps.append(Break(header.seq, header.gap))
+            self.report.gaps.append(RecordedGap(header.seq, header.gap))
         before = None if self._previous is None else self._previous.open_gap
         expected = header.seq if header.kind == "gap" else None if header.kind == "snapshot" else before
         if not self._damaged:

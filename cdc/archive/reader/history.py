@@ -18,13 +18,13 @@ from hashlib import sha256
 import msgspec
 
 from cdc.archive.bucket.bucket import Bucket, required
+from cdc.archive.bucket.read_ahead import read_ahead
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.encryption import Keys
 from cdc.archive.format.header import Base, Fork, Header, Part, RelationShape, Source
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.parts import Series
 from cdc.archive.format.segment import decode_segment, decode_segment_header
-from cdc.archive.proof.audit import read_ahead
 from cdc.archive.reader.tail import read_tail
 from cdc.change import RowChange, Transaction, format_time, parse_time
 from cdc.errors import DataError, Diverged, Invalid
@@ -33,8 +33,8 @@ from cdc.position import Epoch
 
 
 @dataclass(frozen=True, slots=True)
-class Until:
-    """A moment: the last transaction that belongs to it. At most one field is given; none means the archive's end.
+class RestorePoint:
+    """The moment to restore to: its last transaction. At most one field is given; none means the archive's end.
 
     `lsn` is compared with commit LSNs of the history of the archive's last epoch, which has no lost tails; `time_us`
     with commit times (microseconds since 1970): up to the first commit on a new timeline it is the old one's history.
@@ -62,8 +62,11 @@ class Until:
 
 
 @dataclass(frozen=True, slots=True)
-class Interruption:
-    """A gap or a fork in the log. Rows may have changed there without a transaction that says so."""
+class Break:
+    """A gap or a fork in the log. Rows may have changed there without a transaction that says so.
+
+    `lsn` is where the gap begins, or the fork's switch point; `next_ordinal` that of the first transaction after it.
+    """
 
     seq: int
     kind: str
@@ -76,7 +79,7 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing(Interruption):
+class Crossing(Break):
     """A fork that the way leads across. Of the transactions from `lost_ordinal` to before `next_ordinal` those were
     lost that were not committed before `lsn`, the switch point.
     """
@@ -85,8 +88,8 @@ class Crossing(Interruption):
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """What is remembered of a segment."""
+class _CheckedSegment:
+    """A segment on the way, with what is remembered of it. `digest` is the SHA-256 of its bytes."""
 
     seq: int
     digest: bytes
@@ -101,11 +104,11 @@ class _Step:
 class History:
     """The way from a snapshot to a moment. `base_seq` and `first_ordinal` are the snapshot record's.
 
-    `shapes` are the tables as they were last described before the moment. `skipped` are interruptions before the
+    `shapes` are the tables as they were last described before the moment. `skipped` are breaks before the
     snapshot, `forks` those after it. `covered_upto` is how far the walk came.
     """
 
-    until: Until
+    until: RestorePoint
     archive: str
     source: Source
     base: Base
@@ -114,9 +117,9 @@ class History:
     next_ordinal: int
     covered_upto: int
     shapes: dict[str, RelationShape]
-    skipped: list[Interruption]
+    skipped: list[Break]
     forks: list[Crossing] = field(default_factory=list)
-    steps: list[_Step] = field(default_factory=list, repr=False)
+    steps: list[_CheckedSegment] = field(default_factory=list, repr=False)
 
     @property
     def base_rows(self) -> int:
@@ -129,14 +132,14 @@ class History:
 
     def remarks(self) -> list[str]:
         """What a person should know of the way, a line each."""
-        before = [f"an interruption lies before that snapshot: {interruption}" for interruption in self.skipped]
+        before = [f"an interruption lies before that snapshot: {one}" for one in self.skipped]
         return before + [f"what was lost there is left out: {fork}" for fork in self.forks]
 
     def changes_from(self, ordinal: int) -> int:
         """The same, from a transaction on."""
         return sum(step.changes for step in self._steps_from(ordinal))
 
-    def _steps_from(self, ordinal: int) -> list[_Step]:
+    def _steps_from(self, ordinal: int) -> list[_CheckedSegment]:
         return [
             step for step in self.steps if step.changes and step.first_ordinal + max(1, step.transactions) > ordinal
         ]
@@ -185,7 +188,7 @@ class History:
                     ordinal += transaction.last
 
 
-async def read_history(bucket: Bucket, until: Until) -> History:
+async def read_history(bucket: Bucket, until: RestorePoint) -> History:
     """The way to a moment, its chain checked.
 
     Raises Invalid if the archive is empty or does not reach the moment, DataError where the chain is broken, Diverged
@@ -194,21 +197,21 @@ async def read_history(bucket: Bucket, until: Until) -> History:
     tail = await read_tail(bucket)
     if tail is None:
         raise Invalid(f"there is no archive yet at {bucket.url}", hint="cdc status")
-    walk = _Walk(bucket, until, tail.source.epoch)
+    builder = HistoryBuilder(bucket, until, tail.source.epoch)
     # One number after another, which the tail's search has shown to be there.
     async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(tail.seq + 1)])) as objects:
         async for key, body in objects:
-            if not await walk.step(required(bucket, key, body)):
+            if not await builder.step(required(bucket, key, body)):
                 break
         else:
-            walk.lead_across()
-    return walk.finish()
+            builder.lead_across()
+    return builder.finish()
 
 
-class _Walk:
-    """One segment after another, until the moment lies behind."""
+class HistoryBuilder:
+    """Makes a history of one segment after another, until the moment lies behind."""
 
-    def __init__(self, bucket: Bucket, until: Until, epoch: Epoch) -> None:
+    def __init__(self, bucket: Bucket, until: RestorePoint, epoch: Epoch) -> None:
         self._bucket = bucket
         self._until = until
         self._epoch = epoch
@@ -216,8 +219,8 @@ class _Walk:
         self._seq = 0
         self._last: Header | None = None
         self._history: History | None = None
-        self._series = Series[_Step]()
-        self._interruptions: list[Interruption] = []
+        self._series = Series[_CheckedSegment]()
+        self._breaks: list[Break] = []
         self._ahead: list[Header] = []
 
     async def step(self, body: bytes) -> bool:
@@ -229,8 +232,8 @@ class _Walk:
         digest = sha256(body)
         self._digest, self._last, self._seq = digest.hexdigest(), header, header.seq + 1
         if header.gap is not None:
-            gap = Interruption(header.seq, "gap", header.gap.from_lsn, header.first_ordinal, header.gap.reason)
-            self._interruptions.append(gap)
+            gap = Break(header.seq, "gap", header.gap.from_lsn, header.first_ordinal, header.gap.reason)
+            self._breaks.append(gap)
         self._look_at_fork(header)
         if header.base is not None and await self._reaches(header.base):
             self._begin(header, header.base)
@@ -254,7 +257,7 @@ class _Walk:
     def _cross(self, history: History, header: Header, fork: Fork) -> None:
         switch_lsn, next_ordinal = fork.switch_lsn, header.first_ordinal
         if history.base.consistent_lsn > switch_lsn:
-            self._interruptions.append(Interruption(header.seq, "fork", switch_lsn, next_ordinal, fork.reason))
+            self._breaks.append(Break(header.seq, "fork", switch_lsn, next_ordinal, fork.reason))
             return
         lost = (step.first_ordinal for step in history.steps if step.changes and step.last_commit_lsn >= switch_lsn)
         lost_ordinal = min(lost, default=next_ordinal)
@@ -269,11 +272,11 @@ class _Walk:
                 detail="A state is a snapshot and the transactions after it; the first snapshot here is later.",
                 hint="cdc archive ls   # kind snapshot",
             )
-        if self._interruptions:
+        if self._breaks:
             raise Diverged(
                 f"the state at {until} is not known: the archive is interrupted before it",
-                detail="; ".join(map(str, self._interruptions)),
-                hint=f"cdc restore --to-ordinal {self._interruptions[0].next_ordinal - 1} ...   # the last one before",
+                detail="; ".join(map(str, self._breaks)),
+                hint=f"cdc restore --to-ordinal {self._breaks[0].next_ordinal - 1} ...   # the last one before",
             )
         history.next_ordinal = last.first_ordinal + last.transactions
         history.covered_upto = last.covered_upto
@@ -320,7 +323,7 @@ class _Walk:
     def _begin(self, header: Header, base: Base) -> None:
         """Begin with this snapshot: what lay before it does not matter any more."""
         before = self._history
-        skipped: list[Interruption] = [] if before is None else [*before.skipped, *before.forks]
+        skipped: list[Break] = [] if before is None else [*before.skipped, *before.forks]
         self._history = History(
             until=self._until,
             archive=header.archive,
@@ -331,16 +334,16 @@ class _Walk:
             next_ordinal=header.first_ordinal,
             covered_upto=header.covered_upto,
             shapes={},
-            skipped=[*skipped, *self._interruptions],
+            skipped=[*skipped, *self._breaks],
         )
-        self._interruptions, self._series = [], Series()
+        self._breaks, self._series = [], Series()
 
     def _remember(self, header: Header, digest: bytes) -> None:
         if self._history is None:
             return
         self._history.shapes |= header.relations
         self._history.shapes |= {change.table: change.relation for change in header.reshaped}
-        step = _Step(
+        step = _CheckedSegment(
             header.seq,
             digest,
             header.first_ordinal,
@@ -368,5 +371,5 @@ def _time_us_of(chunk: bytes, keys: Keys) -> int:
         raise DataError("a chunk's first line has no time", detail=str(error), hint="cdc archive verify") from None
 
 
-def _too_late(until: Until, detail: str) -> Invalid:
+def _too_late(until: RestorePoint, detail: str) -> Invalid:
     return Invalid(f"the archive ends before {until}", detail=detail, hint="cdc status   # how far the archive is")

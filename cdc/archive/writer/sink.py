@@ -1,23 +1,23 @@
 """The writer of the archive: one segment after another, each created once, each naming the bytes of the one before.
 
 `open()` finds the tail, `fence()` puts a segment of our own behind it, and from then on we are the writer: any other
-who still believes to be it meets a taken key and dies. `write()` freezes the bytes of segment n once and PUTs them, one
-PUT in flight, the same bytes again for as long as the bucket is away. A taken key is compared: our bytes mean that an
-earlier attempt had succeeded, others that somebody fenced us.
+that still believes to be it meets a taken key and ends. `write()` freezes the bytes of segment n once and PUTs them,
+one PUT in flight, the same bytes again for as long as the bucket is away. A taken key is compared: our bytes mean that
+an earlier attempt had succeeded, others that we were fenced.
 
 Position and ordinals live in memory only between segments and are always what the tail says. If a write is cancelled
-with its PUT in flight, nobody knows whether the segment is there: the sink then wants to be opened and fenced again,
-which settles it (a late PUT meets our fence's key, or we find it as the tail).
+with its PUT in flight, it is not known whether the segment is there: the sink must be opened and fenced again, which
+settles it (a late PUT meets our fence's key, or we find it as the tail).
 
-How lines become an object's bytes is `body.py`'s matter, how a PUT is settled that of `puts.py`.
+`headers.py` makes the header of the next segment, `body.py` the object's bytes, `puts.py` settles the PUT, and
+`chunks.py` writes a snapshot's rows.
 """
 
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 import structlog
@@ -26,23 +26,13 @@ from cdc import metrics
 from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.format.cut import DataCut, PartCut, cut
 from cdc.archive.format.encryption import Recipients
-from cdc.archive.format.header import (
-    Base,
-    Chunk,
-    Fork,
-    Gap,
-    Header,
-    Kind,
-    Part,
-    Repair,
-    Source,
-    Writer,
-    shapes_by_name,
-)
-from cdc.archive.format.object_key import base_key, log_key
+from cdc.archive.format.header import Base, Chunk, Gap, Header, Kind, Repair, Source, shapes_by_name
+from cdc.archive.format.object_key import log_key
 from cdc.archive.reader.hint import HintWriter
 from cdc.archive.reader.tail import Tail, check_source, check_tail, find_last_seq, tail_of
 from cdc.archive.writer.body import Body, Frozen
+from cdc.archive.writer.chunks import ChunkWriter
+from cdc.archive.writer.headers import data_facts, first_header, fork_header, new_header, next_header, part_facts
 from cdc.archive.writer.puts import Puts
 from cdc.change import DELETE, READ, Batch, Relation, Transaction
 from cdc.config import ArchiveSettings
@@ -69,7 +59,7 @@ class _Series:
 
 
 class ArchiveSink:
-    """See `cdc.position.Sink` for the contract. Who made the bucket closes it; the sink does not.
+    """The writer of one archive. The bucket is closed by the caller that opened it, not by the sink.
 
     After `open()` comes `fence()`; without it, or after a write that was cancelled or lost, writing raises Moved.
     """
@@ -86,11 +76,10 @@ class ArchiveSink:
         self._tail: Tail | None = None
         self._ours = False
         self._series: _Series | None = None
-        self._base_seq = -1
-        self._chunks_of: Counter[tuple[str, str]] = Counter()
         self._writing = asyncio.Lock()
         self._puts = Puts(bucket, retry_s, max_retry_s)
         self._hint = HintWriter(bucket)
+        self._chunks = ChunkWriter(self._writer_id, self._puts, self._new_body, self._writing, self._writable)
 
     @property
     def name(self) -> str:
@@ -185,13 +174,13 @@ class ArchiveSink:
         self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
     ) -> list[Chunk]:
         """Archive a table's rows as a snapshot read them, in bounded objects, for `write_snapshot` to commit."""
-        return await self._write_chunks(READ, relation, batches, consistent_lsn)
+        return await self._chunks.write(READ, relation, batches, consistent_lsn)
 
     async def write_deleted(
         self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
     ) -> list[Chunk]:
         """Archive the keys of rows that were deleted inside a gap, in bounded objects, for `write_snapshot` to name."""
-        return await self._write_chunks(DELETE, relation, batches, consistent_lsn)
+        return await self._chunks.write(DELETE, relation, batches, consistent_lsn)
 
     async def write_snapshot(
         self,
@@ -203,7 +192,7 @@ class ArchiveSink:
         """Commit a snapshot: its chunks now are the state at `consistent_lsn`, of all the tables in `relations`."""
         async with self._writing:
             tail = self._writable()
-            seq = self._base_seq if chunks or (repair and repair.deleted) else tail.seq + 1
+            seq = self._chunks.seq if chunks or (repair and repair.deleted) else tail.seq + 1
             await self._append(
                 "snapshot",
                 covered_upto=max(consistent_lsn, tail.covered_upto),
@@ -243,7 +232,7 @@ class ArchiveSink:
                 self.check_source(source)
             frozen = await self._new_body().freeze(header)
             if await self._puts.try_once(log_key(header.seq), frozen.data):
-                self._ours, self._series, self._base_seq = True, None, -1
+                self._ours, self._series, self._chunks.seq = True, None, -1
                 self._advance(frozen)
                 log.info("fenced", seq=header.seq, writer_epoch=header.writer.epoch, archive=header.archive)
                 return
@@ -261,53 +250,19 @@ class ArchiveSink:
         )
 
     def _first_header(self, kind: Kind, source: Source, switch_lsn: int, reason: str) -> Header:
-        tail = self._tail
-        if tail is None:
-            return Header(
-                archive=str(uuid.uuid4()),
-                seq=0,
-                kind=kind,
-                prev_sha256=None,
-                writer=Writer(self._writer_id, 1),
-                source=source,
-            )
-        header = Header(
-            archive=tail.archive,
-            seq=tail.seq + 1,
-            kind=kind,
-            prev_sha256=tail.sha256,
-            writer=Writer(self._writer_id, tail.writer_epoch + 1),
-            source=source,
-            last_lsn=tail.last_commit_lsn,
-            covered_upto=tail.covered_upto,
-            first_ordinal=tail.next_ordinal,
-            open_gap=tail.open_gap,
-        )
-        if kind != "fork":
-            return header
-        fork = Fork(tail.source.epoch, switch_lsn, reason)
-        # Up to the switch both epochs are one history, and may be sent again; nothing new ends before it.
-        last_lsn, covered_upto = min(tail.last_commit_lsn, switch_lsn), min(tail.covered_upto, switch_lsn)
-        return replace(header, fork=fork, last_lsn=last_lsn, covered_upto=covered_upto)
+        if self._tail is None:
+            return new_header(str(uuid.uuid4()), kind, source, self._writer_id)
+        if kind == "fork":
+            return fork_header(self._tail, source, self._writer_id, switch_lsn, reason)
+        return first_header(self._tail, kind, source, self._writer_id)
 
     async def _write_data(self, piece: DataCut) -> None:
-        transactions = piece.transactions
+        tail, transactions = self._writable(), piece.transactions
         self._series = None
         body = self._new_body()
-        await body.add(self._writable().next_ordinal, transactions)
-        times = [transaction.commit_time_us for transaction in transactions]
-        await self._append(
-            "data",
-            body,
-            first_lsn=transactions[0].commit_lsn,
-            last_lsn=transactions[-1].commit_lsn,
-            covered_upto=max(transactions[-1].end_lsn, self.covered_upto),
-            transactions=len(transactions),
-            from_time_us=min(times),
-            to_time_us=max(times),
-            ends=tuple([transaction.end_lsn - transaction.commit_lsn for transaction in transactions]),
-        )
-        _observe_latency(times[0], times[-1])
+        await body.add(tail.next_ordinal, transactions)
+        await self._append("data", body, **data_facts(tail, transactions))
+        _observe_latency(transactions[0].commit_time_us, transactions[-1].commit_time_us)
 
     async def _write_part(self, piece: PartCut) -> None:
         first, last = piece.pieces[0], piece.pieces[-1]
@@ -315,24 +270,14 @@ class ArchiveSink:
         body = self._new_body()
         for transaction in piece.pieces:
             await body.add_changes(tail.next_ordinal, transaction)
-        await self._append(
-            "part",
-            body,
-            first_lsn=first.commit_lsn,
-            last_lsn=last.commit_lsn if last.last else tail.last_commit_lsn,
-            covered_upto=max(last.end_lsn, tail.covered_upto) if last.last else tail.covered_upto,
-            transactions=1 if last.last else 0,
-            from_time_us=first.commit_time_us,
-            to_time_us=first.commit_time_us,
-            ends=(last.end_lsn - last.commit_lsn,) if last.last else (),
-            part=Part(first.commit_lsn, index, last.last, first.first_seq, first.xid),
-        )
-        next_seq = last.changes[-1].seq + 1 if last.changes else last.first_seq
-        if not last.last:
-            crash_point("part_written")
-        self._series = None if last.last else _Series(first.commit_lsn, index + 1, next_seq)
+        await self._append("part", body, **part_facts(tail, piece.pieces, index))
         if last.last:
+            self._series = None
             _observe_latency(last.commit_time_us)
+            return
+        crash_point("part_written")
+        next_seq = last.changes[-1].seq + 1 if last.changes else last.first_seq
+        self._series = _Series(first.commit_lsn, index + 1, next_seq)
 
     def _next_index(self, piece: Transaction) -> int:
         """0 for a transaction that begins, whatever was begun before; else the number after the series' last part."""
@@ -345,22 +290,7 @@ class ArchiveSink:
 
     async def _append(self, kind: Kind, body: Body | None = None, **facts: Any) -> None:
         """Freeze the next segment, and PUT it until it is there."""
-        tail = self._writable()
-        header = Header(
-            archive=tail.archive,
-            seq=tail.seq + 1,
-            kind=kind,
-            prev_sha256=tail.sha256,
-            writer=Writer(self._writer_id, tail.writer_epoch),
-            source=tail.source,
-            first_ordinal=tail.next_ordinal,
-            **{
-                "last_lsn": tail.last_commit_lsn,
-                "covered_upto": tail.covered_upto,
-                "open_gap": tail.open_gap,
-                **facts,
-            },
-        )
+        header = next_header(self._writable(), kind, self._writer_id, **facts)
         frozen = await (body or self._new_body()).freeze(header)
         self._ours = False  # until the PUT is settled, nobody knows; a cancellation leaves it so
         crash_point("segment_put_unsent")
@@ -382,42 +312,6 @@ class ArchiveSink:
 
     def _new_body(self) -> Body:
         return Body(self._level, self._recipients)
-
-    async def _write_chunks(
-        self, op: str, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
-    ) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        body = self._new_body()
-        async for rows in batches:
-            await body.add_rows(op, relation, rows, consistent_lsn)
-            if body.full:
-                chunks.append(await self._put_chunk(op, relation, body, consistent_lsn))
-                body = self._new_body()
-        if not body.empty:
-            chunks.append(await self._put_chunk(op, relation, body, consistent_lsn))
-        return chunks
-
-    async def _put_chunk(self, op: str, relation: Relation, body: Body, consistent_lsn: int) -> Chunk:
-        async with self._writing:
-            tail = self._writable()
-            if self._base_seq != tail.seq + 1:
-                self._base_seq, self._chunks_of = tail.seq + 1, Counter()
-            table = relation.qualified_name
-            key = base_key(self._base_seq, relation, self._chunks_of[op, table], deleted=op == DELETE)
-            self._chunks_of[op, table] += 1
-            header = Header(
-                archive=tail.archive,
-                seq=self._base_seq,
-                kind="base",
-                prev_sha256=None,
-                writer=Writer(self._writer_id, tail.writer_epoch),
-                source=tail.source,
-                covered_upto=consistent_lsn,
-            )
-            frozen = await body.freeze(header)
-            await self._puts.settle(key, frozen.data)
-            crash_point("base_chunk_written")
-            return Chunk(key, table, frozen.header.changes, len(frozen.data), frozen.sha256)
 
 
 def _observe_latency(*commit_times_us: int) -> None:

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import zstandard
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.memory import MemoryBucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.bucket.unlocked import UnlockedBucket
 from cdc.archive.format.encryption import Keys, Sealed, generate_key
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment
-from cdc.archive.proof.audit import Report, verify
+from cdc.archive.proof.audit import AuditReport, verify
 from cdc.archive.proof.verification import Prover
-from cdc.archive.reader.history import Until, read_history
+from cdc.archive.reader.history import RestorePoint, read_history
 from cdc.archive.reader.reader import cat_lines, list_segments
-from cdc.archive.state.gap_diff import Across
+from cdc.archive.state.gap_diff import GapDiff
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.errors import Unavailable
 from cdc.restore.chunk import copy_pieces
@@ -75,12 +76,12 @@ def told(body: bytes) -> bytes:
     return body + text
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: AuditReport) -> list[str]:
     return [f"{finding.key} {finding.problem}" for finding in report.findings]
 
 
 async def copied(bucket: Bucket, keys: Keys) -> list[bytes]:
-    history = await read_history(bucket, Until())
+    history = await read_history(bucket, RestorePoint())
     return [
         piece.lines
         async for _, body in history.chunk_bodies(bucket)
@@ -106,7 +107,7 @@ async def test_each_recipient_alone_reads_all_that_a_plain_archive_would_hold(
     assert facts(await archived(mine)) == facts(await archived(plain))
     assert [line async for line in cat_lines(mine)] == [line async for line in cat_lines(plain)]
     assert await copied(mine, mine.keys) == await copied(plain, mine.keys)
-    history = await read_history(mine, Until(time_us=2 * 10**15))  # reads a line of a chunk
+    history = await read_history(mine, RestorePoint(time_us=2 * 10**15))  # reads a line of a chunk
     rows = [row.new async for _, changes in history.chunks(mine) for row in changes]
     assert rows == ROWS
     assert lsns([one async for _, one in history.transactions(mine, 0)]) == [1, 2, 3, 3, 3]
@@ -217,13 +218,13 @@ async def test_a_gap_is_closed_without_a_key_and_says_why_its_inside_is_unknown(
     sink = await opened(bucket, recipients=PUBLIC)
     await sink.write_gap(5000, "the slot is gone")
     for reader, known in ((bucket, False), (unlocked(bucket, BOX), True)):
-        across = Across(7)
+        diff = GapDiff(7)
         try:
-            await across.replay(reader, 8)
-            across.see(TURNS, ROWS)
-            repair = await across.conclude(sink, [TURNS], 6000)
+            await diff.replay(reader, 8)
+            diff.see(TURNS, ROWS)
+            repair = await diff.conclude(sink, [TURNS], 6000)
         finally:
-            across.close()
+            diff.close()
         assert bool(repair.tables) is known
         assert known or "are encrypted" in repair.unknown["public.turns"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from cdc.archive.bucket.memory import MemoryBucket
 from cdc.archive.format.object_key import log_key
-from cdc.archive.reader.history import History, Until, read_history
+from cdc.archive.reader.history import History, RestorePoint, read_history
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Invalid
@@ -65,7 +65,7 @@ async def bucket() -> MemoryBucket:
 
 
 async def test_without_a_moment_it_begins_with_the_newest_snapshot(bucket: MemoryBucket) -> None:
-    history = await read_history(bucket, Until())
+    history = await read_history(bucket, RestorePoint())
     assert history.base.consistent_lsn == 650
     assert [row.new for _, rows in [pair async for pair in history.chunks(bucket)] for row in rows] == ROWS
     assert lsns(await replayed(bucket, history)) == [7, 8, 9]
@@ -73,7 +73,7 @@ async def test_without_a_moment_it_begins_with_the_newest_snapshot(bucket: Memor
 
 @pytest.mark.parametrize("ordinal", range(9))
 async def test_it_ends_with_the_transaction_that_is_named(bucket: MemoryBucket, ordinal: int) -> None:
-    history = await read_history(bucket, Until(ordinal=ordinal))
+    history = await read_history(bucket, RestorePoint(ordinal=ordinal))
     first = 0 if ordinal < 6 else 6
     assert history.first_ordinal == first
     expected = [transaction(number + 1, {3: 9}.get(number, 2 if number < 3 else 1)) for number in range(9)]
@@ -81,7 +81,7 @@ async def test_it_ends_with_the_transaction_that_is_named(bucket: MemoryBucket, 
 
 
 async def test_it_goes_on_within_the_log_at_any_ordinal(bucket: MemoryBucket) -> None:
-    history = await read_history(bucket, Until(ordinal=4))
+    history = await read_history(bucket, RestorePoint(ordinal=4))
     for ordinal in range(6):
         found = await replayed(bucket, history, ordinal)
         assert sorted(set(lsns(found))) == list(range(ordinal + 1, 6))
@@ -96,13 +96,13 @@ async def test_a_gap_is_not_stepped_over_but_what_is_before_it_can_be_had() -> N
     await sink.write_gap(248, "the slot was lost")
     await sink.write(batch(transaction(5)))
     with pytest.raises(Diverged, match="interrupted") as refused:
-        await read_history(bucket, Until())
+        await read_history(bucket, RestorePoint())
     assert "the slot was lost" in refused.value.detail
     assert "--to-ordinal 1 " in refused.value.hint
-    history = await read_history(bucket, Until(ordinal=1))
+    history = await read_history(bucket, RestorePoint(ordinal=1))
     assert lsns(await replayed(bucket, history)) == [1, 2]
     await snapshot(sink, 5)
-    history = await read_history(bucket, Until())
+    history = await read_history(bucket, RestorePoint())
     assert [interruption.reason for interruption in history.skipped] == ["the slot was lost"]
 
 
@@ -139,18 +139,20 @@ async def lost() -> MemoryBucket:
 @pytest.mark.parametrize(
     ("until", "there"),
     [
-        (Until(), [1, 2, 3, 4, 6]),
-        (Until(ordinal=6), [1, 2, 3, 4, 6]),
-        (Until(ordinal=5), [1, 2, 3, 4]),
-        (Until(lsn=200), [1, 2]),
-        (Until(lsn=399), [1, 2, 3]),
-        (Until(lsn=400), [1, 2, 3, 4]),
-        (Until(time_us=later(6).commit_time_us), [1, 2, 3, 4, 6]),
-        (Until(time_us=later(4).commit_time_us), [1, 2, 3, 4]),
+        (RestorePoint(), [1, 2, 3, 4, 6]),
+        (RestorePoint(ordinal=6), [1, 2, 3, 4, 6]),
+        (RestorePoint(ordinal=5), [1, 2, 3, 4]),
+        (RestorePoint(lsn=200), [1, 2]),
+        (RestorePoint(lsn=399), [1, 2, 3]),
+        (RestorePoint(lsn=400), [1, 2, 3, 4]),
+        (RestorePoint(time_us=later(6).commit_time_us), [1, 2, 3, 4, 6]),
+        (RestorePoint(time_us=later(4).commit_time_us), [1, 2, 3, 4]),
     ],
     ids=["end", "ordinal 6", "ordinal 5", "lsn 200", "lsn 399", "lsn 400", "time of 6", "time of 4"],
 )
-async def test_behind_a_fork_its_lost_tail_never_happened(lost: MemoryBucket, until: Until, there: list[int]) -> None:
+async def test_behind_a_fork_its_lost_tail_never_happened(
+    lost: MemoryBucket, until: RestorePoint, there: list[int]
+) -> None:
     history = await read_history(lost, until)
     found = [pair async for pair in history.transactions(lost, history.first_ordinal)]
     assert lsns([one for _, one in found if one.last]) == there
@@ -161,9 +163,9 @@ async def test_behind_a_fork_its_lost_tail_never_happened(lost: MemoryBucket, un
 
 
 @pytest.mark.parametrize(
-    "until", [Until(ordinal=4), Until(time_us=transaction(5).commit_time_us + 1)], ids=["ordinal", "time"]
+    "until", [RestorePoint(ordinal=4), RestorePoint(time_us=transaction(5).commit_time_us + 1)], ids=["ordinal", "time"]
 )
-async def test_a_moment_before_the_fork_is_one_of_the_old_timeline(lost: MemoryBucket, until: Until) -> None:
+async def test_a_moment_before_the_fork_is_one_of_the_old_timeline(lost: MemoryBucket, until: RestorePoint) -> None:
     history = await read_history(lost, until)
     assert lsns(await replayed(lost, history))[:5] == [1, 2, 3, 4, 5]
     assert history.forks == []
@@ -177,9 +179,9 @@ async def test_a_time_between_two_forks_without_a_commit_is_one_of_the_old_timel
     await forked(bucket, 248)
     sink = await forked(bucket, 240)
     await sink.write(batch(later(3)))
-    history = await read_history(bucket, Until(time_us=transaction(3).commit_time_us))
+    history = await read_history(bucket, RestorePoint(time_us=transaction(3).commit_time_us))
     assert lsns(await replayed(bucket, history)) == [1, 2, 3]
-    history = await read_history(bucket, Until(time_us=later(3).commit_time_us))
+    history = await read_history(bucket, RestorePoint(time_us=later(3).commit_time_us))
     found = [pair async for pair in history.transactions(bucket, 0)]
     assert [(ordinal, one.commit_lsn) for ordinal, one in found] == [(0, 100), (1, 200), (3, 300)]
     assert [fork.lost_ordinal for fork in history.forks] == [0, 0]
@@ -196,7 +198,7 @@ async def test_several_forks_that_lost_nothing_are_one_history() -> None:
     sink = await forked(bucket, 10_000)
     await sink.write(batch(transaction(5)))
     for number in range(1, 6):
-        history = await read_history(bucket, Until(lsn=number * 100))
+        history = await read_history(bucket, RestorePoint(lsn=number * 100))
         assert lsns(await replayed(bucket, history)) == list(range(1, number + 1))
         assert all(fork.lost_ordinal == fork.next_ordinal for fork in history.forks)
 
@@ -208,9 +210,9 @@ async def test_a_snapshot_of_a_lost_tail_is_no_state_behind_it() -> None:
     await snapshot(sink, 2)
     sink = await forked(bucket, 148)
     with pytest.raises(Diverged, match="interrupted"):
-        await read_history(bucket, Until())
+        await read_history(bucket, RestorePoint())
     await snapshot(sink, 3)
-    history = await read_history(bucket, Until())
+    history = await read_history(bucket, RestorePoint())
     assert history.base.consistent_lsn == 350
     assert "a fork at" in "".join(history.remarks())
 
@@ -219,11 +221,11 @@ async def test_a_broken_chain_is_never_replayed(bucket: MemoryBucket) -> None:
     objects = bucket.objects
     objects[log_key(2)], objects[log_key(3)] = objects[log_key(3)], objects[log_key(2)]
     with pytest.raises(DataError, match="does not follow"):
-        await read_history(bucket, Until())
+        await read_history(bucket, RestorePoint())
 
 
 async def test_an_object_that_changes_after_the_walk_is_refused(bucket: MemoryBucket) -> None:
-    history = await read_history(bucket, Until(ordinal=2))
+    history = await read_history(bucket, RestorePoint(ordinal=2))
     bucket.objects[log_key(3)] = bucket.objects[log_key(2)]
     with pytest.raises(DataError, match="has changed"):
         await replayed(bucket, history)
@@ -231,4 +233,4 @@ async def test_an_object_that_changes_after_the_walk_is_refused(bucket: MemoryBu
 
 async def test_without_an_archive_there_is_no_history() -> None:
     with pytest.raises(Invalid, match="no archive yet"):
-        await read_history(MemoryBucket(), Until())
+        await read_history(MemoryBucket(), RestorePoint())

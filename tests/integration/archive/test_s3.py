@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cdc.archive.bucket.bucket import Bucket, open_bucket
+from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.directory import DirectoryBucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.proof.audit import verify
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.errors import Fenced

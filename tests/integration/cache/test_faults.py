@@ -234,7 +234,7 @@ async def test_a_killed_server_comes_back_with_data_and_checkpoint_together(make
 async def _write_until_it_fails(sink: CacheSink, transactions: list[Transaction]) -> None:
     await sink.write(batch(*transactions))
     while True:
-        await sink._call(Plan(), sink._checkpoint)
+        await sink._calls.send_now(Plan(), sink._calls.checkpoint)
 
 
 async def _kill(server: ValkeyServer, after_s: float) -> None:
@@ -303,7 +303,7 @@ async def test_a_truncate_that_is_interrupted_is_finished_by_the_replay(make_val
         second = transaction(2, NOW_US, created(turn(50)), truncated(), created(turn(51)))
         await sink.write(batch(first))
         truncating = asyncio.create_task(sink.write(batch(second)))
-        while sink._checkpoint.part == b"":
+        while sink._calls.checkpoint.part == b"":
             await asyncio.sleep(0)
         wire.lose_answers = True
         with pytest.raises(Unavailable):
@@ -486,7 +486,8 @@ async def test_an_interrupted_truncate_never_returns_to_a_checkpoint_that_it_lef
     async with opened(settings_of(redis_url)) as sink:
         whole = transaction(2, NOW_US, truncated(), created(turn(9)))
         await sink.write(batch(transaction(1, NOW_US, created(turn(1)), created(turn(2, session="b")))))
-        left, unlink, send = [sink._checkpoint], sink._unlink_matching, sink._send
+        calls, sweep = sink._calls, sink._sweep
+        left, unlink, send = [calls.checkpoint], sweep._unlink_matching, calls._send
 
         async def unlink_and_fail(pattern: bytes, table: str | None) -> None:
             await unlink(pattern, table)
@@ -494,13 +495,13 @@ async def test_an_interrupted_truncate_never_returns_to_a_checkpoint_that_it_lef
 
         async def send_and_note(call: object) -> None:
             await send(call)  # type: ignore[arg-type]
-            left.append(sink._checkpoint)
+            left.append(calls.checkpoint)
 
-        monkeypatch.setattr(sink, "_send", send_and_note)
-        monkeypatch.setattr(sink, "_unlink_matching", unlink_and_fail)
+        monkeypatch.setattr(calls, "_send", send_and_note)
+        monkeypatch.setattr(sweep, "_unlink_matching", unlink_and_fail)
         with pytest.raises(Unavailable):
             await sink.write(batch(whole))
-        monkeypatch.setattr(sink, "_unlink_matching", unlink)
+        monkeypatch.setattr(sweep, "_unlink_matching", unlink)
         await sink.open()
         await sink.write(batch(whole))
         assert len(left) == len(set(left)) > 4
@@ -511,7 +512,7 @@ async def test_two_writers_that_take_the_same_step_do_not_take_it_for_one(redis_
     settings = settings_of(redis_url)
     async with opened(settings) as first, opened(settings, warm=False) as second:
         await second.open()
-        assert first._checkpoint == second._checkpoint
-        await first._call(Plan(), first._checkpoint.stepped(first._writer))
+        assert first._calls.checkpoint == second._calls.checkpoint
+        await first._calls.send_now(Plan(), first._calls.next_step())
         with pytest.raises(Moved):
-            await second._call(Plan(), second._checkpoint.stepped(second._writer))
+            await second._calls.send_now(Plan(), second._calls.next_step())

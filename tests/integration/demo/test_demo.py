@@ -14,7 +14,7 @@ import psutil
 import pytest
 import redis
 
-from cdc.archive.bucket.bucket import open_bucket
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.object_key import log_key
 from cdc.cache.reader import CacheReader
 from cdc.demo import stage as stages

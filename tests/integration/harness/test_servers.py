@@ -3,7 +3,8 @@
 import psycopg
 import redis
 
-from cdc.archive.bucket.bucket import open_bucket, prove_conditional_put
+from cdc.archive.bucket.bucket import prove_conditional_put
+from cdc.archive.bucket.opening import open_bucket
 from cdc.config import ArchiveSettings
 
 

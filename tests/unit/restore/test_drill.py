@@ -5,7 +5,7 @@ import random
 import pytest
 
 from cdc.archive.format.header import Base, Chunk, RelationShape
-from cdc.archive.reader.history import History, Until
+from cdc.archive.reader.history import History, RestorePoint
 from cdc.errors import Invalid
 from cdc.restore.drill import Plan, choose
 from tests.support.transactions import SOURCE
@@ -15,7 +15,7 @@ def history(**rows: int) -> History:
     chunks = tuple(Chunk(f"base/{name}", name, count, 1, "") for name, count in rows.items() for _ in range(2))
     shapes = {name: RelationShape("public", name, 1, "d", ()) for name in rows}
     return History(
-        Until(), "a", SOURCE, Base(1, 50, chunks), 1, 0, 0, 0, shapes=shapes, skipped=[], steps=[]
+        RestorePoint(), "a", SOURCE, Base(1, 50, chunks), 1, 0, 0, 0, shapes=shapes, skipped=[], steps=[]
     )  # fmt: skip
 
 
