@@ -85,7 +85,7 @@ def test_an_error_on_purpose_is_printed_in_its_three_parts(
     def fail(*_: object) -> None:
         raise error("what is wrong", detail="why", hint="paste this")
 
-    monkeypatch.setattr(cli, "load_postgres", fail)
+    monkeypatch.setattr("cdc.config.load_postgres", fail)
     assert cli.main(["slots"]) == exit_code
     assert capsys.readouterr().err == "cdc: what is wrong\ndetail: why\nhint: paste this\n"
 
@@ -96,7 +96,7 @@ def test_an_interrupt_from_the_keyboard_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_postgres", interrupt)
+    monkeypatch.setattr("cdc.config.load_postgres", interrupt)
     assert cli.main(["slots"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "load_postgres", crash)
+    monkeypatch.setattr("cdc.config.load_postgres", crash)
     with pytest.raises(ZeroDivisionError):
         cli.main(["slots"])
 
