@@ -20,7 +20,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
     for name in ("cdc", "sql"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", copy)
+    for name in ("pyproject.toml", "setup.py", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
     readme = ROOT / "README.md"
     (copy / "README.md").write_text(readme.read_text() if readme.exists() else "waltier\n")
     wheels = tmp_path_factory.mktemp("wheels")
@@ -44,3 +45,9 @@ def test_a_wheel_holds_every_module_and_data_file_of_the_checkout(installed: Pat
     tracked = subprocess.run(["git", "ls-files", "cdc"], cwd=ROOT, check=True, capture_output=True, text=True)
     expected = [name for name in tracked.stdout.split() if name != "cdc/sql"]
     assert [name for name in expected if not (installed / name).is_file()] == []
+
+
+def test_a_wheel_says_under_which_licence_it_is_and_holds_its_text(installed: Path) -> None:
+    (about,) = installed.glob("waltier-*.dist-info")
+    assert "License-Expression: Apache-2.0\n" in (about / "METADATA").read_text()
+    assert (about / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
