@@ -1,9 +1,10 @@
 """Looks at the server's slots, again and again over one connection, and forecasts from all that it has seen."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 from cdc.config import MonitorSettings, PostgresSettings
-from cdc.errors import Unavailable
+from cdc.errors import CdcError, Unavailable
 from cdc.monitor.disk import find_disk
 from cdc.monitor.meter import Meter
 from cdc.monitor.report import Report, report
@@ -12,6 +13,9 @@ from cdc.postgres.session import Connection
 
 # Each statement has its own limit on the server; this one is for a network that swallows answers.
 DEADLINE_S = 20.0
+
+# A rate takes two looks: the last checkpoint stands for an earlier one, but it says nothing of the readers.
+_BETWEEN_LOOKS_S = 1.0
 
 
 class Watcher:
@@ -43,3 +47,31 @@ class Watcher:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+async def look(postgres: PostgresSettings, settings: MonitorSettings) -> Report:
+    """All slots now, with forecasts. Raises Unavailable or Invalid."""
+    watcher = Watcher(postgres, settings)
+    try:
+        await watcher.look()
+        await asyncio.sleep(_BETWEEN_LOOKS_S)
+        return await watcher.look()
+    finally:
+        await watcher.close()
+
+
+async def watch(
+    postgres: PostgresSettings, settings: MonitorSettings, interval_s: float
+) -> AsyncGenerator[Report | CdcError, None]:
+    """A report every `interval_s`, or the error that kept us from one. The second is soon: the first knows no rate."""
+    watcher, pause_s = Watcher(postgres, settings), min(interval_s, _BETWEEN_LOOKS_S)
+    try:
+        while True:
+            try:
+                yield await watcher.look()
+            except CdcError as error:
+                yield error
+            await asyncio.sleep(pause_s)
+            pause_s = interval_s
+    finally:
+        await watcher.close()

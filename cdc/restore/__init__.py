@@ -5,6 +5,6 @@ tables, `selection` says which rows those are, and `meter` shows how far it is.
 """
 
 from cdc.restore.meter import Meter, watched
-from cdc.restore.whole import Outcome, facts, lines, read_until, restore
+from cdc.restore.whole import Outcome, read_until, restore
 
-__all__ = ["Meter", "Outcome", "facts", "lines", "read_until", "restore", "watched"]
+__all__ = ["Meter", "Outcome", "read_until", "restore", "watched"]

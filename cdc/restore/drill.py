@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.opening import open_bucket
@@ -31,7 +30,6 @@ from cdc.archive.state.table_state import TableState
 from cdc.change import READ, Relation, RowChange
 from cdc.config import Settings
 from cdc.errors import CdcError, Invalid, Unavailable
-from cdc.lsn import format_lsn
 from cdc.postgres.publication import PublishedTable
 from cdc.postgres.session import connect
 from cdc.postgres.snapshot import SnapshotReader
@@ -238,30 +236,3 @@ def _as_published(relation: Relation) -> PublishedTable:
         is_partitioned=False,
         partitions=(),
     )
-
-
-def facts(done: Drill) -> dict[str, Any]:
-    """The drill as plain values, for `--json`."""
-    return {
-        **comparison.facts(done.found),
-        "tables_restored": len(done.restored.tables),
-        "tables_archived": done.tables_archived,
-        "rows_copied": done.restored.rows,
-        "changes": done.restored.changes,
-        "restore_seconds": round(done.restored.seconds, 3),
-        "rows_per_s": round(done.rows_per_s),
-        "seconds": round(done.seconds, 3),
-        "unremembered": done.unremembered or None,
-    }
-
-
-def lines(done: Drill) -> list[str]:
-    """The drill for people; what differs comes last."""
-    restored = done.restored
-    said = [
-        f"restored {len(restored.tables)} of {done.tables_archived} tables up to {format_lsn(done.found.lsn)}: "
-        f"{restored.rows} rows, then {restored.changes} changes, in {restored.seconds:.1f} s ({done.rows_per_s:.0f} "
-        "rows/s); nothing of it is left",
-    ]
-    said += [f"this could not be remembered: {done.unremembered}"] if done.unremembered else []
-    return [*said, *comparison.lines(done.found)]

@@ -9,7 +9,20 @@ import pytest
 from cdc import __version__, cli
 from cdc.errors import DataError, Diverged, Fenced, Invalid, SlotLost, Unavailable
 
-COMMANDS = ["demo", "init", "run", "status", "doctor", "slots", "archive", "teardown"]
+COMMANDS = [
+    "demo",
+    "init",
+    "run",
+    "repair",
+    "status",
+    "doctor",
+    "slots",
+    "teardown",
+    "restore",
+    "drill",
+    "archive",
+    "key",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +39,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in text for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "archive ls", "archive cat", "archive verify"])
+@pytest.mark.parametrize("command", [*COMMANDS, "archive ls", "archive cat", "archive verify", "key generate"])
 def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command.split(), "--help"]) == 0
     assert "Usage: cdc" in capsys.readouterr().out
@@ -85,7 +98,7 @@ def test_an_error_on_purpose_is_printed_in_its_three_parts(
     def fail(*_: object) -> None:
         raise error("what is wrong", detail="why", hint="paste this")
 
-    monkeypatch.setattr(cli, "load_postgres", fail)
+    monkeypatch.setattr("cdc.config.load_postgres", fail)
     assert cli.main(["slots"]) == exit_code
     assert capsys.readouterr().err == "cdc: what is wrong\ndetail: why\nhint: paste this\n"
 
@@ -96,7 +109,7 @@ def test_an_interrupt_from_the_keyboard_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_postgres", interrupt)
+    monkeypatch.setattr("cdc.config.load_postgres", interrupt)
     assert cli.main(["slots"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -105,16 +118,16 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "load_postgres", crash)
+    monkeypatch.setattr("cdc.config.load_postgres", crash)
     with pytest.raises(ZeroDivisionError):
         cli.main(["slots"])
 
 
-def test_help_imports_no_driver() -> None:
+def test_help_imports_no_driver_and_no_configuration() -> None:
     code = (
         "import sys; from cdc.cli import main; main(['--help'])\n"
-        "drivers = {'psycopg', 'redis', 'aioboto3', 'botocore', 'zstandard'} & set(sys.modules)\n"
-        "sys.exit(', '.join(drivers) or None)"
+        "slow = {'psycopg', 'redis', 'aioboto3', 'botocore', 'zstandard', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(', '.join(slow) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

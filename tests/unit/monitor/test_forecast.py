@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc.cli.slot_table import lines
 from cdc.monitor.forecast import Disk, Forecast, forecast, note
 from cdc.monitor.meter import Meter
 from cdc.monitor.report import Report, report, slot_facts
-from cdc.monitor.table import lines
 from cdc.monitor.words import duration, since
 from cdc.position import Epoch
 from cdc.postgres.observation import Hidden, Observation, OpenTransaction, Reader, WatchedSlot
