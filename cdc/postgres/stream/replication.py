@@ -48,7 +48,7 @@ from cdc.postgres.refusal import (
 )
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.stream.pump import Pump
-from cdc.postgres.stream.short_sleep import Moment
+from cdc.postgres.stream.short_sleep import ShortSleep
 
 __all__ = ["Identity", "ReplicationStream", "SlotActive"]
 
@@ -91,7 +91,7 @@ class ReplicationStream:
         self._steady_reads = 0
         self._read_at = 0.0
         self._read_bytes = 0
-        self._moment = Moment()
+        self._short_sleep = ShortSleep()
         self._ending: CdcError | None = None
         connection.add_notice_handler(self._heed)
 
@@ -176,7 +176,7 @@ class ReplicationStream:
                         await self._end_copy()
         finally:
             self._stop_writing()
-            self._moment.close()
+            self._short_sleep.close()
             await self._connection.close()
 
     # Reading
@@ -186,7 +186,7 @@ class ReplicationStream:
         if self._read_bytes >= _SMALL_BYTES:
             await asyncio.sleep(0)
         elif self._steady_reads >= _STEADY_READS:
-            await self._moment.rest(_REST_S)
+            await self._short_sleep.rest(_REST_S)
             self._read_at = time.monotonic()
 
     def _note_read(self, nbytes: int) -> None:
