@@ -6,7 +6,8 @@ The slot goes first: it is the one thing that does harm if it is forgotten. The 
 from cdc.cache.removal import remove_keys
 from cdc.config import PostgresSettings, Settings
 from cdc.errors import Unavailable
-from cdc.postgres.removal import drop_ddl_sentinel, drop_publication
+from cdc.postgres.ddl_sentinel import drop_ddl_sentinel
+from cdc.postgres.publication import drop_publication
 from cdc.postgres.session import connect
 from cdc.postgres.slot import drop_slot, read_slot
 

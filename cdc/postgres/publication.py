@@ -264,6 +264,17 @@ async def read_fate(connection: Connection, tables: Mapping[str, int]) -> dict[s
     }
 
 
+async def drop_publication(connection: Connection, name: str) -> bool:
+    """Drop the publication; False if there was none. Raises Invalid unless the role owns it."""
+    try:
+        await connection.execute(f"DROP PUBLICATION {quote_identifier(name)}".encode())
+    except psycopg.errors.UndefinedObject:
+        return False
+    except psycopg.Error as error:
+        raise in_session(refusal_of_exception(error)) from None
+    return True
+
+
 async def type_names(connection: Connection) -> dict[int, str]:
     """Every type's name by oid, qualified unless it is Postgres's own. Raises Unavailable."""
     try:
