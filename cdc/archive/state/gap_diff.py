@@ -329,8 +329,8 @@ def _fold(said: Sequence[bytes]) -> bytes | None:
 
 def _key_of(relation: Relation) -> list[tuple[str, int]]:
     """The key's columns and types; none if the whole row stands for a key. Integers are one type: they print alike."""
-    key = [(c.name, _INT8 if c.type_oid in _INTEGERS else c.type_oid) for c in relation.columns if c.key]
-    return [] if relation.replica_identity == "f" and len(key) == len(relation.columns) else key
+    columns = [relation.columns[relation.column_index[name]] for name in relation.identity]
+    return [(c.name, _INT8 if c.type_oid in _INTEGERS else c.type_oid) for c in columns]
 
 
 # The way to the gap --------------------------------------------------------------------------------------------------

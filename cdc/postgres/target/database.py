@@ -275,9 +275,9 @@ async def open_target(dsn: str) -> AsyncIterator[TargetDatabase]:
 
 
 def _key_of(relation: Relation) -> list[str]:
-    """The key's constraint; under FULL without a key every column is one, and then none is."""
-    names = [quote_identifier(column.name) for column in relation.columns if column.key]
-    if not names or (relation.replica_identity == "f" and len(names) == len(relation.columns)):
+    """The constraint of the columns that identify a row."""
+    names = [quote_identifier(name) for name in relation.identity]
+    if not names:
         return []
     kind = "UNIQUE" if relation.replica_identity == "i" else "PRIMARY KEY"
     return [f"{kind} ({', '.join(names)})"]
