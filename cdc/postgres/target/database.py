@@ -21,9 +21,7 @@ from cdc.postgres.refusal import Refusal, in_session, refusal_of_exception
 from cdc.postgres.server import Server, read_server
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.target.statement import CopyRows, Sql, Statement, TargetColumn, TargetTable
-
-# Oids below this are Postgres's own and the same in every cluster (transam.h, FirstNormalObjectId).
-_FIRST_USER_OID: Final = 16384
+from cdc.row import Oid
 
 # One message to the server; its answers are as many as its statements.
 _MESSAGE_BYTES: Final = 1024 * 1024
@@ -36,11 +34,11 @@ CREATE TABLE IF NOT EXISTS cdc.restore (
 );
 """
 
-_TABLE = """
+_TABLE = f"""
 SELECT c.relkind = 'p',
        EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid AND conrelid <> c.oid),
        a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attidentity = 'a',
-       t.oid >= 16384 AND t.typtype = 'b' AND t.typcategory <> 'A'
+       t.oid >= {Oid.FIRST_USER} AND t.typtype = 'b' AND t.typcategory <> 'A'
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -203,7 +201,7 @@ class TargetDatabase:
                 raise DataError(f"COPY took {cursor.rowcount} of {rows.rows} rows into {rows.table}")
 
     async def _type_name(self, relation: Relation, column: Column) -> str:
-        by_oid = column.type_oid < _FIRST_USER_OID
+        by_oid = column.type_oid < Oid.FIRST_USER
         found = "%(oid)s::oid" if by_oid else "to_regtype(%(name)s)::oid"
         rows = await self.rows(
             f"SELECT format_type({found}, %(typmod)s)",

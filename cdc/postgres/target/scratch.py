@@ -20,14 +20,12 @@ from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.server import read_server
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.target.database import open_target, settings_of
+from cdc.row import Oid
 
 log = structlog.get_logger()
 
 PREFIX: Final = "waltier_drill_"
 
-# Oids from here on are those of types that somebody made (transam.h, FirstNormalObjectId).
-_FIRST_USER_OID: Final = 16384
-_TEXT_OID: Final = 25
 
 _OF_OURS = "SELECT datname FROM pg_database WHERE datname ~ %s AND datdba = current_user::regrole"
 
@@ -131,7 +129,7 @@ async def prepare_tables(dsn: str, relations: Sequence[Relation], missing: dict[
 
 def _of_known_types(relation: Relation) -> Relation:
     columns = [
-        column if column.type_oid < _FIRST_USER_OID else Column(column.name, "text", _TEXT_OID, -1, column.key)
+        column if column.type_oid < Oid.FIRST_USER else Column(column.name, "text", Oid.TEXT, -1, column.key)
         for column in relation.columns
     ]
     return Relation(relation.oid, relation.schema, relation.name, relation.replica_identity, columns)
