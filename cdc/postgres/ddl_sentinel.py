@@ -2,9 +2,6 @@
 
 from typing import Final
 
-import psycopg
-
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
 DDL_TRIGGERS: Final = ("cdc_ddl_command_end", "cdc_sql_drop")
@@ -22,19 +19,12 @@ _DROP: Final = ";\n".join(
 
 async def read_ddl_sentinel(connection: Connection) -> dict[str, bool]:
     """Which of the triggers are there, and whether each is enabled. Raises Unavailable."""
-    try:
-        cursor = await connection.execute(_FIND, [list(DDL_TRIGGERS)])
-        return {str(name): bool(enabled) for name, enabled in await cursor.fetchall()}
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    return {str(name): bool(enabled) for name, enabled in await connection.all(_FIND, [list(DDL_TRIGGERS)])}
 
 
 async def drop_ddl_sentinel(connection: Connection) -> bool:
     """Drop the triggers and their function; False if there were none. Raises Invalid unless the role owns them."""
-    try:
-        async with connection.transaction():
-            found = await read_ddl_sentinel(connection)
-            await connection.execute(_DROP.encode())
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    async with connection.transaction():
+        found = await read_ddl_sentinel(connection)
+        await connection.execute(_DROP)
     return bool(found)

@@ -11,12 +11,10 @@ written.
 from typing import Final
 
 import orjson
-import psycopg
 
 from cdc.config import PostgresSettings
-from cdc.errors import Unavailable
+from cdc.errors import CdcError
 from cdc.lsn import parse_lsn
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection, connect
 
 MARK_PREFIX: Final = "cdc.verify"
@@ -31,9 +29,9 @@ async def connect_for_barriers(settings: PostgresSettings) -> Connection:
     connection = await connect(settings, application_name="waltier barriers")
     try:
         await connection.execute(f"SET statement_timeout = {_STATEMENT_TIMEOUT_MS}")
-    except psycopg.Error as error:
+    except CdcError:
         await connection.close()
-        raise in_session(refusal_of_exception(error)) from None
+        raise
     return connection
 
 
@@ -50,13 +48,5 @@ async def emit_barrier(connection: Connection, number: int, at: str) -> int:
 
 async def emit_message(connection: Connection, prefix: str, content: str, *, transactional: bool) -> int:
     """Write a logical message; return where its record ends. Raises Unavailable."""
-    try:
-        cursor = await connection.execute(
-            "SELECT pg_logical_emit_message(%s, %s, %s)::text", [transactional, prefix, content]
-        )
-        row = await cursor.fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
-    return parse_lsn(row[0])
+    (lsn,) = await connection.one("SELECT pg_logical_emit_message(%s, %s, %s)::text", [transactional, prefix, content])
+    return parse_lsn(lsn)

@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
-
-from cdc.errors import Unavailable
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
 _ASKED: Final = 3
@@ -27,21 +23,11 @@ class Backends:
 
 async def detect_pooler(connection: Connection) -> Backends:
     """The processes that run our statements, asked three times. Raises Unavailable or Invalid."""
-    pids = [int(await _value(connection, "SELECT pg_backend_pid()")) for _ in range(_ASKED)]
-    return Backends(connection.info.backend_pid, tuple(pids))
+    pids = [int((await connection.one("SELECT pg_backend_pid()"))[0]) for _ in range(_ASKED)]
+    return Backends(connection.backend_pid, tuple(pids))
 
 
 async def read_time(connection: Connection) -> float:
     """The server's clock, seconds since 1970. Raises Unavailable or Invalid."""
-    return float(await _value(connection, "SELECT extract(epoch FROM clock_timestamp())::float8"))
-
-
-async def _value(connection: Connection, query: str) -> float | str:
-    try:
-        row = await (await connection.execute(query.encode())).fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
-    value: float | str = row[0]
-    return value
+    (now,) = await connection.one("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return float(now)
