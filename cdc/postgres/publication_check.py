@@ -1,7 +1,7 @@
 """Whether we can keep our promises with what is published: all mistakes at once, each with the SQL that mends it.
 
 A published table without a usable replica identity is refused because Postgres itself then refuses the application's
-UPDATE and DELETE (PITFALLS). Nobody is asked here.
+UPDATE and DELETE. Nobody is asked here.
 """
 
 from collections.abc import Iterable, Sequence

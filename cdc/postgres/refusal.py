@@ -265,7 +265,7 @@ def in_stream(refusal: Refusal, slot: str, publication: str) -> CdcError:
     """The error that ended a running stream."""
     match refusal.sqlstate:
         case "42704":
-            # A publication created after the slot is unknown to the changes before it, for ever (PITFALLS).
+            # A publication created after the slot is unknown to the changes before it.
             return Invalid(
                 f"publication {publication} does not exist for the changes being read",
                 detail=refusal.explanation,

@@ -26,7 +26,7 @@ Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 _Answer = TypeVar("_Answer")
 
-# DESIGN §5. An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
+# An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
 # somebody's schema can take the place of a built-in one.
 SESSION_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -1,6 +1,6 @@
 """The replication slot: what it says of itself, and how one comes and goes.
 
-A slot that is lost shows NULL positions, and every lag computed from NULL looks like no lag at all (PITFALLS): here a
+A slot that is lost shows NULL positions, and every lag computed from NULL looks like no lag at all: here a
 slot without `restart_lsn` retains infinitely much.
 
 Creating a slot waits for every transaction that is open anywhere in the cluster. `create_slot` gives that wait a

@@ -9,7 +9,7 @@ What is promised:
 - `send_status()` never waits: what the socket does not take at once is written when it does, and may be called while
   nobody reads;
 - the stream starts where the slot stands (LSN 0/0). No other position is ever passed, because Postgres would silently
-  skip or fast-forward (PITFALLS);
+  skip or fast-forward;
 - the end of the stream is an error of `cdc.errors` that says what to do.
 
 Postgres flushes every row to the socket by itself. Waking up for each costs us some 6 µs a message and the WAL sender
