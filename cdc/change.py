@@ -36,10 +36,15 @@ class Column:
 
 
 class Relation:
-    """A table as one connection's stream described it. `replica_identity` is one of `d n f i` (pg_class)."""
+    """A table as one connection's stream described it. `replica_identity` is one of `d n f i` (pg_class).
+
+    `identity` names the columns that find a row again. It is empty where all of them together do (REPLICA IDENTITY FULL
+    without a primary key: every column is marked as key), and where nothing does (no column is).
+    """
 
     __slots__ = (
-        "codec", "column_index", "columns", "key_indexes", "name", "oid", "qualified_name", "replica_identity", "schema"
+        "codec", "column_index", "columns", "identity", "key_indexes", "name", "oid", "qualified_name",
+        "replica_identity", "schema"
     )  # fmt: skip
 
     def __init__(self, oid: int, schema: str, name: str, replica_identity: str, columns: Sequence[Column]) -> None:
@@ -52,6 +57,9 @@ class Relation:
         self.codec = RowCodec([column.name for column in columns], [column.type_oid for column in columns])
         self.key_indexes = [index for index, column in enumerate(columns) if column.key]
         self.column_index = {column.name: index for index, column in enumerate(columns)}
+        key_names = tuple([column.name for column in columns if column.key])
+        whole_row = replica_identity == "f" and len(key_names) == len(columns)
+        self.identity: tuple[str, ...] = () if whole_row else key_names
 
 
 class RowChange:

@@ -40,18 +40,41 @@ ABSENT: Final = Absent.ABSENT
 Value = bytes | None | Absent
 Row = list[Value]
 
+
+class Oid:
+    """Oids of types. Below FIRST_USER they are Postgres's own: the same in every cluster, and never changed.
+
+    Sources: pg_type.dat; transam.h, FirstNormalObjectId.
+    """
+
+    BOOL: Final = 16
+    INT8: Final = 20
+    INT2: Final = 21
+    INT4: Final = 23
+    TEXT: Final = 25
+    OID: Final = 26
+    JSON: Final = 114
+    FLOAT4: Final = 700
+    FLOAT8: Final = 701
+    DATE: Final = 1082
+    TIMESTAMP: Final = 1114
+    TIMESTAMPTZ: Final = 1184
+    NUMERIC: Final = 1700
+    JSONB: Final = 3802
+    FIRST_USER: Final = 16384
+
+
+INTEGER_OIDS: Final = frozenset({Oid.INT8, Oid.INT2, Oid.INT4})
+FLOAT_OIDS: Final = frozenset({Oid.FLOAT4, Oid.FLOAT8})
+JSON_OIDS: Final = frozenset({Oid.JSON, Oid.JSONB})
+
 _TEXT, _INTEGER, _FLOAT, _BOOLEAN, _JSON = range(5)
 
-# Type oids are Postgres's own and never change (pg_type.dat).
 _KIND_OF_TYPE = {
-    16: _BOOLEAN,
-    20: _INTEGER,
-    21: _INTEGER,
-    23: _INTEGER,
-    700: _FLOAT,
-    701: _FLOAT,
-    114: _JSON,
-    3802: _JSON,
+    Oid.BOOL: _BOOLEAN,
+    **dict.fromkeys(INTEGER_OIDS, _INTEGER),
+    **dict.fromkeys(FLOAT_OIDS, _FLOAT),
+    **dict.fromkeys(JSON_OIDS, _JSON),
 }
 
 _MARKED = re.compile(r'\s*\{\s*"\$(?:json|base64)"')

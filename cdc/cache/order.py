@@ -14,16 +14,21 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
+from cdc.row import FLOAT_OIDS, INTEGER_OIDS, Oid
+
 DECIMAL: Final = 0
 FLOAT: Final = 1
 TIME: Final = 2
 
-# Type oids are Postgres's own and never change (pg_type.dat): the types that can order a projection.
-_INTEGERS: Final = frozenset({20, 21, 23, 26})
-_TIMES: Final = frozenset({1082, 1114, 1184})
+# The types that can order a projection.
+_INTEGERS: Final = INTEGER_OIDS | {Oid.OID}
+_TIMES: Final = frozenset({Oid.DATE, Oid.TIMESTAMP, Oid.TIMESTAMPTZ})
 _KIND_OF_TYPE: Final = {
-    **dict.fromkeys(_INTEGERS, DECIMAL), 1700: DECIMAL, 700: FLOAT, 701: FLOAT, **dict.fromkeys(_TIMES, TIME)
-}  # fmt: skip
+    **dict.fromkeys(_INTEGERS, DECIMAL),
+    Oid.NUMERIC: DECIMAL,
+    **dict.fromkeys(FLOAT_OIDS, FLOAT),
+    **dict.fromkeys(_TIMES, TIME),
+}
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US: Final = 86_400_000_000

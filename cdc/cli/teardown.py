@@ -81,7 +81,8 @@ class _Plan:
 async def _carry_out(plan: _Plan) -> list[str]:
     """1. the slot, 2. event triggers and publication, 3. the cache's keys; returns what was done and what remains."""
     from cdc.cache.removal import remove_keys
-    from cdc.postgres.removal import drop_ddl_sentinel, drop_publication
+    from cdc.postgres.ddl_sentinel import drop_ddl_sentinel
+    from cdc.postgres.publication import drop_publication
     from cdc.postgres.session import connect
 
     done, admin = [await _remove_slot(plan.settings.postgres)], plan.admin  # 1

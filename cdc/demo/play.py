@@ -177,8 +177,7 @@ class Play:
 
     async def _moment(self, phase: str) -> Moment:
         slot = await read_slot(self.onlooker, self._slot)
-        row = await (await self.onlooker.execute("SELECT pg_current_wal_lsn()::text")).fetchone()
-        wal_lsn = parse_lsn(row[0]) if row else 0
+        wal_lsn = parse_lsn((await self.onlooker.one("SELECT pg_current_wal_lsn()::text"))[0])
         tally, archive = self.workload.tally, self.archive_meter
         elapsed_s = self._worked_s or self._elapsed_s
         return Moment(

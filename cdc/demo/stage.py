@@ -100,7 +100,7 @@ def _make_directory() -> Path:
 
 async def _furnish(directory: Path, postgres: PostgresServer, valkey: ValkeyServer) -> Stage:
     admin = await connect(_settings_of(postgres.dsn()))
-    await admin.execute(f"CREATE DATABASE {_DATABASE}".encode())
+    await admin.execute(f"CREATE DATABASE {_DATABASE}")
     await admin.close()
     dsn = postgres.dsn(database=_DATABASE)
     await install.apply(dsn)

@@ -110,11 +110,7 @@ async def read_tables(connection: Connection, replay: Replay) -> dict[str, dict[
     for name, relation in replay.relations.items():
         columns = ", ".join(quote_identifier(column.name) for column in relation.columns)
         table = f"{quote_identifier(relation.schema)}.{quote_identifier(relation.name)}"
-        cursor = await connection.execute(f"SELECT {columns} FROM {table}")
-        result = cursor.pgresult
-        rows: list[Row] = [
-            [result.get_value(number, column) for column in range(result.nfields)] for number in range(result.ntuples)
-        ] if result is not None else []  # fmt: skip
+        rows: list[Row] = [[*row] for row in await connection.printed(f"SELECT {columns} FROM {table}")]
         tables[name] = {key_of(relation, row): row for row in rows}
     return tables
 

@@ -192,10 +192,7 @@ class _Writer:
 
     async def _insert(self, conversation: _Conversation, role: str, content: str) -> str:
         values = ("support", "web", conversation.session_hash, role, content)
-        cursor = await self._connection.execute(_INSERT_TURN, values)
-        row = await cursor.fetchone()
-        if row is None:
-            raise RuntimeError("INSERT ... RETURNING returned nothing")
+        row = await self._connection.one(_INSERT_TURN, values)
         conversation.turns.append(row[0])
         return str(row[1])
 

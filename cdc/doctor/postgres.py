@@ -5,14 +5,14 @@ from cdc.doctor.clock import compare, judge_clock
 from cdc.doctor.finding import Finding, failure
 from cdc.doctor.publication import judge_publication, judge_schema
 from cdc.doctor.role import judge_ddl_sentinel, judge_role
-from cdc.doctor.server import judge_encoding, judge_version, judge_way
+from cdc.doctor.server import judge_encoding, judge_pooler, judge_version
 from cdc.doctor.settings import judge_configuration, judge_headroom, judge_spill
 from cdc.doctor.slots import judge_failover, judge_slots, judge_transactions
 from cdc.errors import CdcError
 from cdc.monitor.disk import find_disk
 from cdc.postgres.ddl_sentinel import read_ddl_sentinel
 from cdc.postgres.observation import Observation, observe
-from cdc.postgres.pooler import read_time, read_way
+from cdc.postgres.pooler import detect_pooler, read_time
 from cdc.postgres.publication import read_publication
 from cdc.postgres.role import read_role
 from cdc.postgres.schema import read_schema
@@ -31,7 +31,7 @@ async def examine_postgres(settings: Settings) -> list[Finding]:
             server = await read_server(connection)
             findings.append(Finding("ok", "postgres", f"Postgres {server.server_version}, database {server.database}"))
             findings += judge_version(server.server_version)
-            findings += judge_way(await read_way(connection))
+            findings += judge_pooler(await detect_pooler(connection))
             findings += judge_encoding(server.encoding)
             findings += judge_clock("postgres", "Postgres", await compare(lambda: read_time(connection)))
             findings += _judge_observation(settings, server, await observe(connection))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cdc.doctor.finding import Finding, mended_by_sql
-from cdc.postgres.ddl_sentinel import TRIGGERS
+from cdc.postgres.ddl_sentinel import DDL_TRIGGERS
 from cdc.postgres.role import Role
 
 _SENTINEL = "cdc init --ddl-sentinel"
@@ -51,7 +51,7 @@ def judge_ddl_sentinel(triggers: Mapping[str, bool]) -> Finding:
     if not triggers:
         message = "no DDL sentinel: the archive has the shape of each table, and no word of what changed it"
         return Finding("ok", "postgres", message, _SENTINEL)
-    if len(triggers) < len(TRIGGERS):
+    if len(triggers) < len(DDL_TRIGGERS):
         return Finding("ok", "postgres", f"half of the DDL sentinel is there, only {', '.join(triggers)}", _SENTINEL)
     disabled = [name for name, enabled in triggers.items() if not enabled]
     if disabled:

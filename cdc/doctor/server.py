@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from cdc.doctor.finding import Finding
-from cdc.postgres.pooler import Way
+from cdc.postgres.pooler import Backends
 
 # What minor releases mended in logical decoding, and the first that has it by major version. From the release notes;
 # their source (doc/src/sgml/release-17.sgml) names the branches. 18 has had all of it from its first release.
@@ -61,9 +61,9 @@ def judge_encoding(encoding: str) -> list[Finding]:
     return [Finding("warning", "postgres", message, "dump it and restore it into a database with ENCODING 'UTF8'")]
 
 
-def judge_way(way: Way) -> list[Finding]:
+def judge_pooler(backends: Backends) -> list[Finding]:
     """Replication needs a connection of its own from end to end."""
-    if way.direct:
+    if not backends.pooled:
         return []
     return [
         Finding(

@@ -17,7 +17,7 @@ from cdc import metrics
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
 from cdc.health.vitals import Barrier, Phase, Upstream, Vitals
-from cdc.postgres.barrier import connect_for_barriers, emit_barrier
+from cdc.postgres.message import connect_for_barriers, emit_barrier
 from cdc.postgres.session import Connection
 
 log = structlog.get_logger()

@@ -1,21 +1,30 @@
-"""The event triggers of sql/ddl_sentinel.sql, as a database has them."""
+"""The event triggers of sql/ddl_sentinel.sql: reads which of them a database has, and drops them."""
 
 from typing import Final
 
-import psycopg
-
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
-TRIGGERS: Final = ("cdc_ddl_command_end", "cdc_sql_drop")
+DDL_TRIGGERS: Final = ("cdc_ddl_command_end", "cdc_sql_drop")
+
+_FIND: Final = "SELECT evtname::text, evtenabled <> 'D' FROM pg_event_trigger WHERE evtname = ANY (%s)"
+
+# The triggers first: they need the function, and would record that it goes.
+_DROP: Final = ";\n".join(
+    [
+        *(f"DROP EVENT TRIGGER IF EXISTS {name}" for name in DDL_TRIGGERS),
+        "DROP FUNCTION IF EXISTS public.cdc_ddl_sentinel()",
+    ]
+)
 
 
 async def read_ddl_sentinel(connection: Connection) -> dict[str, bool]:
     """Which of the triggers are there, and whether each is enabled. Raises Unavailable."""
-    try:
-        cursor = await connection.execute(
-            "SELECT evtname::text, evtenabled <> 'D' FROM pg_event_trigger WHERE evtname = ANY (%s)", [list(TRIGGERS)]
-        )
-        return {str(name): bool(enabled) for name, enabled in await cursor.fetchall()}
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    return {str(name): bool(enabled) for name, enabled in await connection.all(_FIND, [list(DDL_TRIGGERS)])}
+
+
+async def drop_ddl_sentinel(connection: Connection) -> bool:
+    """Drop the triggers and their function; False if there were none. Raises Invalid unless the role owns them."""
+    async with connection.transaction():
+        found = await read_ddl_sentinel(connection)
+        await connection.execute(_DROP)
+    return bool(found)

@@ -9,18 +9,16 @@ still open, or prepared: so those stand here too, never with the text of their q
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import psycopg
-
 from cdc.config import PostgresSettings
-from cdc.errors import Unavailable
+from cdc.errors import CdcError
 from cdc.lsn import parse_lsn
 from cdc.position import Epoch
 from cdc.postgres.quoting import quote_identifier
-from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.refusal import QUERY_CANCELED, Refusal, in_session
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import Slot, slot_of_row
 
@@ -208,31 +206,25 @@ async def connect_to_watch(settings: PostgresSettings) -> Connection:
         await connection.execute("SET default_transaction_read_only = on")
         await connection.execute(f"SET statement_timeout = {_STATEMENT_TIMEOUT_MS}")
         await connection.execute(f"SET lock_timeout = {_STATEMENT_TIMEOUT_MS}")
-    except psycopg.Error as error:
+    except CdcError:
         await connection.close()
-        raise in_session(refusal_of_exception(error)) from None
+        raise
     return connection
 
 
 async def observe(connection: Connection) -> Observation:
     """Look once. The position is read after the slots, so that none is ahead of it. Raises Unavailable or Invalid."""
-    try:
-        slots = await _rows(connection, _SLOTS)
-        transactions = await _rows(connection, _OPEN, [_TRANSACTIONS])
-        servers = await _rows(connection, _SERVER)
-        wal_dir_bytes = await _wal_dir_bytes(connection) if servers and servers[0]["sees_wal_dir"] else None
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if not servers:
-        raise Unavailable("Postgres did not answer")
-    server = servers[0]
+    slots = await connection.named(_SLOTS)
+    transactions = await connection.named(_OPEN, [_TRANSACTIONS])
+    server = await connection.one_named(_SERVER)
+    wal_dir_bytes = await _wal_dir_bytes(connection) if server["sees_wal_dir"] else None
     return Observation(
         at=server["at"],
         epoch=Epoch(server["system_identifier"], server["timeline"]),
         in_recovery=server["in_recovery"],
         server_version=server["server_version"],
         role=server["role"],
-        backend_pid=connection.info.backend_pid,
+        backend_pid=connection.backend_pid,
         wal_lsn=parse_lsn(server["wal_lsn"]),
         checkpoint_lsn=parse_lsn(server["checkpoint_lsn"]),
         checkpoint_at=server["checkpoint_at"],
@@ -247,19 +239,15 @@ async def observe(connection: Connection) -> Observation:
     )
 
 
-async def _rows(connection: Connection, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    cursor = await connection.execute(query.encode(), parameters or None)
-    names = [column.name for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
-
-
 async def _wal_dir_bytes(connection: Connection) -> int | None:
     """The size of pg_wal; None if it has too many files to be counted in time."""
-    try:
-        (row,) = await _rows(connection, "SELECT sum(size)::bigint AS nbytes FROM pg_ls_waldir()")
-    except psycopg.errors.QueryCanceled:
-        return None
-    return None if row["nbytes"] is None else int(row["nbytes"])
+    found = await connection.attempt("SELECT sum(size)::bigint FROM pg_ls_waldir()")
+    if isinstance(found, Refusal):
+        if found.sqlstate == QUERY_CANCELED:
+            return None
+        raise in_session(found)
+    ((nbytes,),) = found
+    return None if nbytes is None else int(nbytes)
 
 
 def _watched(row: Mapping[str, Any]) -> WatchedSlot:

@@ -1,47 +1,33 @@
-"""The way to the server: whether something that pools connections stands on it, and what its clock says."""
+"""Detects a connection pooler between us and Postgres, and reads the server's clock."""
 
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
-
-from cdc.errors import Unavailable
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
 _ASKED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """`told_pid` is the process that we were told serves us, `pids` those that did."""
+class Backends:
+    """Process ids of the server: `told_pid` was announced to us when we connected, `pids` ran our statements."""
 
     told_pid: int
     pids: tuple[int, ...]
 
     @property
-    def direct(self) -> bool:
+    def pooled(self) -> bool:
         """A pooler makes up the process and its cancellation key, or changes the process under us."""
-        return set(self.pids) == {self.told_pid}
+        return set(self.pids) != {self.told_pid}
 
 
-async def read_way(connection: Connection) -> Way:
-    """Who serves our statements. Raises Unavailable or Invalid."""
-    pids = [int(await _value(connection, "SELECT pg_backend_pid()")) for _ in range(_ASKED)]
-    return Way(connection.info.backend_pid, tuple(pids))
+async def detect_pooler(connection: Connection) -> Backends:
+    """The processes that run our statements, asked three times. Raises Unavailable or Invalid."""
+    pids = [int((await connection.one("SELECT pg_backend_pid()"))[0]) for _ in range(_ASKED)]
+    return Backends(connection.backend_pid, tuple(pids))
 
 
 async def read_time(connection: Connection) -> float:
     """The server's clock, seconds since 1970. Raises Unavailable or Invalid."""
-    return float(await _value(connection, "SELECT extract(epoch FROM clock_timestamp())::float8"))
-
-
-async def _value(connection: Connection, query: str) -> float | str:
-    try:
-        row = await (await connection.execute(query.encode())).fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
-    value: float | str = row[0]
-    return value
+    (now,) = await connection.one("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return float(now)

@@ -10,12 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import psycopg
-
 from cdc.change import Column, Relation
 from cdc.errors import Invalid
 from cdc.postgres.quoting import Qualified, quote_identifier
-from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.refusal import UNDEFINED_OBJECT, Refusal, in_session
 from cdc.postgres.session import Connection
 
 DEFAULT: Final = "d"
@@ -160,28 +158,25 @@ _TYPE_NAMES = "SELECT oid, format_type(oid, NULL) FROM pg_type"
 
 async def read_publication(connection: Connection, name: str) -> Publication:
     """The publication as it is now. Raises Invalid if there is none, Unavailable if the server is away."""
-    try:
-        async with connection.transaction():
-            # One snapshot for the several queries: a table must not come and go between them.
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return await _read(connection, name)
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    async with connection.transaction():
+        # One snapshot for the several queries: a table must not come and go between them.
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        return await _read(connection, name)
 
 
 async def _read(connection: Connection, name: str) -> Publication:
-    found = await _rows(connection, _PUBLICATION, name)
+    found = await connection.all(_PUBLICATION, [name])
     if not found:
         raise _missing(name)
     publication = found[0][1]
-    tables = await _rows(connection, _TABLES, name)
+    tables = await connection.all(_TABLES, [name])
     oids = [row[0] for row in tables]
-    columns = await _rows(connection, _COLUMNS, oids)
-    if connection.info.server_version < 180000:
+    columns = await connection.all(_COLUMNS, [oids])
+    if connection.server_version < 180000:
         # Until 18 generated columns are never published, though the view of some versions lists them.
         columns = [column for column in columns if not column[5]]
-    leaves = await _rows(connection, _LEAVES, [row[0] for row in tables if row[3] == "p"])
-    keys = _Keys(await _rows(connection, _KEYS, oids + [row[1] for row in leaves]))
+    leaves = await connection.all(_LEAVES, [[row[0] for row in tables if row[3] == "p"]])
+    keys = _Keys(await connection.all(_KEYS, [oids + [row[1] for row in leaves]]))
     return Publication(
         name=name,
         tables=tuple(
@@ -193,10 +188,6 @@ async def _read(connection: Connection, name: str) -> Publication:
         actions=tuple(action for action in ACTIONS if publication[f"pub{action}"]),
         via_partition_root=publication["pubviaroot"],
     )
-
-
-async def _rows(connection: Connection, query: str, parameter: object) -> list[tuple[Any, ...]]:
-    return await (await connection.execute(query.encode(), [parameter])).fetchall()
 
 
 class _Keys:
@@ -252,10 +243,7 @@ def _published(
 
 async def read_fate(connection: Connection, tables: Mapping[str, int]) -> dict[str, str]:
     """What became of tables (oids by name) that are published no more. Of those that are gone for good, nothing."""
-    try:
-        rows = await (await connection.execute(_RELATIONS, [list(tables.values()), list(tables)])).fetchall()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    rows = await connection.all(_RELATIONS, [list(tables.values()), list(tables)])
     oids, names = {row[0] for row in rows}, {row[1] for row in rows}
     return {
         name: "was taken out of the publication" if oid in oids else "was dropped and created again"
@@ -264,13 +252,19 @@ async def read_fate(connection: Connection, tables: Mapping[str, int]) -> dict[s
     }
 
 
+async def drop_publication(connection: Connection, name: str) -> bool:
+    """Drop the publication; False if there was none. Raises Invalid unless the role owns it."""
+    refused = await connection.attempt(f"DROP PUBLICATION {quote_identifier(name)}")
+    if not isinstance(refused, Refusal):
+        return True
+    if refused.sqlstate == UNDEFINED_OBJECT:
+        return False
+    raise in_session(refused)
+
+
 async def type_names(connection: Connection) -> dict[int, str]:
     """Every type's name by oid, qualified unless it is Postgres's own. Raises Unavailable."""
-    try:
-        rows = await (await connection.execute(_TYPE_NAMES)).fetchall()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    return {int(oid): str(name) for oid, name in rows}
+    return {int(oid): str(name) for oid, name in await connection.all(_TYPE_NAMES)}
 
 
 def _missing(name: str) -> Invalid:

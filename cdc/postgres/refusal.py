@@ -5,8 +5,9 @@ connection is being made libpq gives the text alone; there we look for English p
 `Unavailable`: trying again is harmless, and the message is in the log.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,10 @@ from cdc.errors import CdcError, Invalid, SlotLost, Unavailable
 
 UNDEFINED_OBJECT: Final = "42704"
 NOT_IN_PREREQUISITE_STATE: Final = "55000"
+INSUFFICIENT_PRIVILEGE: Final = "42501"
+INVALID_PARAMETER_VALUE: Final = "22023"
+QUERY_CANCELED: Final = "57014"
+DUPLICATE_OBJECT: Final = "42710"
 
 
 class SlotActive(Unavailable):
@@ -214,6 +219,15 @@ def in_session(refusal: Refusal) -> CdcError:
     return Unavailable("Postgres could not do it", detail=refusal.explanation)
 
 
+@contextlib.contextmanager
+def refused_as(explain: Callable[[Refusal], CdcError] = in_session) -> Iterator[None]:
+    """What psycopg raises inside leaves as the error that `explain` makes of it, with nothing of psycopg's left."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise explain(refusal_of_exception(error)) from None
+
+
 def at_slot(refusal: Refusal, slot: str) -> CdcError:
     """The error of a command that uses the slot, START_REPLICATION first of all."""
     said = refusal.message.lower()
@@ -251,7 +265,7 @@ def in_stream(refusal: Refusal, slot: str, publication: str) -> CdcError:
     """The error that ended a running stream."""
     match refusal.sqlstate:
         case "42704":
-            # A publication created after the slot is unknown to the changes before it, for ever.
+            # A publication created after the slot is unknown to the changes before it.
             return Invalid(
                 f"publication {publication} does not exist for the changes being read",
                 detail=refusal.explanation,

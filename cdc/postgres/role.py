@@ -3,10 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
-
-from cdc.errors import Unavailable
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
 _ROLE = """
@@ -41,11 +37,6 @@ class Role:
 
 async def read_role(connection: Connection, table_oids: Sequence[int]) -> Role:
     """The connection's role, with regard to these tables. Raises Unavailable or Invalid."""
-    try:
-        row = await (await connection.execute(_ROLE, {"oids": list(table_oids)})).fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
+    row = await connection.one(_ROLE, {"oids": list(table_oids)})
     name, superuser, replication, unreadable, closed_schemas, guarded, wal_senders = row
     return Role(name, superuser, replication, tuple(unreadable), tuple(closed_schemas), tuple(guarded), wal_senders)

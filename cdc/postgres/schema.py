@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-import psycopg
-
 from cdc.postgres.publication import Publication
 from cdc.postgres.quoting import Qualified
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import Connection
 
 # Not those of extensions, nor of a restore's notes (schema cdc), nor partitions: their root stands for them.
@@ -79,11 +76,8 @@ class Schema:
 async def read_schema(connection: Connection, publication: Publication) -> Schema:
     """The tables as they are now. Raises Unavailable or Invalid."""
     oids = [table.oid for table in publication.tables]
-    try:
-        tables = await (await connection.execute(_TABLES, [publication.name])).fetchall()
-        columns = await (await connection.execute(_COLUMNS, [oids])).fetchall()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    tables = await connection.all(_TABLES, [publication.name])
+    columns = await connection.all(_COLUMNS, [oids])
     return Schema(
         tuple(UnpublishedTable(*row) for row in tables),
         {

@@ -9,12 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
-
 from cdc.errors import ChangesLost, Diverged, Invalid, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.position import Epoch
-from cdc.postgres.refusal import in_session, refusal_of_exception, wal_level_is_too_low
+from cdc.postgres.refusal import wal_level_is_too_low
 from cdc.postgres.session import Connection, session_settings
 
 OLDEST_VERSION: Final = 14
@@ -67,13 +65,8 @@ class Server:
 
 async def read_server(connection: Connection) -> Server:
     """The facts of the server at the other end. Raises Unavailable or Invalid."""
-    try:
-        row = await (await connection.execute(_SERVER)).fetchone()
-        configuration = await _read_configuration(connection)
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
+    row = await connection.one(_SERVER)
+    configuration = await _read_configuration(connection)
     system_identifier, timeline, database, version, server_version, encoding, in_recovery, timeout_s = row
     return Server(
         epoch=Epoch(system_identifier, timeline),
@@ -90,10 +83,10 @@ async def read_server(connection: Connection) -> Server:
 
 
 async def _read_configuration(connection: Connection) -> dict[str, str]:
-    cursor = await connection.execute(
+    rows = await connection.all(
         "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", [list(_CONFIGURATION)]
     )
-    return {str(name): str(value) for name, value in await cursor.fetchall()}
+    return {str(name): str(value) for name, value in rows}
 
 
 @asynccontextmanager
@@ -152,24 +145,15 @@ async def check_server(connection: Connection, server: Server, slot: str, *, fai
 
 async def _has_room(connection: Connection, slot: str) -> bool:
     """Whether the slot exists, or could be created beside the others."""
-    try:
-        cursor = await connection.execute(
-            "SELECT coalesce(bool_or(slot_name = %s), false) OR count(*) < "
-            "current_setting('max_replication_slots')::int FROM pg_replication_slots",
-            [slot],
-        )
-        row = await cursor.fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    return row is not None and bool(row[0])
+    (has_room,) = await connection.one(
+        "SELECT coalesce(bool_or(slot_name = %s), false) OR count(*) < "
+        "current_setting('max_replication_slots')::int FROM pg_replication_slots",
+        [slot],
+    )
+    return bool(has_room)
 
 
 async def current_wal_lsn(connection: Connection) -> int:
     """Where the server's next WAL record begins: no position that it ever named lies beyond. Raises Unavailable."""
-    try:
-        row = await (await connection.execute("SELECT pg_current_wal_insert_lsn()::text")).fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if row is None:
-        raise Unavailable("Postgres did not answer")
-    return parse_lsn(row[0])
+    (lsn,) = await connection.one("SELECT pg_current_wal_insert_lsn()::text")
+    return parse_lsn(lsn)

@@ -3,22 +3,28 @@
 Every connection of ours, SQL or replication, starts with `SESSION_SETTINGS`, so that a snapshot prints a value
 exactly as the stream does, whatever the role's or the database's defaults are. A remote host is refused without
 `sslmode=verify-full`. The password never leaves the DSN: no error of ours quotes the DSN.
+
+`Connection` is the one door to psycopg: what the driver raises leaves it as an error of ours.
 """
 
+import contextlib
 import ipaddress
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
 
 from cdc.config import PostgresSettings
 from cdc.errors import Invalid, Unavailable
-from cdc.postgres.refusal import refusal_of_exception, while_connecting
+from cdc.postgres.refusal import Refusal, in_session, refusal_of_exception, refused_as, while_connecting
 
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Parameters = Sequence[Any] | Mapping[str, Any] | None
+
+_Answer = TypeVar("_Answer")
 
 # An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
 # somebody's schema can take the place of a built-in one.
@@ -114,6 +120,105 @@ def _is_local(host: str) -> bool:
         return False
 
 
+class Connection:
+    """One session, in autocommit. Every verb raises Unavailable or Invalid, never an error of psycopg's.
+
+    A query is text; bytes that are no UTF-8 may stand in it as `surrogateescape` has them. Without parameters a percent
+    sign is one, and several statements may follow one another. `raw` is psycopg's own connection, for what has no verb
+    here: COPY, the replication stream, notices.
+    """
+
+    def __init__(self, raw: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        self.raw = raw
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def backend_pid(self) -> int:
+        """The process that serves us, as the server announced it."""
+        return self.raw.info.backend_pid
+
+    @property
+    def server_version(self) -> int:
+        """As libpq has it: 170002 is 17.2."""
+        return self.raw.info.server_version
+
+    @property
+    def server_encoding(self) -> str:
+        return (self.raw.pgconn.parameter_status(b"server_encoding") or b"").decode()
+
+    @property
+    def closed(self) -> bool:
+        return self.raw.closed
+
+    async def close(self) -> None:
+        await self.raw.close()
+
+    async def execute(self, query: str, parameters: Parameters = None) -> None:
+        """Carry a statement out."""
+        await self.all(query, parameters)
+
+    async def one(self, query: str, parameters: Parameters = None) -> tuple[Any, ...]:
+        """The first row, which must be there."""
+        return _first(await self.all(query, parameters))
+
+    async def all(self, query: str, parameters: Parameters = None) -> list[tuple[Any, ...]]:
+        """Every row; none for a statement that has no result."""
+        found = await self.attempt(query, parameters)
+        if isinstance(found, Refusal):
+            raise in_session(found)
+        return found
+
+    async def attempt(self, query: str, parameters: Parameters = None) -> list[tuple[Any, ...]] | Refusal:
+        """Every row, or the refusal: for a caller who goes on after it, or explains it in other words."""
+        try:
+            cursor = await self.raw.execute(_encode(query), parameters)
+            return await cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            return refusal_of_exception(error)
+
+    async def named(self, query: str, parameters: Parameters = None) -> list[dict[str, Any]]:
+        """Every row, its values by the names of the columns."""
+        with refused_as(in_session):
+            async with self.raw.cursor(row_factory=dict_row) as cursor:
+                return await (await cursor.execute(_encode(query), parameters)).fetchall()
+
+    async def one_named(self, query: str, parameters: Parameters = None) -> dict[str, Any]:
+        """The first row, which must be there, its values by the names of the columns."""
+        return _first(await self.named(query, parameters))
+
+    async def printed(self, query: str) -> list[list[bytes | None]]:
+        """Every row, its values as Postgres prints them."""
+        with refused_as(in_session):
+            result = (await self.raw.execute(_encode(query))).pgresult
+        if result is None:
+            return []
+        return [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, *, force_rollback: bool = False) -> AsyncIterator[None]:
+        """A transaction, or within one a savepoint. It commits at the end, and rolls back after an error."""
+        with refused_as(in_session):
+            async with self.raw.transaction(force_rollback=force_rollback):
+                yield
+
+
+def _encode(query: str) -> bytes:
+    return query.encode(errors="surrogateescape")
+
+
+def _first(rows: Sequence[_Answer]) -> _Answer:
+    if not rows:
+        raise Unavailable("Postgres did not answer")
+    return rows[0]
+
+
 async def connect(
     settings: PostgresSettings,
     *,
@@ -136,12 +241,12 @@ async def connect(
         **({"replication": "database"} if replication else {}),
     }
     try:
-        connection = await psycopg.AsyncConnection.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
-        if connection.info.server_version >= 170000:
+        raw = await psycopg.AsyncConnection.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
+        if raw.info.server_version >= 170000:
             # Unknown before 17, where naming it at the start would end the session.
-            await connection.execute("SET transaction_timeout = 0")
+            await raw.execute("SET transaction_timeout = 0")
     except psycopg.Error as error:
         raise while_connecting(refusal_of_exception(error)) from None
     except OSError as error:
         raise Unavailable("no connection to Postgres", detail=str(error), hint="check postgres.dsn") from None
-    return connection
+    return Connection(raw)

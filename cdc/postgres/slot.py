@@ -17,14 +17,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import psycopg
 import structlog
 
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Invalid, SlotLost, Unavailable
 from cdc.lsn import parse_lsn
 from cdc.postgres.quoting import quote_identifier
-from cdc.postgres.refusal import SlotActive, at_slot, in_session, refusal_of_exception, wal_level_is_too_low
+from cdc.postgres.refusal import (
+    DUPLICATE_OBJECT,
+    NOT_IN_PREREQUISITE_STATE,
+    UNDEFINED_OBJECT,
+    Refusal,
+    SlotActive,
+    at_slot,
+    in_session,
+    wal_level_is_too_low,
+)
 from cdc.postgres.session import Connection, connect
 
 log = structlog.get_logger()
@@ -82,13 +90,8 @@ class ExportedSnapshot:
 
 async def read_slots(connection: Connection) -> list[Slot]:
     """Every slot of the cluster. Raises Unavailable."""
-    try:
-        cursor = await connection.execute("SELECT * FROM pg_replication_slots ORDER BY slot_name")
-        rows = await cursor.fetchall()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    names = [column.name for column in cursor.description or ()]
-    return [slot_of_row(dict(zip(names, row, strict=True))) for row in rows]
+    rows = await connection.named("SELECT * FROM pg_replication_slots ORDER BY slot_name")
+    return [slot_of_row(row) for row in rows]
 
 
 async def read_slot(connection: Connection, name: str) -> Slot | None:
@@ -145,13 +148,11 @@ def check_slot(slot: Slot, database: str) -> None:
 
 async def drop_slot(connection: Connection, name: str) -> None:
     """Drop the slot; an absent one is as good. Raises SlotActive while somebody reads it."""
-    try:
-        await connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
-    except psycopg.errors.UndefinedObject:
-        return
-    except psycopg.Error as error:
-        raise at_slot(refusal_of_exception(error), name) from None
-    log.info("slot_dropped", slot=name)
+    refused = await connection.attempt("SELECT pg_drop_replication_slot(%s)", [name])
+    if not isinstance(refused, Refusal):
+        log.info("slot_dropped", slot=name)
+    elif refused.sqlstate != UNDEFINED_OBJECT:
+        raise at_slot(refused, name)
 
 
 @contextlib.asynccontextmanager
@@ -178,16 +179,14 @@ async def _create(
 ) -> ExportedSnapshot:
     """1. ask for the slot; 2. at the deadline, see who is in the way; 3. cancel, and make sure that nothing stays."""
     failover = settings.failover and not temporary
-    version = connection.info.server_version
+    version = connection.server_version
     command = _create_command(name, temporary=temporary, failover=failover, server_version=version)
-    creation = asyncio.create_task(_execute(connection, command), name=f"create slot {name}")
+    creation = asyncio.create_task(connection.attempt(command), name=f"create slot {name}")
     try:
         done, _ = await asyncio.wait([creation], timeout=settings.slot_deadline_s)  # 1
         if done:
-            return _exported(creation.result())
-        refusal = await _blocked(settings, connection.info.backend_pid)  # 2
-    except psycopg.Error as error:
-        raise _not_created(error, name) from None
+            return _exported(creation.result(), name)
+        refusal = await _blocked(settings, connection.backend_pid)  # 2
     finally:
         if not creation.done():
             await _abandon(creation, connection, settings, name)  # 3
@@ -208,35 +207,31 @@ async def make_failover(settings: PostgresSettings, name: str, *, timeout_s: flo
         try:
             # Unlike START_REPLICATION, this waits until nobody reads the slot.
             async with asyncio.timeout(timeout_s):
-                await connection.execute(command.encode())
+                refused = await connection.attempt(command)
         except TimeoutError:
             raise SlotActive(f"replication slot {name} is in use by another consumer") from None
-        except psycopg.Error as error:
-            raise at_slot(refusal_of_exception(error), name) from None
+    if isinstance(refused, Refusal):
+        raise at_slot(refused, name)
     log.info("slot_altered", slot=name, failover=True)
 
 
-async def _execute(connection: Connection, command: str) -> tuple[Any, ...] | None:
-    cursor = await connection.execute(command.encode())
-    return await cursor.fetchone()
-
-
-def _exported(row: tuple[Any, ...] | None) -> ExportedSnapshot:
-    if row is None or row[2] is None:
+def _exported(answer: list[tuple[Any, ...]] | Refusal, slot: str) -> ExportedSnapshot:
+    if isinstance(answer, Refusal):
+        raise _not_created(answer, slot)
+    if not answer or answer[0][2] is None:
         raise Unavailable("Postgres created a slot without exporting its snapshot")
-    name, consistent_point, snapshot_name, _ = row
+    name, consistent_point, snapshot_name, _ = answer[0]
     return ExportedSnapshot(str(name), parse_lsn(str(consistent_point)), str(snapshot_name))
 
 
-def _not_created(error: psycopg.Error, name: str) -> CdcError:
-    refusal = refusal_of_exception(error)
-    if refusal.sqlstate == "42710":
+def _not_created(refusal: Refusal, name: str) -> CdcError:
+    if refusal.sqlstate == DUPLICATE_OBJECT:
         return SlotExists(
             f"replication slot {name} exists already",
             detail=refusal.explanation,
             hint=f"cdc slots; to drop it: SELECT pg_drop_replication_slot('{name}');",
         )
-    if refusal.sqlstate == "55000" and "wal_level" in refusal.message:
+    if refusal.sqlstate == NOT_IN_PREREQUISITE_STATE and "wal_level" in refusal.message:
         return wal_level_is_too_low(refusal.explanation)
     return in_session(refusal)
 
@@ -256,13 +251,12 @@ SELECT 0, 'prepared transaction ' || gid, extract(epoch FROM clock_timestamp() -
 
 async def _blocked(settings: PostgresSettings, pid: int) -> Unavailable:
     """Who is in the way of the session that creates the slot: pids, ages and states, never what they run."""
-    try:
-        async with await connect(settings) as connection:
-            rows = await (await connection.execute(_IN_THE_WAY, {"pid": pid})).fetchall()
-    except psycopg.Error as error:
-        rows, detail = [], refusal_of_exception(error).explanation
+    async with await connect(settings) as connection:
+        found = await connection.attempt(_IN_THE_WAY, {"pid": pid})
+    if isinstance(found, Refusal):
+        rows, detail = [], found.explanation
     else:
-        detail = "open: " + ", ".join(_describe(*row) for row in rows)
+        rows, detail = found, "open: " + ", ".join(_describe(*row) for row in found)
     pids = [pid for pid, _, _ in rows if pid]
     return Unavailable(
         f"creating the replication slot waited {settings.slot_deadline_s:g} s for open transactions",
@@ -278,10 +272,13 @@ def _describe(pid: int, state: str | None, age_s: float | None) -> str:
 
 
 async def _abandon(
-    creation: asyncio.Task[tuple[Any, ...] | None], connection: Connection, settings: PostgresSettings, name: str
+    creation: asyncio.Task[list[tuple[Any, ...]] | Refusal],
+    connection: Connection,
+    settings: PostgresSettings,
+    name: str,
 ) -> None:
     """Cancel on the server, and drop what may have been created in that very moment."""
-    pid = connection.info.backend_pid
+    pid = connection.backend_pid
     creation.cancel()
     await asyncio.wait([creation])
     await connection.close()

@@ -13,14 +13,21 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import psycopg
 from psycopg import pq
 
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Invalid, Unavailable
 from cdc.postgres.publication import PublishedTable
 from cdc.postgres.quoting import quote_identifier, quote_literal
-from cdc.postgres.refusal import Refusal, in_session, refusal_of_exception, refusal_of_result
+from cdc.postgres.refusal import (
+    INSUFFICIENT_PRIVILEGE,
+    INVALID_PARAMETER_VALUE,
+    UNDEFINED_OBJECT,
+    Refusal,
+    in_session,
+    refusal_of_result,
+    refused_as,
+)
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import ExportedSnapshot
 from cdc.postgres.stream.pump import Pump
@@ -47,7 +54,7 @@ class SnapshotReader:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._pgconn = connection.pgconn
+        self._pgconn = connection.raw.pgconn
 
     async def rows(
         self, table: PublishedTable, *, where: Condition | None = None, order_by: Sequence[str] = ()
@@ -72,43 +79,34 @@ class SnapshotReader:
 
     async def time_us(self) -> int:
         """When the snapshot's transaction began, by the server's clock, which the rows' own times are of."""
-        try:
-            cursor = await self._connection.execute("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
-            row = await cursor.fetchone()
-        except psycopg.Error as error:
-            raise in_session(refusal_of_exception(error)) from None
-        return 0 if row is None else int(row[0])
+        (time_us,) = await self._connection.one("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
+        return int(time_us)
 
     async def estimate_rows(self, table: PublishedTable, *, where: Condition | None = None) -> int:
         """How many rows the planner expects: for progress, not for proof."""
-        try:
-            cursor = await self._connection.execute(f"EXPLAIN (FORMAT JSON) {select_rows(table, where, ())}".encode())
-            row = await cursor.fetchone()
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error), table) from None
-        return 0 if row is None else int(row[0][0]["Plan"]["Plan Rows"])
+        found = await self._connection.attempt(f"EXPLAIN (FORMAT JSON) {select_rows(table, where, ())}")
+        if isinstance(found, Refusal):
+            raise _refused(found, table)
+        ((plans,),) = found
+        return int(plans[0]["Plan"]["Plan Rows"])
 
     async def _start_copy(self, pump: Pump, table: PublishedTable, query: str) -> None:
-        try:
+        with refused_as(in_session):
             self._pgconn.send_query(f"COPY ({query}) TO STDOUT".encode())
             await pump.flushed()
             result = await pump.result()
             if result is None or result.status != pq.ExecStatus.COPY_OUT:
                 await pump.cleared()
-        except psycopg.Error as error:
-            raise in_session(refusal_of_exception(error)) from None
         if result is None or result.status != pq.ExecStatus.COPY_OUT:
             raise _refused(refusal_of_result(result), table)
 
     async def _finish_copy(self, pump: Pump, table: PublishedTable) -> None:
         """Only the server's own word that the COPY is complete makes the rows complete."""
-        try:
+        with refused_as(in_session):
             if pump.broken is not None:
                 raise pump.broken
             result = await pump.result()
             await pump.cleared()
-        except psycopg.Error as error:
-            raise in_session(refusal_of_exception(error)) from None
         if result is None or result.status != pq.ExecStatus.COMMAND_OK:
             raise _refused(refusal_of_result(result), table)
 
@@ -161,25 +159,25 @@ async def open_snapshot(settings: PostgresSettings, exported: ExportedSnapshot) 
 
 
 async def _adopt(connection: Connection, exported: ExportedSnapshot) -> None:
-    try:
-        if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
-            await connection.execute("SET client_encoding TO SQL_ASCII")
-        await connection.execute("SET row_security = off")
-        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        await connection.execute(f"SET TRANSACTION SNAPSHOT {quote_literal(exported.snapshot_name)}".encode())
-    except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject) as error:
-        raise Unavailable(
-            f"the snapshot of slot {exported.slot} is gone",
-            detail=refusal_of_exception(error).explanation,
-            hint="it lives as long as the connection that created the slot; the backfill starts over",
-        ) from None
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    if connection.server_encoding == "SQL_ASCII":
+        await connection.execute("SET client_encoding TO SQL_ASCII")
+    await connection.execute("SET row_security = off")
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    refused = await connection.attempt(f"SET TRANSACTION SNAPSHOT {quote_literal(exported.snapshot_name)}")
+    if not isinstance(refused, Refusal):
+        return
+    if refused.sqlstate not in (INVALID_PARAMETER_VALUE, UNDEFINED_OBJECT):
+        raise in_session(refused)
+    raise Unavailable(
+        f"the snapshot of slot {exported.slot} is gone",
+        detail=refused.explanation,
+        hint="it lives as long as the connection that created the slot; the backfill starts over",
+    )
 
 
 def _refused(refusal: Refusal, table: PublishedTable) -> CdcError:
     """Why a table could not be read."""
-    if refusal.sqlstate == "42501":
+    if refusal.sqlstate == INSUFFICIENT_PRIVILEGE:
         return Invalid(
             f"the role may not read all rows of {table.qualified_name}",
             detail=refusal.explanation,

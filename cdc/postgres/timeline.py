@@ -1,25 +1,15 @@
 """Where a server's history left each earlier timeline, as its timeline history file says (manual, "Timelines")."""
 
-import psycopg
-
 from cdc.config import PostgresSettings
-from cdc.errors import DataError, Unavailable
+from cdc.errors import DataError
 from cdc.lsn import parse_lsn
-from cdc.postgres.refusal import in_session, refusal_of_exception
 from cdc.postgres.session import connect
 
 
 async def read_switch_points(settings: PostgresSettings, timeline: int) -> dict[int, int]:
     """The LSN at which each ancestor of `timeline` was left, by the ancestor's number. Raises Unavailable."""
-    connection = await connect(settings, replication=True)
-    try:
-        row = await (await connection.execute(f"TIMELINE_HISTORY {timeline}".encode())).fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    finally:
-        await connection.close()
-    if row is None:
-        raise Unavailable("Postgres did not answer TIMELINE_HISTORY")
+    async with await connect(settings, replication=True) as connection:
+        row = await connection.one(f"TIMELINE_HISTORY {timeline}")
     # psycopg gives bytes where the server calls the column bytea, or where client_encoding is SQL_ASCII.
     return parse_history(row[1] if isinstance(row[1], bytes) else str(row[1]).encode())
 

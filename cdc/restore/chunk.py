@@ -19,10 +19,10 @@ from cdc.archive.format.segment import decode_segment
 from cdc.change import READ, Relation
 from cdc.errors import DataError
 from cdc.postgres.target.statement import copy_field
+from cdc.row import FLOAT_OIDS, INTEGER_OIDS, JSON_OIDS, Oid
 
-_BOOLEAN, _FLOATS = 16, (700, 701)
 # What the archive writes without quotes (`cdc/row.py`): taken as it is written, to lose no digit.
-_BARE: Final = frozenset({_BOOLEAN, 20, 21, 23, *_FLOATS, 114, 3802})
+_BARE: Final = frozenset({Oid.BOOL}) | INTEGER_OIDS | FLOAT_OIDS | JSON_OIDS
 
 # Enough to keep a socket busy, little enough to decode in a few milliseconds.
 _PIECE_BYTES: Final = 256 * 1024
@@ -125,9 +125,9 @@ def _escape(values: list[str | None]) -> str:
 
 
 def _print_bare(type_oid: int) -> Callable[[Any], str | None]:
-    if type_oid == _BOOLEAN:
+    if type_oid == Oid.BOOL:
         return _print_boolean
-    return _print_float if type_oid in _FLOATS else _print_raw
+    return _print_float if type_oid in FLOAT_OIDS else _print_raw
 
 
 def _print_raw(value: msgspec.Raw) -> str | None:

@@ -31,7 +31,7 @@ from cdc.change import RowChange, Transaction, Truncate
 from cdc.config import ArchiveSettings, PostgresSettings
 from cdc.errors import DataError, Invalid, Unavailable
 from cdc.lsn import format_lsn
-from cdc.postgres.mark import emit_mark
+from cdc.postgres.message import emit_mark
 from cdc.postgres.publication import Publication, read_publication
 from cdc.postgres.server import Server, read_server
 from cdc.postgres.session import connect

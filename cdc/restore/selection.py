@@ -80,9 +80,7 @@ class Selection:
 
     def _meet(self, relation: Relation) -> None:
         """The table as it is described from here on."""
-        names = tuple(column.name for column in relation.columns if column.key)
-        if not names or (relation.replica_identity == "f" and len(names) == len(relation.columns)):
-            names = tuple(column.name for column in relation.columns)
+        names = relation.identity or tuple(column.name for column in relation.columns)
         held = [row for alike in self._rows.values() for row in alike] if names != self._names else []
         if held:
             self._rows = {}

@@ -10,14 +10,12 @@ from cdc.doctor import one_line
 from cdc.errors import CdcError, DataError, Diverged
 from cdc.lsn import format_lsn
 from cdc.monitor import table as slots
+from cdc.monitor.words import BEHIND_BYTES
 from cdc.pipeline.continuity import check_wal_end
 from cdc.postgres.slot import Slot
 from cdc.status.neighbours import ArchiveStatus, CacheStatus, PostgresStatus
 
 WELL, NOT_WELL, PERSON = 0, 1, 78
-
-# More than this is not traffic but trouble: two queues' worth and the WAL around it.
-BEHIND_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

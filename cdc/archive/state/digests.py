@@ -8,12 +8,11 @@ from hashlib import blake2b
 from typing import Final
 
 from cdc.change import Relation
-from cdc.row import ABSENT, Row, Value
+from cdc.row import ABSENT, Oid, Row, Value
 
 WIDTH: Final = 8
 UNKNOWN: Final = b"\xff" * WIDTH
 _NULL: Final = b"\0" * WIDTH
-_JSON_OID: Final = 114
 
 
 def digest(value: Value) -> bytes:
@@ -32,7 +31,7 @@ def as_archived(relation: Relation, row: Row) -> Row:
     """Line breaks of a `json` become spaces in the archive."""
     return [
         value.replace(b"\n", b" ").replace(b"\r", b" ")
-        if column.type_oid == _JSON_OID and isinstance(value, bytes)
+        if column.type_oid == Oid.JSON and isinstance(value, bytes)
         else value
         for column, value in zip(relation.columns, row, strict=True)
     ]

@@ -34,14 +34,12 @@ from cdc.archive.state.sorted_runs import Entry, Runs, Sorter
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.change import Relation, RowChange, Truncate
 from cdc.errors import DataError
-from cdc.row import Row
+from cdc.row import INTEGER_OIDS, Oid, Row
 
 log = structlog.get_logger()
 
 _GONE: Final = b"-"
 _HERE: Final = b"+"
-_INT8: Final = 20
-_INTEGERS: Final = frozenset({_INT8, 21, 23})
 
 # Keys that are compared between two pauses, so that the loop may serve others.
 _SLICE_KEYS: Final = 5000
@@ -329,8 +327,8 @@ def _fold(said: Sequence[bytes]) -> bytes | None:
 
 def _key_of(relation: Relation) -> list[tuple[str, int]]:
     """The key's columns and types; none if the whole row stands for a key. Integers are one type: they print alike."""
-    key = [(c.name, _INT8 if c.type_oid in _INTEGERS else c.type_oid) for c in relation.columns if c.key]
-    return [] if relation.replica_identity == "f" and len(key) == len(relation.columns) else key
+    columns = [relation.columns[relation.column_index[name]] for name in relation.identity]
+    return [(c.name, Oid.INT8 if c.type_oid in INTEGER_OIDS else c.type_oid) for c in columns]
 
 
 # The way to the gap --------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class TableState:
     def __init__(self, relation: Relation) -> None:
         self.unknown_values = 0
         self._name = relation.qualified_name
-        self._keys = self._key_names(relation)
+        self._keys = relation.identity
         self._places: dict[str, int] = {}
         self._rows: dict[bytes, bytes] = {}
         self._bag: Counter[bytes] = Counter()
@@ -81,7 +81,7 @@ class TableState:
         if relation is self._relation:
             return
         widened = {column.name for column in relation.columns} != self._places.keys()
-        if self._key_names(relation) != self._keys or (self._places and widened and not self._keys):
+        if relation.identity != self._keys or (self._places and widened and not self._keys):
             raise Invalid(
                 f"the key of {self._name} has changed within the archive, so its rows cannot be followed",
                 detail="Of a table without a key, all columns together are the key.",
@@ -90,11 +90,6 @@ class TableState:
         for column in relation.columns:
             self._places.setdefault(column.name, len(self._places))
         self._relation = relation
-
-    def _key_names(self, relation: Relation) -> tuple[str, ...]:
-        names = tuple(column.name for column in relation.columns if column.key)
-        whole_row = relation.replica_identity == "f" and len(names) == len(relation.columns)
-        return () if whole_row else names
 
     def _put(self, relation: Relation, row: Row, before: bytes | None) -> None:
         digests = self._digests(relation, row, before)

@@ -45,10 +45,11 @@ from cdc.postgres.refusal import (
     in_stream,
     refusal_of_exception,
     refusal_of_result,
+    refused_as,
 )
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.stream.pump import Pump
-from cdc.postgres.stream.short_sleep import Moment
+from cdc.postgres.stream.short_sleep import ShortSleep
 
 __all__ = ["Identity", "ReplicationStream", "SlotActive"]
 
@@ -82,8 +83,8 @@ class ReplicationStream:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._pgconn = connection.pgconn
-        self._pump = Pump(connection.pgconn)
+        self._pgconn = connection.raw.pgconn
+        self._pump = Pump(self._pgconn)
         self._slot = self._publication = ""
         self._started = False
         self._writing = False
@@ -91,9 +92,9 @@ class ReplicationStream:
         self._steady_reads = 0
         self._read_at = 0.0
         self._read_bytes = 0
-        self._moment = Moment()
+        self._short_sleep = ShortSleep()
         self._ending: CdcError | None = None
-        connection.add_notice_handler(self._heed)
+        connection.raw.add_notice_handler(self._heed)
 
     @classmethod
     async def open(cls, settings: PostgresSettings, server_encoding: str = "UTF8") -> Self:
@@ -125,16 +126,15 @@ class ReplicationStream:
             f"publication_names {quote_literal(quote_identifier(publication))}, messages 'true')"
         )
         try:
-            self._pgconn.send_query(command.encode())
-            async with asyncio.timeout(_ANSWER_S):
-                await self._pump.flushed()
-                result = await self._pump.result()
-                if result is None or result.status != pq.ExecStatus.COPY_BOTH:
-                    await self._pump.cleared()
+            with refused_as(in_session):
+                self._pgconn.send_query(command.encode())
+                async with asyncio.timeout(_ANSWER_S):
+                    await self._pump.flushed()
+                    result = await self._pump.result()
+                    if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+                        await self._pump.cleared()
         except TimeoutError:
             raise Unavailable("Postgres did not start the stream in time", detail=f"waited {_ANSWER_S:.0f} s") from None
-        except psycopg.Error as error:
-            raise in_session(refusal_of_exception(error)) from None
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise at_slot(refusal_of_result(result), slot)
         self._started = True
@@ -176,7 +176,7 @@ class ReplicationStream:
                         await self._end_copy()
         finally:
             self._stop_writing()
-            self._moment.close()
+            self._short_sleep.close()
             await self._connection.close()
 
     # Reading
@@ -186,7 +186,7 @@ class ReplicationStream:
         if self._read_bytes >= _SMALL_BYTES:
             await asyncio.sleep(0)
         elif self._steady_reads >= _STEADY_READS:
-            await self._moment.rest(_REST_S)
+            await self._short_sleep.rest(_REST_S)
             self._read_at = time.monotonic()
 
     def _note_read(self, nbytes: int) -> None:
@@ -255,12 +255,7 @@ class ReplicationStream:
 
 async def identify_system(connection: Connection) -> Identity:
     """IDENTIFY_SYSTEM on a replication connection that is not streaming."""
-    try:
-        answer = await (await connection.execute("IDENTIFY_SYSTEM")).fetchone()
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
-    if answer is None:
-        raise Unavailable("Postgres did not answer IDENTIFY_SYSTEM")
+    answer = await connection.one("IDENTIFY_SYSTEM")
     # psycopg gives text as bytes where client_encoding is SQL_ASCII.
     system_identifier, timeline, flushed, database = (
         value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value) for value in answer

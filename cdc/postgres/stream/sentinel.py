@@ -31,7 +31,7 @@ class Sentinel:
     async def open(self) -> None:
         """Connect. Raises Unavailable or Invalid."""
         self._connection = await connect(self._settings, application_name="waltier sentinel")
-        self._connection.add_notice_handler(self._note)
+        self._connection.raw.add_notice_handler(self._note)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -46,7 +46,7 @@ class Sentinel:
         """Return the server's words the moment it ends the session; safe to cancel. At once if it is not open."""
         if self._connection is None or self._connection.closed:
             return self._ending or "the session is closed"
-        pgconn = self._connection.pgconn
+        pgconn = self._connection.raw.pgconn
         pump = Pump(pgconn)
         while not self._ending:
             await pump.readable()

@@ -16,7 +16,7 @@ from typing import Final
 _NONBLOCK_CLOEXEC: Final = os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Moment:
+class ShortSleep:
     """One timer, for one task, on one loop."""
 
     def __init__(self) -> None:

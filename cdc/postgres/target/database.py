@@ -10,20 +10,17 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import psycopg
 from pydantic import SecretStr, ValidationError
 
 from cdc.change import Column, Relation
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, DataError, Invalid
 from cdc.postgres.quoting import quote_identifier, quote_literal
-from cdc.postgres.refusal import Refusal, in_session, refusal_of_exception
+from cdc.postgres.refusal import INSUFFICIENT_PRIVILEGE, Refusal, in_session, refused_as
 from cdc.postgres.server import Server, read_server
-from cdc.postgres.session import Connection, connect
+from cdc.postgres.session import Connection, Parameters, connect
 from cdc.postgres.target.statement import CopyRows, Sql, Statement, TargetColumn, TargetTable
-
-# Oids below this are Postgres's own and the same in every cluster (transam.h, FirstNormalObjectId).
-_FIRST_USER_OID: Final = 16384
+from cdc.row import Oid
 
 # One message to the server; its answers are as many as its statements.
 _MESSAGE_BYTES: Final = 1024 * 1024
@@ -36,11 +33,11 @@ CREATE TABLE IF NOT EXISTS cdc.restore (
 );
 """
 
-_TABLE = """
+_TABLE = f"""
 SELECT c.relkind = 'p',
        EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid AND conrelid <> c.oid),
        a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attidentity = 'a',
-       t.oid >= 16384 AND t.typtype = 'b' AND t.typcategory <> 'A'
+       t.oid >= {Oid.FIRST_USER} AND t.typtype = 'b' AND t.typcategory <> 'A'
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -75,18 +72,18 @@ class TargetDatabase:
     def __init__(self, connection: Connection, server: Server) -> None:
         self.server = server
         self._connection = connection
-        self._connection.prepare_threshold = None  # a prepared statement is one statement, and ours are runs of them
+        self._raw = connection.raw
+        self._raw.prepare_threshold = None  # a prepared statement is one statement, and ours are runs of them
         self._in_transaction = False
 
     async def put_off_triggers(self) -> bool:
         """Whether the role may; else triggers fire and foreign keys are checked."""
-        try:
-            await self._connection.execute("SET session_replication_role = replica")
-        except psycopg.errors.InsufficientPrivilege:
+        refused = await self._connection.attempt("SET session_replication_role = replica")
+        if not isinstance(refused, Refusal):
+            return True
+        if refused.sqlstate == INSUFFICIENT_PRIVILEGE:
             return False
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error)) from None
-        return True
+        raise _refused(refused)
 
     async def find_table(self, schema: str, name: str) -> TargetTable | None:
         """The table as it is there, or None."""
@@ -107,14 +104,14 @@ class TargetDatabase:
         await self.execute(f"CREATE {'UNLOGGED ' if unlogged else ''}TABLE {table} ({body})")
 
     async def has_rows(self, table: TargetTable) -> bool:
-        rows = await self.rows(f"SELECT EXISTS (SELECT FROM {table.only})", ())
+        rows = await self.rows(f"SELECT EXISTS (SELECT FROM {table.only})")
         return bool(rows[0][0])
 
     async def read_records(self) -> list[Record]:
         """What restores have written here; normally none or one."""
-        if not (await self.rows("SELECT to_regclass('cdc.restore') IS NOT NULL", ()))[0][0]:
+        if not (await self.rows("SELECT to_regclass('cdc.restore') IS NOT NULL"))[0][0]:
             return []
-        rows = await self.rows("SELECT archive, base_seq, tables, chunks, next_ordinal, finished FROM cdc.restore", ())
+        rows = await self.rows("SELECT archive, base_seq, tables, chunks, next_ordinal, finished FROM cdc.restore")
         return [Record(row[0], row[1], tuple(row[2]), row[3], row[4], row[5]) for row in rows]
 
     async def begin(self, record: Record) -> None:
@@ -134,7 +131,7 @@ class TargetDatabase:
 
     async def write(self, statements: Sequence[Statement], then: Record | None) -> None:
         """Carry the statements out, and with `then` commit them together with how far that is."""
-        try:
+        with refused_as(_refused):
             await self._begin()
             for message in _messages(statements):
                 if isinstance(message, CopyRows):
@@ -143,22 +140,18 @@ class TargetDatabase:
                     await self._run(message)
             if then is not None:
                 await self._run([_remember(then)])
-                await self._connection.execute(b"COMMIT")
+                await self._raw.execute(b"COMMIT")
                 self._in_transaction = False
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error)) from None
 
     async def copy(self, text: bytes, lines: AsyncIterator[bytes]) -> int:
         """A COPY whose lines come as they are made; how many rows it took. `write` commits it."""
-        try:
+        with refused_as(_refused):
             await self._begin()
-            async with self._connection.cursor() as cursor:
+            async with self._raw.cursor() as cursor:
                 async with cursor.copy(text) as copy:
                     async for some in lines:
                         await copy.write(some)
                 return cursor.rowcount
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error)) from None
 
     async def set_sequences(self, table: TargetTable) -> list[str]:
         """Let the sequences of a table's columns go on after its rows; their names."""
@@ -178,12 +171,12 @@ class TargetDatabase:
 
     async def _begin(self) -> None:
         if not self._in_transaction:
-            await self._connection.execute(b"BEGIN; SET CONSTRAINTS ALL DEFERRED")
+            await self._raw.execute(b"BEGIN; SET CONSTRAINTS ALL DEFERRED")
             self._in_transaction = True
 
     async def _run(self, statements: Sequence[Sql]) -> None:
         """Several statements in one message; each must touch as many rows as it says."""
-        cursor = await self._connection.execute(b";\n".join([statement.text for statement in statements]))
+        cursor = await self._raw.execute(b";\n".join([statement.text for statement in statements]))
         for number, statement in enumerate(statements):
             if number:
                 cursor.nextset()
@@ -196,14 +189,14 @@ class TargetDatabase:
                 )
 
     async def _copy(self, rows: CopyRows) -> None:
-        async with self._connection.cursor() as cursor:
+        async with self._raw.cursor() as cursor:
             async with cursor.copy(rows.text) as copy:
                 await copy.write(rows.lines)
             if cursor.rowcount != rows.rows:
                 raise DataError(f"COPY took {cursor.rowcount} of {rows.rows} rows into {rows.table}")
 
     async def _type_name(self, relation: Relation, column: Column) -> str:
-        by_oid = column.type_oid < _FIRST_USER_OID
+        by_oid = column.type_oid < Oid.FIRST_USER
         found = "%(oid)s::oid" if by_oid else "to_regtype(%(name)s)::oid"
         rows = await self.rows(
             f"SELECT format_type({found}, %(typmod)s)",
@@ -217,21 +210,17 @@ class TargetDatabase:
             )
         return str(rows[0][0])
 
-    async def rows(self, query: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    async def rows(self, query: str, parameters: Parameters = None) -> list[tuple[Any, ...]]:
         """What a query finds. In databases without an encoding, bytes may stand in it as `surrogateescape` has them."""
-        text = query.encode(errors="surrogateescape")
-        try:
-            return await (await self._connection.execute(text, parameters or None)).fetchall()
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error)) from None
+        found = await self._connection.attempt(query, parameters)
+        if isinstance(found, Refusal):
+            raise _refused(found)
+        return found
 
     async def sqlstate_of(self, query: str) -> str:
         """What the target says to a query: empty if it is one. Not within a transaction, which would end by it."""
-        try:
-            await self._connection.execute(query.encode(errors="surrogateescape"))
-        except psycopg.Error as error:
-            return refusal_of_exception(error).sqlstate or "08000"
-        return ""
+        refused = await self._connection.attempt(query)
+        return (refused.sqlstate or "08000") if isinstance(refused, Refusal) else ""
 
     async def commit(self) -> None:
         """Commit what `write` has begun."""
@@ -239,10 +228,7 @@ class TargetDatabase:
         self._in_transaction = False
 
     async def execute(self, query: str) -> None:
-        try:
-            await self._connection.execute(query.encode())
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error)) from None
+        await self.rows(query)
 
 
 def settings_of(dsn: str, option: str) -> PostgresSettings:
@@ -261,23 +247,20 @@ async def open_target(dsn: str) -> AsyncIterator[TargetDatabase]:
     connection = await connect(settings_of(dsn, "--into"), application_name="waltier restore")
     try:
         server = await read_server(connection)
-        try:
-            if server.encoding == "SQL_ASCII":
-                await connection.execute("SET client_encoding TO SQL_ASCII")
-            await connection.execute("SET standard_conforming_strings = on")
-            # What a crash of the target's server loses, it loses together with the record of it.
-            await connection.execute("SET synchronous_commit = off")
-        except psycopg.Error as error:
-            raise _refused(refusal_of_exception(error)) from None
+        if server.encoding == "SQL_ASCII":
+            await connection.execute("SET client_encoding TO SQL_ASCII")
+        await connection.execute("SET standard_conforming_strings = on")
+        # What a crash of the target's server loses, it loses together with the record of it.
+        await connection.execute("SET synchronous_commit = off")
         yield TargetDatabase(connection, server)
     finally:
         await connection.close()
 
 
 def _key_of(relation: Relation) -> list[str]:
-    """The key's constraint; under FULL without a key every column is one, and then none is."""
-    names = [quote_identifier(column.name) for column in relation.columns if column.key]
-    if not names or (relation.replica_identity == "f" and len(names) == len(relation.columns)):
+    """The constraint of the columns that identify a row."""
+    names = [quote_identifier(name) for name in relation.identity]
+    if not names:
         return []
     kind = "UNIQUE" if relation.replica_identity == "i" else "PRIMARY KEY"
     return [f"{kind} ({', '.join(names)})"]
@@ -310,7 +293,7 @@ def _messages(statements: Sequence[Statement]) -> list[CopyRows | list[Sql]]:
 
 def _refused(refusal: Refusal) -> CdcError:
     """Why the target did not take it."""
-    if refusal.sqlstate == "42501":
+    if refusal.sqlstate == INSUFFICIENT_PRIVILEGE:
         return Invalid(
             "the role may not restore into this database",
             detail=refusal.explanation,

@@ -9,25 +9,22 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-import psycopg
 import structlog
 from psycopg import conninfo
 
 from cdc.change import Column, Relation
-from cdc.errors import Invalid
+from cdc.errors import CdcError, Invalid
 from cdc.postgres.quoting import quote_identifier, quote_literal
-from cdc.postgres.refusal import in_session, refusal_of_exception
+from cdc.postgres.refusal import INSUFFICIENT_PRIVILEGE, Refusal, in_session
 from cdc.postgres.server import read_server
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.target.database import open_target, settings_of
+from cdc.row import Oid
 
 log = structlog.get_logger()
 
 PREFIX: Final = "waltier_drill_"
 
-# Oids from here on are those of types that somebody made (transam.h, FirstNormalObjectId).
-_FIRST_USER_OID: Final = 16384
-_TEXT_OID: Final = 25
 
 _OF_OURS = "SELECT datname FROM pg_database WHERE datname ~ %s AND datdba = current_user::regrole"
 
@@ -64,52 +61,47 @@ async def scratch_database(dsn: str, *, source_identifier: str, encoding: str) -
 async def _create(connection: Connection, encoding: str) -> str:
     number = secrets.randbits(48)
     name = f"{PREFIX}{number:012x}"
-    try:
-        await connection.execute("SELECT pg_advisory_lock(%s)", [number])
-        await connection.execute(
-            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'".encode()
-        )
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise Invalid(
-            "the role may not create a scratch database",
-            detail=refusal_of_exception(error).explanation,
-            hint="ALTER ROLE role CREATEDB;   -- on the scratch server",
-        ) from None
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    await connection.execute("SELECT pg_advisory_lock(%s)", [number])
+    refused = await connection.attempt(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    if isinstance(refused, Refusal):
+        raise _not_created(refused)
     return name
+
+
+def _not_created(refusal: Refusal) -> CdcError:
+    if refusal.sqlstate != INSUFFICIENT_PRIVILEGE:
+        return in_session(refusal)
+    return Invalid(
+        "the role may not create a scratch database",
+        detail=refusal.explanation,
+        hint="ALTER ROLE role CREATEDB;   -- on the scratch server",
+    )
 
 
 async def _drop(connection: Connection, name: str) -> None:
     """The next drill tries again where this one may not or cannot."""
-    try:
-        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
-    except psycopg.Error as error:
-        log.warning("scratch_database_left", database=name, reason=refusal_of_exception(error).explanation)
+    refused = await connection.attempt(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    if isinstance(refused, Refusal):
+        log.warning("scratch_database_left", database=name, reason=refused.explanation)
 
 
 async def _drop_leftovers(connection: Connection) -> None:
-    try:
-        found = await (await connection.execute(_OF_OURS, [f"^{PREFIX}[0-9a-f]{{12}}$"])).fetchall()
-        for (name,) in found:
-            number = int(name.removeprefix(PREFIX), 16)
-            row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", [number])).fetchone()
-            if row is not None and row[0]:
-                await _drop(connection, name)
-                await connection.execute("SELECT pg_advisory_unlock(%s)", [number])
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    for (name,) in await connection.all(_OF_OURS, [f"^{PREFIX}[0-9a-f]{{12}}$"]):
+        number = int(name.removeprefix(PREFIX), 16)
+        (free,) = await connection.one("SELECT pg_try_advisory_lock(%s)", [number])
+        if free:
+            await _drop(connection, name)
+            await connection.execute("SELECT pg_advisory_unlock(%s)", [number])
 
 
 async def read_missing_values(connection: Connection, relations: Sequence[Relation]) -> dict[str, dict[str, str]]:
     """By table and column, what the source shows for rows from before the column, though no change has brought it."""
     found = {}
-    try:
-        for relation in relations:
-            cursor = await connection.execute(_MISSING_VALUES, [relation.schema, relation.name])
-            found[relation.qualified_name] = {name: value for name, value in await cursor.fetchall() if value}
-    except psycopg.Error as error:
-        raise in_session(refusal_of_exception(error)) from None
+    for relation in relations:
+        rows = await connection.all(_MISSING_VALUES, [relation.schema, relation.name])
+        found[relation.qualified_name] = {name: value for name, value in rows if value}
     return found
 
 
@@ -122,16 +114,13 @@ async def prepare_tables(dsn: str, relations: Sequence[Relation], missing: dict[
         for relation in relations:
             await target.create_table(_of_known_types(relation))
     async with await connect(settings_of(dsn, "--into")) as connection:
-        try:
-            for relation in relations:
-                await _set_defaults(connection, relation, missing.get(relation.qualified_name, {}))
-        except psycopg.Error as error:
-            raise in_session(refusal_of_exception(error)) from None
+        for relation in relations:
+            await _set_defaults(connection, relation, missing.get(relation.qualified_name, {}))
 
 
 def _of_known_types(relation: Relation) -> Relation:
     columns = [
-        column if column.type_oid < _FIRST_USER_OID else Column(column.name, "text", _TEXT_OID, -1, column.key)
+        column if column.type_oid < Oid.FIRST_USER else Column(column.name, "text", Oid.TEXT, -1, column.key)
         for column in relation.columns
     ]
     return Relation(relation.oid, relation.schema, relation.name, relation.replica_identity, columns)
@@ -142,4 +131,4 @@ async def _set_defaults(connection: Connection, relation: Relation, values: dict
     for column in relation.columns:
         if column.name in values:
             default = f"ALTER COLUMN {quote_identifier(column.name)} SET DEFAULT {quote_literal(values[column.name])}"
-            await connection.execute(f"ALTER TABLE {table} {default}".encode())
+            await connection.execute(f"ALTER TABLE {table} {default}")

@@ -86,7 +86,7 @@ class SideSchema:
         within = [await self._condition(live, name, value) for name, value in where.items() if name in live.columns]
         # A live table that lost a column of the WHERE cannot say which other rows would belong to it.
         condition = " AND ".join(within) if len(within) == len(where) else ""
-        key = _key_of(relation)
+        key = relation.identity
         # Under row-level security an error, not fewer rows.
         await self._target.execute("SET row_security = off")
         await self._target.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -134,7 +134,7 @@ class SideSchema:
     def put_back(self, relation: Relation, live: TargetTable) -> str:
         """SQL that inserts the rows which are missing live; empty where without a key they cannot be told."""
         side = self._tables[relation.qualified_name]
-        pair = _Pair(side, live, _key_of(relation))
+        pair = _Pair(side, live, relation.identity)
         if not pair.key:
             return ""
         names = ", ".join(quote_identifier(column.name) for column in pair.columns if not column.generated)
@@ -218,9 +218,3 @@ def _printed(alias: str, column: TargetColumn) -> str:
     if column.type_name == "json":
         text = f"translate({text}, chr(10) || chr(13), '  ')"
     return f"CASE WHEN num_nulls({name}) = 0 THEN {text} END"
-
-
-def _key_of(relation: Relation) -> list[str]:
-    """Under FULL without a key every column is one, and then none is."""
-    names = [column.name for column in relation.columns if column.key]
-    return [] if relation.replica_identity == "f" and len(names) == len(relation.columns) else names

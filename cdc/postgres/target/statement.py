@@ -97,7 +97,7 @@ class TableWriter:
         self._copy = table.copy([column.name for _, column in self._columns])
         key = set(relation.key_indexes)
         self._keys = [(index, column) for index, column in self._columns if index in key]
-        self._whole_row = relation.replica_identity == "f" and len(key) == len(relation.columns)
+        self._whole_row = not relation.identity
         self._where_is_known = bool(key) and len(self._keys) == len(key)
 
     def insert(self, rows: Sequence[Row]) -> Statement:

@@ -211,9 +211,8 @@ async def test_the_watch_reads_only_and_says_who_it_is(make_postgres: MakePostgr
     connection = watcher._connection
     assert connection is not None
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-        await connection.execute("CREATE TABLE harm (id int)")
-    limit = await (await connection.execute("SHOW statement_timeout")).fetchone()
-    assert limit == ("5s",)
+        await connection.raw.execute("CREATE TABLE harm (id int)")
+    assert await connection.one("SHOW statement_timeout") == ("5s",)
     await watcher.close()
 
 

@@ -15,9 +15,8 @@ from cdc.config import PostgresSettings
 from cdc.doctor.role import judge_ddl_sentinel
 from cdc.embedded import PostgresServer
 from cdc.errors import Invalid
-from cdc.postgres.ddl_sentinel import read_ddl_sentinel
+from cdc.postgres.ddl_sentinel import drop_ddl_sentinel, read_ddl_sentinel
 from cdc.postgres.install import apply, read_sql
-from cdc.postgres.removal import drop_ddl_sentinel
 from cdc.postgres.session import connect
 from tests.conftest import MakePostgres
 from tests.support.cdc_process import Command

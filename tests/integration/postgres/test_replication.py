@@ -106,8 +106,8 @@ async def test_a_start_below_confirmed_flush_is_fast_forwarded_by_the_server(dat
     execute(database, "INSERT INTO t VALUES (2, 'next')")
     connection = await connect(settings, replication=True)
     try:
-        pump = Pump(connection.pgconn)
-        connection.pgconn.send_query(
+        pump = Pump(connection.raw.pgconn)
+        connection.raw.pgconn.send_query(
             f"START_REPLICATION SLOT {settings.slot} LOGICAL {format_lsn(below)} "
             "(proto_version '1', publication_names 'cdc')".encode()
         )

@@ -10,8 +10,9 @@ from cdc.config import PostgresSettings
 from cdc.embedded import PostgresServer
 from cdc.errors import Invalid, Unavailable
 from cdc.lsn import parse_lsn
+from cdc.postgres.refusal import Refusal
 from cdc.postgres.server import check_server, current_wal_lsn, read_server
-from cdc.postgres.session import SESSION_SETTINGS, connect
+from cdc.postgres.session import SESSION_SETTINGS, Connection, connect
 from cdc.postgres.stream.replication import ReplicationStream
 from tests.conftest import MakePostgres
 from tests.support.cdc_process import needs_postgres
@@ -44,9 +45,8 @@ async def test_every_session_prints_values_the_same_way(database: str, plain_rol
     )
     async with await connect(_changed(database, user=plain_role)) as connection:
         for name, value in {**SESSION_SETTINGS, "statement_timeout": "0", "idle_session_timeout": "0"}.items():
-            row = await (await connection.execute("SELECT current_setting(%s)", [name])).fetchone()
-            assert row is not None
-            assert row[0].split(",")[0] == value.strip('"'), name
+            (shown,) = await connection.one("SELECT current_setting(%s)", [name])
+            assert shown.split(",")[0] == value.strip('"'), name
 
 
 async def test_an_unknown_database_is_invalid(database: str) -> None:
@@ -144,3 +144,49 @@ async def test_a_session_outlives_no_server(make_postgres: MakePostgres) -> None
             await read_server(connection)
     with pytest.raises(Unavailable):
         await connect(settings_for(server.dsn()))
+
+
+async def test_a_session_answers_in_rows_and_refuses_in_our_words(database: str) -> None:
+    async with await connect(settings_for(database)) as connection:
+        await connection.execute("CREATE TABLE public.t (id int PRIMARY KEY); INSERT INTO public.t VALUES (1), (2)")
+        assert await connection.one("SELECT id FROM public.t ORDER BY id") == (1,)
+        assert await connection.all("SELECT id FROM public.t WHERE id > %s", [1]) == [(2,)]
+        assert await connection.named("SELECT 7 AS seven, '10%' AS share") == [{"seven": 7, "share": "10%"}]
+        assert await connection.printed("SELECT true, NULL") == [[b"t", None]]
+        with pytest.raises(Unavailable, match="did not answer"):
+            await connection.one("SELECT FROM public.t WHERE false")
+        for verb in (connection.execute, connection.one, connection.all, connection.named, connection.printed):
+            with pytest.raises(Invalid) as refused:
+                await verb("SELECT nothing_of_that_name")
+            assert refused.value.__cause__ is None
+        missing = await connection.attempt("DROP TABLE public.missing")
+        assert isinstance(missing, Refusal)
+        assert missing.sqlstate == "42P01"
+
+
+async def _transact(connection: Connection, *statements: str, force_rollback: bool = False) -> None:
+    async with connection.transaction(force_rollback=force_rollback):
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def test_a_transaction_commits_all_or_nothing_and_may_fail_at_its_end(database: str) -> None:
+    async with await connect(settings_for(database)) as connection:
+        await connection.execute("CREATE TABLE public.t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)")
+        with pytest.raises(Invalid):
+            await _transact(connection, "INSERT INTO public.t VALUES (1)", "SELECT nothing_of_that_name")
+        with pytest.raises(Unavailable):  # not before the COMMIT
+            await _transact(connection, "INSERT INTO public.t VALUES (2), (2)")
+        await _transact(connection, "INSERT INTO public.t VALUES (3)", force_rollback=True)
+        await _transact(connection, "INSERT INTO public.t VALUES (4)")
+        assert await connection.all("SELECT id FROM public.t") == [(4,)]
+
+
+async def test_a_session_that_the_server_ended_is_unavailable(database: str) -> None:
+    async with await connect(settings_for(database)) as connection:
+        fetch(database, "SELECT pg_terminate_backend(%s)", connection.backend_pid)
+        with pytest.raises(Unavailable):
+            await connection.one("SELECT 1")
+        assert connection.closed
+        with pytest.raises(Unavailable):
+            await _transact(connection)

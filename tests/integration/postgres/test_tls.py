@@ -88,8 +88,8 @@ async def test_channel_binding_is_used_where_scram_and_tls_are_and_refused_where
     bound = make_conninfo(tls_dsn, user="bound", password="canary", channel_binding="require")
     for replication in (False, True):
         async with await connect(settings_for(bound), replication=replication) as connection:
-            assert connection.pgconn.ssl_in_use
-            assert connection.pgconn.used_password
+            assert connection.raw.pgconn.ssl_in_use
+            assert connection.raw.pgconn.used_password
     with pytest.raises(Invalid, match="channel binding") as refused:
         await connect(settings_for(make_conninfo(bound, user="trusted")))
     assert "scram" in refused.value.hint
@@ -98,8 +98,8 @@ async def test_channel_binding_is_used_where_scram_and_tls_are_and_refused_where
 
 async def test_tls_before_1_2_is_not_spoken(tls_dsn: str) -> None:
     async with await connect(settings_for(tls_dsn)) as connection:
-        cursor = await connection.execute("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-        assert (await cursor.fetchone()) in [("TLSv1.3",), ("TLSv1.2",)]
+        (version,) = await connection.one("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    assert version in ["TLSv1.3", "TLSv1.2"]
     execute(
         tls_dsn,
         "ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1'",
