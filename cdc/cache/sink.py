@@ -49,7 +49,7 @@ def _now_us() -> int:
 
 
 class CacheSink:
-    """See the module's story. One `write`, `advance` or `warm` at a time."""
+    """See `cdc.pipeline.sinks.Follower` for the contract. One `write`, `advance` or `warm` at a time."""
 
     def __init__(self, settings: CacheSettings, epoch: Epoch) -> None:
         conflicts = find_conflicts(settings.projections)

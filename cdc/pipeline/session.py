@@ -26,7 +26,6 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from cdc import metrics
-from cdc.archive.writer.sink import ArchiveSink
 from cdc.change import Batch
 from cdc.config import ArchiveSettings
 from cdc.crash import crash_point
@@ -38,6 +37,7 @@ from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.continuity import Continuity
 from cdc.pipeline.progress import Progress
 from cdc.pipeline.queue import TransactionQueue
+from cdc.pipeline.sinks import Gate
 from cdc.pipeline.tally import Tally
 from cdc.postgres.stream.replication import ReplicationStream
 from cdc.postgres.stream.sentinel import Sentinel
@@ -56,13 +56,13 @@ ANSWER_S = 10.0
 
 
 class Session:
-    """Runs one connection. `stream` is started, `archive` fenced, both at the position of `progress`."""
+    """Runs one connection. `stream` is started, `archive` is its writer, both at the position of `progress`."""
 
     def __init__(
         self,
         stream: ReplicationStream,
         assembler: Assembler,
-        archive: ArchiveSink,
+        archive: Gate,
         feed: CacheFeed | None,
         progress: Progress,
         continuity: Continuity,

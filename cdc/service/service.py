@@ -388,7 +388,7 @@ class Service:
             sink = CacheSink(self._settings.cache, epoch)
             await self._probe(sink)
             self._feed = CacheFeed(
-                sink, ArchiveReader(bucket), self._warm_up, self._settings.cache.queue_bytes, self._vitals
+                sink, ArchiveReader(bucket), lambda: self._warm_up(sink), self._settings.cache.queue_bytes, self._vitals
             )
             self._feed.restart(since_lsn)
             self._feeding = tasks.create_task(self._feed.run(), name="cache feed")
@@ -403,10 +403,10 @@ class Service:
         except Unavailable as error:
             log.warning("cache_unavailable", **_fields(error))
 
-    async def _warm_up(self, sink: CacheSink, epoch: Epoch) -> Position:
+    async def _warm_up(self, sink: CacheSink) -> Position:
         if self._publication is None:
             raise Unavailable("the publication is not known yet")
-        return await warm_up(self._settings, self._publication, epoch, sink)
+        return await warm_up(self._settings, self._publication, sink)
 
     async def _finish_feeding(self) -> None:
         if self._feed is None or self._feeding is None:

@@ -69,7 +69,7 @@ class _Series:
 
 
 class ArchiveSink:
-    """See `cdc.position.Sink` for the contract. Who made the bucket closes it; the sink does not.
+    """See `cdc.pipeline.sinks.Gate` for the contract. Who made the bucket closes it; the sink does not.
 
     After `open()` comes `fence()`; without it, or after a write that was cancelled or lost, writing raises Moved.
     """
