@@ -36,10 +36,11 @@ from cdc.errors import CdcError, ChangesLost, DataError, Diverged, Fenced, Inval
 from cdc.health.vitals import Phase, Upstream, Vitals
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
+from cdc.pipeline.archive_feed import ArchiveFeed
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.continuity import Continuity, check_wal_end
 from cdc.pipeline.progress import Progress
-from cdc.pipeline.session import Session
+from cdc.pipeline.session import Incoming, Session
 from cdc.position import Epoch, Position
 from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
@@ -276,16 +277,21 @@ class Service:
             metrics.durable_lsn.labels(sink="archive").set(archive.covered_upto)
             self._vitals.stream(_upstream_of(upstream.server, settings))
             log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(archive.covered_upto))
+            assembler = Assembler(await type_names(connection), upstream.publication.primary_keys)
+            progress = Progress(confirmed_lsn)
             session = Session(
-                stream,
-                Assembler(await type_names(connection), upstream.publication.primary_keys),
-                archive,
+                Incoming(stream, assembler, continuity),
+                progress,
+                ArchiveFeed(
+                    archive,
+                    progress,
+                    continuity,
+                    settings.archive,
+                    lambda: self._recheck_publication(archive),
+                    self._vitals,
+                ),
                 feed,
-                Progress(confirmed_lsn),
-                continuity,
-                settings.archive,
                 self._vitals,
-                recheck=lambda: self._recheck_publication(archive),
                 still_served=lambda: self._is_served(stream.backend_pid),
                 silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
