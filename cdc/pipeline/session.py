@@ -7,9 +7,7 @@ Its tasks have names, and the death of one ends the session:
 2. `archive` is `archive_feed.py`: it writes, and what it has written is acknowledged at once. When it gives up what it
    had shed, the session ends, and the next one reads it again from the slot.
 3. `feedback` tells the server the durable position on its own timer, whatever the others do.
-4. `silence` asks a server that has said nothing for long to answer; if it does not, another connection is asked whether
-   its WAL sender still serves us. A decode that is silent for minutes is healthy; a middle box that swallows bytes is
-   not, and TCP's own deadlines do not see it.
+4. `silence` is `silence.py`: a server that says nothing for long is asked to answer, and left if it serves us no more.
 
 A session ends by a stop request, by the loss of the connection, or because the server shuts down: the sentinel sees
 that, and the connection is closed at once, because a walsender waits for acknowledgements before it lets Postgres go
@@ -17,8 +15,6 @@ down. In every case what was received whole is still archived, within `DRAIN_S`.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -34,6 +30,7 @@ from cdc.pipeline.archive_feed import ArchiveFeed
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.continuity import Continuity
 from cdc.pipeline.progress import Progress
+from cdc.pipeline.silence import Silence
 from cdc.pipeline.tally import Tally
 from cdc.postgres.stream.replication import ReplicationStream
 from cdc.postgres.stream.sentinel import Sentinel
@@ -42,8 +39,6 @@ log = structlog.get_logger()
 
 # Without a sentinel nobody tells us that Postgres wants to shut down: so long may acknowledgements stall.
 STALL_WITHOUT_SENTINEL_S = 10.0
-# How long the other connection may take to say whether our WAL sender lives.
-ANSWER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +59,10 @@ class Session:
         progress: Progress,
         archive: ArchiveFeed,
         cache: CacheFeed | None,
+        silence: Silence,
         vitals: Vitals,
         *,
-        still_served: Callable[[], Awaitable[bool]],
         status_interval_s: float,
-        silence_s: float,
     ) -> None:
         self._stream = incoming.stream
         self._assembler = incoming.assembler
@@ -76,11 +70,9 @@ class Session:
         self._progress = progress
         self._archive = archive
         self._cache = cache
+        self._silence = silence
         self._vitals = vitals
-        self._still_served = still_served
         self._status_interval_s = status_interval_s
-        self._silence_s = silence_s
-        self._listening_since: float | None = None
         self._tally = Tally()
         self._end = asyncio.Event()
         self._failure: CdcError | None = None
@@ -120,9 +112,9 @@ class Session:
             self._failure = error
 
     async def _receive_once(self) -> None:
-        self._listening_since = time.monotonic()
+        self._silence.listening()
         frames = await self._stream.receive()
-        self._listening_since = None
+        self._silence.heard()
         received = self._assembler.feed(frames)
         transactions = received.transactions
         self._continuity.check(transactions, 0 if self._assembler.in_transaction else received.wal_end)
@@ -172,25 +164,7 @@ class Session:
         metrics.acknowledged_lsn.set(acknowledged)
 
     async def _silence_loop(self) -> None:
-        while True:
-            await asyncio.sleep(self._silence_s / 4)
-            since = self._listening_since
-            silent_s = 0.0 if since is None else time.monotonic() - since
-            if silent_s < self._silence_s / 2:
-                continue
-            if silent_s < self._silence_s:
-                self._send_status(reply_requested=True)
-            elif await self._is_served():
-                self._listening_since = time.monotonic()
-            else:
-                self._fail(Unavailable(f"the server was silent for {silent_s:.0f} s and serves us no longer"))
-
-    async def _is_served(self) -> bool:
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await self._still_served()
-        except (TimeoutError, Unavailable):
-            return False
+        self._fail(await self._silence.run(lambda: self._send_status(reply_requested=True)))
 
     async def _watch(self, sentinel: Sentinel) -> None:
         await sentinel.wait_ended()

@@ -41,6 +41,7 @@ from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.continuity import Continuity, check_wal_end
 from cdc.pipeline.progress import Progress
 from cdc.pipeline.session import Incoming, Session
+from cdc.pipeline.silence import Silence
 from cdc.position import Epoch, Position
 from cdc.postgres.publication import Publication, read_publication, type_names
 from cdc.postgres.publication_check import check_publication
@@ -291,9 +292,8 @@ class Service:
                     self._vitals,
                 ),
                 feed,
+                Silence(settings.postgres.silence_s, lambda: self._is_served(stream.backend_pid)),
                 self._vitals,
-                still_served=lambda: self._is_served(stream.backend_pid),
-                silence_s=settings.postgres.silence_s,
                 status_interval_s=self._status_interval_s(upstream.server),
             )
             self._in_session = True
