@@ -33,7 +33,7 @@ from cdc.cache.sink import CacheSink
 from cdc.config import Settings
 from cdc.crash import crash_point
 from cdc.errors import CdcError, ChangesLost, DataError, Diverged, Fenced, Invalid, Unavailable
-from cdc.health.vitals import Phase, Upstream, Vitals
+from cdc.health.vitals import Phase, SourceFacts, Vitals
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline.archive_feed import ArchiveFeed
@@ -114,8 +114,8 @@ class GapRecorded(Unavailable):
     """The gap is in the archive, and the next attempt closes it."""
 
 
-def _upstream_of(server: Server, settings: Settings) -> Upstream:
-    return Upstream(
+def _source_facts(server: Server, settings: Settings) -> SourceFacts:
+    return SourceFacts(
         server.epoch.system_identifier,
         server.epoch.timeline,
         server.database,
@@ -276,7 +276,7 @@ class Service:
                 self._watching = tasks.create_task(watch(bucket, archive.tail.archive), name="proofs")
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
             metrics.durable_lsn.labels(sink="archive").set(archive.covered_upto)
-            self._vitals.stream(_upstream_of(upstream.server, settings))
+            self._vitals.stream(_source_facts(upstream.server, settings))
             log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(archive.covered_upto))
             assembler = Assembler(await type_names(connection), upstream.publication.primary_keys)
             progress = Progress(confirmed_lsn)
