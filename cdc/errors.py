@@ -32,6 +32,10 @@ class CdcError(Exception):
         parts += [f"hint: {self.hint}"] if self.hint else []
         return "\n".join(parts)
 
+    def log_fields(self) -> dict[str, str]:
+        """The kind and the three parts, as fields of a log event."""
+        return {"kind": type(self).__name__, "reason": self.message, "detail": self.detail, "hint": self.hint}
+
 
 class Unavailable(CdcError):
     pass

@@ -34,7 +34,7 @@ from cdc.row import Row
 
 
 class CacheSink:
-    """The writer of one cache. One `write`, `advance` or `warm` at a time."""
+    """See `cdc.pipeline.sinks.Follower` for the contract. One `write`, `advance` or `warm` at a time."""
 
     def __init__(self, settings: CacheSettings, epoch: Epoch) -> None:
         conflicts = find_conflicts(settings.projections)

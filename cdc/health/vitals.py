@@ -41,7 +41,7 @@ class Mishap:
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
+class SourceFacts:
     """Whose changes are read: the server, the slot and the publication."""
 
     system_identifier: str
@@ -155,7 +155,7 @@ class Vitals:
     started_at: float = field(default_factory=time.time)
     phase: Phase = Phase.STARTING
     since: float = field(default_factory=time.time)
-    upstream: Upstream | None = None
+    upstream: SourceFacts | None = None
     mishap: Mishap | None = None
     cache_state: str | None = None
     archived_at: float | None = None
@@ -170,7 +170,7 @@ class Vitals:
         if phase is not self.phase and self.phase is not Phase.STOPPING:
             self.phase, self.since = phase, time.time()
 
-    def stream(self, upstream: Upstream) -> None:
+    def stream(self, upstream: SourceFacts) -> None:
         """A replication connection of this upstream is at work. Positions of another one say nothing of its."""
         if upstream != self.upstream:
             self.archived_lsn = 0

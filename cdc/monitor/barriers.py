@@ -16,7 +16,7 @@ import structlog
 from cdc import metrics
 from cdc.config import PostgresSettings
 from cdc.errors import CdcError, Unavailable
-from cdc.health.vitals import Barrier, Phase, Upstream, Vitals
+from cdc.health.vitals import Barrier, Phase, SourceFacts, Vitals
 from cdc.postgres.message import connect_for_barriers, emit_barrier
 from cdc.postgres.session import Connection
 
@@ -35,7 +35,7 @@ class Barriers:
         self._postgres = postgres
         self._interval_s = interval_s
         self._vitals = vitals
-        self._upstream: Upstream | None = None
+        self._upstream: SourceFacts | None = None
         self._written = 0
         self._due_at = time.monotonic() + interval_s
         self._refusal = ""

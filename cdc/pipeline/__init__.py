@@ -1,5 +1,6 @@
 """The way of a change: stream -> assembler -> a bounded queue per sink -> progress -> status updates.
 
-`session.py` is one replication connection from its start to its end; `queue.py` what waits for a sink; `cache_feed.py`
-where the cache takes its changes from: live from its queue, else from the archive, else from a snapshot.
+`session.py` is one replication connection from its start to its end. Two feeds stand beside each other: the archive
+gates (`archive_feed.py`), the cache does not (`cache_feed.py`: live from its queue, else from the archive, else from a
+snapshot). `queue.py` is what waits for a sink, `sinks.py` the contract that a sink keeps.
 """

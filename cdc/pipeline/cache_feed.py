@@ -12,17 +12,17 @@ Nothing here can fail the service but a bug: `Unavailable` and `Moved` are this 
 import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Protocol
 
 import structlog
 
 from cdc import metrics
-from cdc.archive.reader.reader import ArchiveReader
-from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
 from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
 from cdc.health.vitals import Vitals
 from cdc.pipeline.queue import Since, TransactionQueue
+from cdc.pipeline.sinks import Follower
 from cdc.position import Epoch, Position
 
 log = structlog.get_logger()
@@ -48,14 +48,27 @@ class _ColdCacheError(Exception):
     """The archive does not lead from where the cache is to where it must go: it has to be filled from a snapshot."""
 
 
+class ArchiveLog(Protocol):
+    """The archive as a source of transactions. `covered_upto` is how far the last reading has come."""
+
+    covered_upto: int
+
+    def transactions(self, after: Position | None) -> AsyncIterator[Transaction]:
+        """What lies after a position, in order, to the present end. Raises Moved where that cannot be followed."""
+        ...
+
+
 class CacheFeed:
-    """Brings every change to the cache, in order, from wherever it can be had."""
+    """Brings every change to the cache, in order, from wherever it can be had.
+
+    `warm_up` fills the opened sink from a snapshot, and returns where it then stands.
+    """
 
     def __init__(
         self,
-        sink: CacheSink,
-        reader: ArchiveReader,
-        warm_up: Callable[[CacheSink, Epoch], Awaitable[Position]],
+        sink: Follower,
+        reader: ArchiveLog,
+        warm_up: Callable[[], Awaitable[Position]],
         queue_bytes: int,
         vitals: Vitals,
     ) -> None:
@@ -70,7 +83,7 @@ class CacheFeed:
         self._archive_advanced = asyncio.Event()
         self._covered_lsn = 0
         self._cold = False
-        self._queue_bytes = metrics.queue_bytes.labels("cache")
+        self._queue_bytes = metrics.queue_bytes.labels(sink.name)
 
     @property
     def epoch(self) -> Epoch:
@@ -121,14 +134,14 @@ class CacheFeed:
                 log.warning("cache_cannot_catch_up", reason=str(cold))
                 self._cold = True
             except Moved as moved:
-                metrics.errors.labels("cache", "Moved").inc()
+                metrics.errors.labels(self._sink.name, "Moved").inc()
                 log.warning("cache_checkpoint_moved", reason=moved.message)
                 await asyncio.sleep(BACKOFF_FIRST_S)
             except (Unavailable, Invalid) as error:
                 # Also Invalid: at its start it ends the service, but a password changed later must not.
                 self._enter(FeedState.AWAY)
-                metrics.retries.labels(sink="cache").inc()
-                metrics.errors.labels("cache", type(error).__name__).inc()
+                metrics.retries.labels(sink=self._sink.name).inc()
+                metrics.errors.labels(self._sink.name, type(error).__name__).inc()
                 log.warning("cache_unavailable", reason=error.message, hint=error.hint, retry_s=round(backoff_s, 1))
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
@@ -151,7 +164,7 @@ class CacheFeed:
         if position is None or self._cold:
             self._enter(FeedState.WARMING)
             metrics.warm_ups.inc()
-            position = await self._warm_up(self._sink, self._sink.epoch)
+            position = await self._warm_up()
             self._cold = False
         while not self._since().reached_by(position):
             if self.state is not FeedState.CATCHING_UP:
@@ -213,7 +226,7 @@ class CacheFeed:
                     self._held = (since, batch)
             if self._held is not None:
                 lsn = await self._sink.write(self._held[1])
-                metrics.durable_lsn.labels(sink="cache").set(lsn)
+                metrics.durable_lsn.labels(sink=self._sink.name).set(lsn)
                 self._held = None
             elif self._covered_lsn > self._sink_position().lsn:
                 # Only now, while nothing is queued, may the checkpoint go there. If it fails, all is looked at anew.

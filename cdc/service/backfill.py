@@ -84,13 +84,13 @@ async def _seen(
         yield rows
 
 
-async def warm_up(settings: Settings, publication: Publication, epoch: Epoch, cache: CacheSink) -> Position:
+async def warm_up(settings: Settings, publication: Publication, cache: CacheSink) -> Position:
     """Fill a cache that knows nothing with the rows inside its projections' windows; return where it then stands."""
     name = f"{settings.postgres.slot}_warm_{uuid.uuid4().hex[:12]}"[-63:]
     async with create_slot(settings.postgres, name, temporary=True) as exported:
-        await _check_epoch(settings, epoch)
+        await _check_epoch(settings, cache.epoch)
         log.info("warm_up_started", consistent_lsn=format_lsn(exported.consistent_lsn))
-        position = Position(epoch, exported.consistent_lsn)
+        position = Position(cache.epoch, exported.consistent_lsn)
         async with open_snapshot(settings.postgres, exported) as reader:
             now_us = await reader.time_us()  # our own clock may be wrong, and would end the lives of rows
             await cache.warm(_rows_for_cache(reader, publication, cache, now_us), position, now_us)

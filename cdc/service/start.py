@@ -1,15 +1,19 @@
-"""What must be true before a change flows: server, archive and slot tell one history, and this service holds the lock.
+"""A start: what must be true before a change flows, looked at in the order in which things can be known to be wrong.
 
-Each function checks one thing and raises the error that says what a person can do, or returns what it found out. The
-numbers are those of `service.py`'s story.
+`start` has the six steps on one page; below it are the functions that it calls, in the same order. Each checks one
+thing, and raises the error that says what a person can do, or returns what it found out. Data is written only by the
+service that holds the slot and has put its fence behind the tail it saw.
 """
 
 import asyncio
 import contextlib
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
 
+from cdc.archive.bucket.bucket import Bucket, prove_conditional_put
+from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.reader.tail import Tail
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.config import Settings
@@ -17,30 +21,115 @@ from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavailable
 from cdc.health.vitals import Phase, Vitals
 from cdc.lsn import format_lsn
-from cdc.pipeline.continuity import Continuity, is_due
+from cdc.pipeline.continuity import Continuity, check_wal_end, is_due
 from cdc.position import Position
 from cdc.postgres.publication import Publication, read_publication
 from cdc.postgres.publication_check import check_publication
-from cdc.postgres.server import Server, check_server, read_server
-from cdc.postgres.session import Connection
+from cdc.postgres.server import Server, check_server, current_wal_lsn, read_server, verdict_on
+from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import Slot, check_slot, drop_slot, make_failover, read_slot
 from cdc.postgres.stream.replication import Identity, ReplicationStream, SlotActive
 from cdc.postgres.timeline import read_switch_points
 from cdc.service.backfill import backfill
+from cdc.service.fork import check_snapshot, follow_timeline
 from cdc.service.gap import REPAIR_HINT, check_gap, check_slot_name, close_gap, lock_archive, source_of
+from cdc.service.tables import PublicationWatch
 
 log = structlog.get_logger()
 
 STANDBY_S = 1.0
 
 
+@dataclass(slots=True)
+class Lifetime:
+    """What a service keeps from one start to the next. `stop` ends it; `only_repair` ends it before a change flows.
+
+    `bucket` and `archive` are None until the first start opens them. `writer_epoch` is that of our last fence: 0 if we
+    never wrote, or as long as the next writer may be ourselves.
+    """
+
+    settings: Settings
+    stop: asyncio.Event
+    vitals: Vitals
+    only_repair: bool
+    tables: PublicationWatch
+    bucket: Bucket | None = None
+    archive: ArchiveSink | None = None
+    writer_epoch: int = 0
+
+    async def open_bucket(self) -> Bucket:
+        """The bucket, proved once to refuse to overwrite. Raises Invalid if it does not."""
+        if self.bucket is None:
+            bucket = open_bucket(self.settings.archive)
+            try:
+                await prove_conditional_put(bucket)
+            except BaseException:
+                await bucket.close()
+                raise
+            self.bucket = bucket
+        return self.bucket
+
+    async def close(self) -> None:
+        """Let go of the bucket."""
+        if self.bucket is not None:
+            await self.bucket.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The server as one attempt found it. `connection` is an ordinary SQL session of that attempt."""
+    """The server as one start found it. `connection` is an ordinary SQL session of that start."""
 
     connection: Connection
     server: Server
     publication: Publication
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """All that a session needs: the slot is held, and the archive has our fence. `confirmed_lsn` is the slot's."""
+
+    upstream: Upstream
+    bucket: Bucket
+    archive: ArchiveSink
+    stream: ReplicationStream
+    confirmed_lsn: int
+    continuity: Continuity
+
+
+async def start(life: Lifetime, stack: AsyncExitStack) -> Started | None:
+    """Start once. What is opened is closed by `stack`. None if stopped while another service has the slot.
+
+    1. The server: version, wal_level, publication, replica identities.
+    2. The bucket refuses to overwrite, or we refuse to start.
+    3. The archive's tail: whose history it is, and how far it is covered; a new timeline of the same is a fork.
+    4. The slot: with a new archive it is created and existing rows are backfilled; otherwise it must be there.
+    5. START_REPLICATION, which is the lock: while another service has the slot we stand by.
+    6. With the slot held: the tail again, `confirmed_flush <= covered_upto`, the tables that were published before, the
+       fence, and what the stream must show first. Only now data is written.
+
+    Raises Unavailable to begin again at 1, ChangesLost for what is to become a gap, and other errors for a person.
+    """
+    settings = life.settings
+    connection = await stack.enter_async_context(await connect(settings.postgres))
+    upstream = await examine_upstream(connection, settings)  # 1
+    crash_point("server_examined")
+    bucket = await life.open_bucket()  # 2
+    archive = life.archive = ArchiveSink(bucket, settings.archive)
+    stack.push_async_callback(archive.close)
+    async with verdict_on(connection, upstream.server):
+        position = await open_archive(upstream, life, archive)  # 3
+        if life.only_repair:
+            await check_idle(upstream, settings, position)
+        await ensure_slot(upstream, settings, archive, position, life.vitals)  # 4
+        stream = await stack.enter_async_context(
+            await ReplicationStream.open(settings.postgres, upstream.server.encoding)
+        )
+        check_identity(await stream.identify(), upstream.server)
+        if not await acquire_stream(stream, life, archive):  # 5
+            return None
+        crash_point("slot_held")
+        confirmed_lsn, continuity = await take_over(upstream, life, archive)  # 6
+    return Started(upstream, bucket, archive, stream, confirmed_lsn, continuity)
 
 
 async def examine_upstream(connection: Connection, settings: Settings) -> Upstream:
@@ -50,6 +139,34 @@ async def examine_upstream(connection: Connection, settings: Settings) -> Upstre
     publication = await read_publication(connection, settings.postgres.publication)
     check_publication(publication, settings.cache.served)
     return Upstream(connection, server, publication)
+
+
+async def open_archive(upstream: Upstream, life: Lifetime, archive: ArchiveSink) -> Position | None:
+    """3. Where the archive stands, on the server's timeline."""
+    source = source_of(upstream.server, life.settings, {})
+    position = await archive.open()
+    tail = archive.tail
+    if tail is not None and (tail.source.epoch != source.epoch or tail.open_gap is not None):
+        life.writer_epoch = 0  # a fork that we record is a fence, too, and a repair begins with one
+    if await follow_timeline(upstream.connection, upstream.server, life.settings, archive):
+        position = await archive.open()
+    archive.check_source(source)
+    check_wal_end(await current_wal_lsn(upstream.connection), archive.covered_upto)
+    await check_snapshot(archive)
+    return position
+
+
+async def check_idle(upstream: Upstream, settings: Settings, position: Position | None) -> None:
+    """Before a repair by hand: there is something to repair, and no service at work on it. Raises Invalid."""
+    if position is None:
+        raise Invalid(f"there is no archive at {settings.archive.url} to repair", hint="cdc run   # begins it")
+    slot = await read_slot(upstream.connection, settings.postgres.slot)
+    if slot is not None and slot.active_pid is not None:
+        raise Invalid(
+            f"the replication slot {slot.name!r} is being read: there is nothing to repair while a service is at work",
+            detail=f"by pid {slot.active_pid}",
+            hint="cdc status",
+        )
 
 
 async def ensure_slot(
@@ -77,19 +194,6 @@ async def ensure_slot(
         with contextlib.suppress(SlotActive):  # whoever reads it does it at their next start
             await make_failover(settings.postgres, name)
     return slot
-
-
-async def check_idle(upstream: Upstream, settings: Settings, position: Position | None) -> None:
-    """Before a repair by hand: there is something to repair, and no service at work on it. Raises Invalid."""
-    if position is None:
-        raise Invalid(f"there is no archive at {settings.archive.url} to repair", hint="cdc run   # begins it")
-    slot = await read_slot(upstream.connection, settings.postgres.slot)
-    if slot is not None and slot.active_pid is not None:
-        raise Invalid(
-            f"the replication slot {slot.name!r} is being read: there is nothing to repair while a service is at work",
-            detail=f"by pid {slot.active_pid}",
-            hint="cdc status",
-        )
 
 
 async def _begin_archive(upstream: Upstream, settings: Settings, archive: ArchiveSink, slot: Slot | None) -> None:
@@ -129,6 +233,64 @@ def check_identity(identity: Identity, server: Server) -> None:
         )
 
 
+async def acquire_stream(stream: ReplicationStream, life: Lifetime, archive: ArchiveSink) -> bool:
+    """5. START_REPLICATION, which is the lock. Stands by while another service holds it; False if stopped meanwhile.
+
+    A service that was the writer before, and finds that another one has fenced it since, ends as `Fenced`.
+    """
+    settings = life.settings
+    standing_by = False
+    while not life.stop.is_set():
+        try:
+            await stream.start(settings.postgres.slot, settings.postgres.publication)
+        except SlotActive as active:
+            if life.writer_epoch and await _overtaken(archive, life.writer_epoch):
+                raise Fenced(
+                    "another service writes to this archive now",
+                    detail=active.detail,
+                    hint="cdc archive ls   # names the writers; this process has changed nothing since",
+                ) from None
+            if not standing_by:
+                log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
+                standing_by = True
+                life.vitals.enter(Phase.STANDING_BY)
+            crash_point("standing_by")
+            try:
+                async with asyncio.timeout(STANDBY_S):
+                    await life.stop.wait()
+            except TimeoutError:
+                continue
+        else:
+            return True
+    return False
+
+
+async def _overtaken(archive: ArchiveSink, writer_epoch: int) -> bool:
+    await archive.open()
+    return archive.tail is not None and archive.tail.writer_epoch > writer_epoch
+
+
+async def take_over(upstream: Upstream, life: Lifetime, archive: ArchiveSink) -> tuple[int, Continuity]:
+    """6. Become the writer, which only the slot's holder does; return where the slot stands, and what is due."""
+    connection, settings = upstream.connection, life.settings
+    slot = await read_slot(connection, settings.postgres.slot)
+    position = await archive.open()
+    if slot is None or position is None or archive.tail is None:
+        raise Unavailable("slot or archive changed hands during the start")
+    archive.check_source(source_of(upstream.server, settings, {}))  # or the two positions cannot be compared
+    check_covered(slot, position.lsn)
+    tables = await life.tables.begin(connection, archive, archive.tail.source.tables, position.lsn)
+    life.writer_epoch = 0  # until the fence is settled: one whose answer is lost is our own all the same
+    crash_point("fence_unwritten")
+    await archive.fence(source_of(upstream.server, settings, tables))
+    crash_point("fence_written")
+    life.writer_epoch = archive.tail.writer_epoch
+    if archive.tail.open_gap is not None:
+        raise Unavailable("another service recorded a gap during the start; looking again")
+    continuity = await expect_replay(upstream, settings, slot, archive.tail)
+    return slot.confirmed_flush_lsn or position.lsn, continuity
+
+
 def check_covered(slot: Slot, covered_upto: int) -> None:
     """6. Postgres has forgotten nothing that the archive lacks: `confirmed_flush_lsn <= covered_upto`."""
     confirmed = slot.confirmed_flush_lsn
@@ -149,48 +311,3 @@ async def expect_replay(upstream: Upstream, settings: Settings, slot: Slot, tail
     timeline = upstream.server.epoch.timeline
     switch_points = await read_switch_points(settings.postgres, timeline) if timeline > 1 else {}
     return Continuity(last if is_due(last, confirmed, switch_points.values()) else 0)
-
-
-async def acquire_stream(
-    stream: ReplicationStream,
-    settings: Settings,
-    archive: ArchiveSink,
-    stop: asyncio.Event,
-    vitals: Vitals,
-    *,
-    writer_epoch: int,
-) -> bool:
-    """5. START_REPLICATION, which is the lock. Stands by while another service holds it; False if stopped meanwhile.
-
-    `writer_epoch` is that of this service's last fence, 0 if it never wrote. A service that was the writer before, and
-    finds that another one has fenced it since, ends as `Fenced`.
-    """
-    standing_by = False
-    while not stop.is_set():
-        try:
-            await stream.start(settings.postgres.slot, settings.postgres.publication)
-        except SlotActive as active:
-            if writer_epoch and await _overtaken(archive, writer_epoch):
-                raise Fenced(
-                    "another service writes to this archive now",
-                    detail=active.detail,
-                    hint="cdc archive ls   # names the writers; this process has changed nothing since",
-                ) from None
-            if not standing_by:
-                log.info("standing_by", slot=settings.postgres.slot, reason=active.detail)
-                standing_by = True
-                vitals.enter(Phase.STANDING_BY)
-            crash_point("standing_by")
-            try:
-                async with asyncio.timeout(STANDBY_S):
-                    await stop.wait()
-            except TimeoutError:
-                continue
-        else:
-            return True
-    return False
-
-
-async def _overtaken(archive: ArchiveSink, writer_epoch: int) -> bool:
-    await archive.open()
-    return archive.tail is not None and archive.tail.writer_epoch > writer_epoch

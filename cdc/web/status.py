@@ -13,7 +13,7 @@ from cdc.archive.bucket.cost import PUT_USD as PUT_USD
 from cdc.config import Settings
 from cdc.health.readings import Readings
 from cdc.health.verdict import Health, Reason
-from cdc.health.vitals import Mishap, Upstream, Vitals
+from cdc.health.vitals import Mishap, SourceFacts, Vitals
 from cdc.lsn import format_lsn
 from cdc.web.history import INTERVAL_S, History
 from cdc.web.watched import Watched
@@ -132,7 +132,7 @@ def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _source(upstream: Upstream | None) -> dict[str, Any] | None:
+def _source(upstream: SourceFacts | None) -> dict[str, Any] | None:
     if upstream is None:
         return None
     return {

@@ -11,7 +11,6 @@ from unittest import mock
 
 import cdc.archive.reader.history
 import cdc.archive.writer.sink
-import cdc.service.service
 from cdc.archive.format.segment import compress_frame
 from cdc.archive.reader.tail import read_tail
 from cdc.archive.writer.puts import Puts
@@ -83,7 +82,7 @@ def no_epoch() -> list[Patch]:
 
     return [
         (cdc.archive.writer.sink, "check_source", lambda *_: None),
-        (cdc.service.service, "follow_timeline", follow),
+        (start, "follow_timeline", follow),
     ]
 
 

@@ -24,8 +24,9 @@ from cdc.config import ArchiveSettings, CacheSettings
 from cdc.pgoutput.assembler import Assembler
 from cdc.postgres.publication import Publication
 from cdc.postgres.slot import ExportedSnapshot
+from cdc.postgres.stream.replication import ReplicationStream
 from cdc.service import backfill as snapshot
-from cdc.service import fork, gap, start
+from cdc.service import fork, gap, start, tables
 from tests.simulation import redis, sessions
 from tests.simulation.bucket import ModelBucket
 from tests.simulation.clock import LIFE, Life
@@ -110,16 +111,18 @@ def opened(doors: Doors) -> Iterator[None]:
     loop, dice = doors.world.loop, random.Random(doors.world.seed)
     service: Any = cdc.service.service
     patches: list[tuple[Any, str, Any]] = [
+        (start, "connect", doors.connect),
         (service, "connect", doors.connect),
-        (service, "open_bucket", doors.open_bucket),
-        (service.ReplicationStream, "open", doors.open_stream),
+        (tables, "connect", doors.connect),
+        (tables, "read_publication", _read_publication),
+        (start, "open_bucket", doors.open_bucket),
+        (ReplicationStream, "open", doors.open_stream),
         (service, "Sentinel", doors.open_sentinel),
         (service, "Assembler", functools.partial(Assembler, piece_bytes=PIECE_BYTES)),
         (service, "check_dsn", lambda _: None),
         (service, "watch", _watch_nothing),
         (service, "read_slot", lambda connection, _: connection.read_slot()),
-        (service, "read_publication", _read_publication),
-        (service, "current_wal_lsn", lambda connection: connection.wal_insert_lsn()),
+        (start, "current_wal_lsn", lambda connection: connection.wal_insert_lsn()),
         (service, "type_names", _type_names),
         (start, "read_server", lambda connection: connection.read_server()),
         (start, "check_server", _check_server),

@@ -59,7 +59,7 @@ class _Series:
 
 
 class ArchiveSink:
-    """The writer of one archive. The bucket is closed by the caller that opened it, not by the sink.
+    """See `cdc.pipeline.sinks.Gate` for the contract. The caller that opened the bucket closes it.
 
     After `open()` comes `fence()`; without it, or after a write that was cancelled or lost, writing raises Moved.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdc.config import PostgresSettings
-from cdc.health.vitals import Barrier, Phase, Recovery, Upstream, Vitals
+from cdc.health.vitals import Barrier, Phase, Recovery, SourceFacts, Vitals
 from cdc.monitor.barriers import Barriers
 from tests.support.cdc_process import Service, install, query, wait_until
 from tests.support.http import get
@@ -107,8 +107,8 @@ def test_one_that_stands_by_proves_nothing_and_writes_nothing(make: MakeService,
     assert not query(database, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waltier barriers'")
 
 
-def upstream(timeline: int) -> Upstream:
-    return Upstream("1", timeline, "db", "18", "cdc", "cdc")
+def upstream(timeline: int) -> SourceFacts:
+    return SourceFacts("1", timeline, "db", "18", "cdc", "cdc")
 
 
 def test_a_barrier_is_found_when_the_archive_holds_its_last_byte() -> None:

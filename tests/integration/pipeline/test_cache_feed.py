@@ -16,7 +16,7 @@ from cdc.change import Batch, Relation, Transaction
 from cdc.config import CacheSettings, RowProjection
 from cdc.health.vitals import Vitals
 from cdc.pipeline.cache_feed import CacheFeed, FeedState
-from cdc.position import Epoch, Position
+from cdc.position import Position
 from cdc.row import Row
 from tests.support import transactions as archived
 from tests.support.transactions import EPOCH, SOURCE, pieces, transaction
@@ -37,10 +37,10 @@ class Stage:
         self.snapshot_lsn = 0x30
         self.warm_ups = 0
 
-    async def warm_up(self, sink: CacheSink, epoch: Epoch) -> Position:
+    async def warm_up(self) -> Position:
         self.warm_ups += 1
-        position = Position(epoch, self.snapshot_lsn)
-        await sink.warm(_no_rows(), position, archived.TIME_US)
+        position = Position(EPOCH, self.snapshot_lsn)
+        await self.sink.warm(_no_rows(), position, archived.TIME_US)
         return position
 
     async def archive_all(self, transactions: list[Transaction]) -> None:

@@ -13,14 +13,14 @@ from cdc.errors import Unavailable
 from cdc.health.heartbeat import Heartbeat
 from cdc.health.readings import Readings
 from cdc.health.verdict import Budget, Health, Reason, judge
-from cdc.health.vitals import Phase, Upstream, Vitals
+from cdc.health.vitals import Phase, SourceFacts, Vitals
 from cdc.service.companions import Company
 
 SETTINGS = Settings(
     postgres=PostgresSettings(dsn=SecretStr("postgresql://localhost/chat")), archive=ArchiveSettings(url="file:///a")
 )
 BUDGET = Budget.of(SETTINGS)
-UPSTREAM = Upstream("1", 1, "chat", "18.0", "cdc", "cdc")
+UPSTREAM = SourceFacts("1", 1, "chat", "18.0", "cdc", "cdc")
 
 
 def streaming() -> Vitals:

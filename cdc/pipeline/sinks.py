@@ -1,0 +1,80 @@
+"""The contract between the pipeline and a destination. This file is all that the author of a new sink must read.
+
+A sink is given every committed transaction in commit order, and answers with how far it is durable. Of two kinds:
+the **gate** decides what Postgres may forget, for nothing is acknowledged before the gate has it (the archive);
+a **follower** may be away for hours, catches up from the archive, and never holds the slot (the cache).
+
+Both promise:
+
+- **Ask the destination.** `open()` returns the position that the destination itself records, or None if it records
+  none; a follower answers None for another epoch's, too. No checkpoint beside the data could disagree with it.
+- **Durable, not accepted.** `write()` returns only when the batch survives a crash of everything on our side. What it
+  returns is an `end_lsn`: every transaction that ends at or before it is there, and a sink opened anew says the same.
+- **In order, once.** Batches arrive in commit order, one call at a time. After a reconnect Postgres sends again what
+  was not acknowledged. The sink skips what its position covers: a replay has no effect, and no position goes back.
+- **Whole.** A large transaction arrives in pieces: the first has `first_seq == 0`, the last one `last`. A sink counts
+  it only with its last piece. It may apply pieces before that if its position says how far (`Position.part_seq`); else
+  it keeps them aside. A piece with `first_seq == 0` instead of the awaited next one begins the transaction again.
+- **Retry on one floor.** A sink raises `Unavailable` when its destination is away, `Moved` when the destination is not
+  where it was left. A follower's feed then opens the sink again. Any other error is for a person to see.
+
+To add a follower: a room of its own, a section in `cdc/config`, a feed beside the cache's in `cdc/service`, and a line
+in `tests/contract/test_sinks.py`, whose suite checks these promises. `tests/contract/sqlite_sink.py` is an example.
+"""
+
+from typing import Protocol
+
+from cdc.change import Batch
+from cdc.position import Epoch, Position
+
+
+class Sink(Protocol):
+    """What gate and follower have in common. Every method may raise Unavailable."""
+
+    @property
+    def name(self) -> str:
+        """One word, for metrics."""
+        ...
+
+    async def open(self) -> Position | None:
+        """Connect and return the destination's own position, or None if it has none. May be called again."""
+        ...
+
+    async def write(self, batch: Batch) -> int:
+        """Make the batch durable; return the `end_lsn` up to which everything is."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections. Nothing durable depends on it."""
+        ...
+
+
+class Gate(Sink, Protocol):
+    """The archive. While it is away, `write` waits and tries again itself, and `struggling` says so."""
+
+    @property
+    def struggling(self) -> bool:
+        """Whether a write has failed and is being tried again, or takes suspiciously long."""
+        ...
+
+    async def write_coverage(self, lsn: int) -> int:
+        """Record that no published change lies between the last transaction and `lsn`; return what is covered."""
+        ...
+
+
+class Follower(Sink, Protocol):
+    """The cache, or another destination that is derived from the archive."""
+
+    @property
+    def epoch(self) -> Epoch:
+        """The history that the sink was made for."""
+        ...
+
+    @property
+    def position(self) -> Position | None:
+        """Where the destination stood after the last call; None if it must be filled from a snapshot."""
+        ...
+
+    async def advance(self, lsn: int) -> int:
+        """Move the position to `lsn`, up to which there are no changes; return where it is then. It never goes back."""
+        ...
