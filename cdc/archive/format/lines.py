@@ -102,7 +102,7 @@ class Encoder:
             self.relations[name] = shape
         elif known != shape:
             self.reshaped.append(Reshaped(line, name, shape))
-            # The shape may change back: whoever comes next under this name must be looked at again.
+            # The shape may change back, so the next relation of this name is described anew.
             for other in [other for other in self._pieces if other.qualified_name == name]:
                 del self._pieces[other]
         self._current[name] = shape
