@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cdc import __version__
-from cdc.cli import archive, demo, doctor, drill, init, key, repair, restore, run, slots, status, teardown
+from cdc.cli import archive, config, demo, doctor, drill, init, key, repair, restore, run, slots, status, teardown
 from cdc.cli.options import ConfigFile
 from cdc.errors import CdcError
 
@@ -38,6 +38,7 @@ app.command()(restore.restore)
 app.command()(drill.drill)
 app.add_typer(archive.app, name="archive")
 app.add_typer(key.app, name="key")
+app.add_typer(config.app, name="config")
 
 
 def main(arguments: list[str] | None = None) -> int:
