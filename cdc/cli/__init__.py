@@ -22,7 +22,6 @@ app = typer.Typer(
     help="From the WAL of Postgres to an append-only archive and a warm Redis cache.",
     epilog="Configuration: ./cdc.toml, else /etc/waltier/cdc.toml, overridden by CDC_POSTGRES__DSN and so on.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # they print local variables, and those may hold secrets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
