@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -109,8 +108,8 @@ def is_packed(name: str) -> bool:
 
 def test_an_sdist_makes_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "sdist").mkdir()
-    with tarfile.open(build("sdist", source, tmp_path / "sdist")) as packed:
-        packed.extractall(tmp_path, filter="data")
+    packed = build("sdist", source, tmp_path / "sdist")
+    subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
     (unpacked,) = tmp_path.glob("waltier-*")
     (tmp_path / "wheel").mkdir()
     again = build("wheel", unpacked, tmp_path / "wheel")
