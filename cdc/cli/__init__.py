@@ -13,7 +13,6 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -168,7 +167,7 @@ def doctor(
 
     findings = asyncio.run(surgery.examine(load(file)))
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        _print_json(surgery.facts(findings))
     elif fix:
         print(surgery.script(findings), end="")
     else:

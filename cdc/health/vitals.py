@@ -30,7 +30,7 @@ class Phase(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Mishap:
+class Interruption:
     """The last error that interrupted the service, in its three parts."""
 
     kind: str
@@ -156,7 +156,7 @@ class Vitals:
     phase: Phase = Phase.STARTING
     since: float = field(default_factory=time.time)
     upstream: Upstream | None = None
-    mishap: Mishap | None = None
+    interruption: Interruption | None = None
     cache_state: str | None = None
     archived_at: float | None = None
     archived_lsn: int = 0
@@ -191,5 +191,5 @@ class Vitals:
 
     def interrupted(self, error: CdcError) -> None:
         """An error ended an attempt; another follows."""
-        self.mishap = Mishap(type(error).__name__, error.message, error.detail, error.hint, time.time())
+        self.interruption = Interruption(type(error).__name__, error.message, error.detail, error.hint, time.time())
         self.enter(Phase.WAITING)

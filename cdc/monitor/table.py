@@ -18,14 +18,14 @@ from rich.text import Text
 
 from cdc.config import MonitorSettings, PostgresSettings
 from cdc.errors import CdcError
+from cdc.finding import Finding
 from cdc.lsn import format_lsn
 from cdc.monitor.forecast import Forecast
-from cdc.monitor.report import Notice, Report, finite, postgres_facts, slot_facts
+from cdc.monitor.reason import name_of
+from cdc.monitor.report import Report, postgres_facts, slot_facts
 from cdc.monitor.watcher import Watcher
-from cdc.monitor.words import duration, name_of, since
-from cdc.monitor.words import size as size
 from cdc.postgres.observation import WatchedSlot
-from cdc.postgres.slot import Slot
+from cdc.words import remaining, since, size
 
 # A rate takes two looks: the last checkpoint stands for an earlier one, but it says nothing of the readers.
 _BETWEEN_LOOKS_S = 1.0
@@ -123,7 +123,7 @@ def _slot_lines(watched: WatchedSlot, found: Report) -> Iterator[str]:
         _size(watched.retained_bytes(lsn)),
         _size(watched.unacknowledged_bytes(lsn)),
         _limit(found, expected),
-        "lost" if watched.lost else duration(expected.seconds),
+        "lost" if watched.lost else remaining(expected.seconds),
     ).rstrip()
     if expected.reason:
         yield f"    {expected.reason}"
@@ -165,33 +165,10 @@ def _server_lines(found: Report) -> Iterator[str]:
 # Plain values ---------------------------------------------------------------------------------------------------------
 
 
-def report_facts(found: Report, warnings: list[Notice]) -> dict[str, Any]:
+def report_facts(found: Report, warnings: list[Finding]) -> dict[str, Any]:
     """Everything, for `cdc slots --json`; the slots and the server as in /status.json."""
     return {
         "postgres": postgres_facts(found),
         "slots": [slot_facts(watched, found) for watched in found.observation.slots],
-        "warnings": [notice_facts(notice) for notice in warnings],
-    }
-
-
-def notice_facts(notice: Notice) -> dict[str, str]:
-    return {"subject": notice.subject, "message": notice.message, "hint": notice.hint}
-
-
-def facts(slot: Slot, current_lsn: int) -> dict[str, Any]:
-    """A slot alone, for `cdc status`. `retained_bytes` and `lag_bytes` are null where they are infinite: see `lost`."""
-    return {
-        "slot": slot.name,
-        "plugin": slot.plugin,
-        "database": slot.database,
-        "temporary": slot.temporary,
-        "active_pid": slot.active_pid,
-        "wal_status": slot.wal_status,
-        "lost": slot.lost or slot.restart_lsn is None,
-        "invalidation_reason": slot.invalidation_reason,
-        "restart_lsn": None if slot.restart_lsn is None else format_lsn(slot.restart_lsn),
-        "confirmed_flush_lsn": None if slot.confirmed_flush_lsn is None else format_lsn(slot.confirmed_flush_lsn),
-        "retained_bytes": finite(slot.retained_bytes(current_lsn)),
-        "lag_bytes": finite(slot.lag_bytes(current_lsn)),
-        "safe_wal_bytes": slot.safe_wal_size,
+        "warnings": [warning.told for warning in warnings],
     }

@@ -28,6 +28,7 @@ from cdc import metrics
 from cdc.archive.bucket.bucket import Bucket, open_bucket, prove_conditional_put
 from cdc.archive.proof.proofs import watch
 from cdc.archive.reader.reader import ArchiveReader
+from cdc.archive.reader.tail import check_wal_end
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
 from cdc.config import Settings
@@ -37,7 +38,7 @@ from cdc.health.vitals import Phase, Upstream, Vitals
 from cdc.lsn import format_lsn
 from cdc.pgoutput.assembler import Assembler
 from cdc.pipeline.cache_feed import CacheFeed
-from cdc.pipeline.continuity import Continuity, check_wal_end
+from cdc.pipeline.continuity import Continuity
 from cdc.pipeline.progress import Progress
 from cdc.pipeline.session import Session
 from cdc.position import Epoch, Position

@@ -4,57 +4,56 @@ Everything is there in every answer, whatever the service does; docs/http.md exp
 """
 
 import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from cdc import __version__, log
 from cdc.archive.bucket.cost import PUT_USD as PUT_USD
 from cdc.config import Settings
 from cdc.health.readings import Readings
-from cdc.health.verdict import Health, Reason
-from cdc.health.vitals import Mishap, Upstream, Vitals
+from cdc.health.verdict import Health
+from cdc.health.vitals import Interruption, Upstream, Vitals
 from cdc.lsn import format_lsn
+from cdc.monitor.monitor import Monitor
 from cdc.web.history import INTERVAL_S, History
-from cdc.web.watched import Watched
+from cdc.words import iso
 
 
 class Status:
     """Assembles the facts when asked."""
 
-    def __init__(self, settings: Settings, vitals: Vitals, history: History, watched: Watched) -> None:
+    def __init__(self, settings: Settings, vitals: Vitals, history: History, monitor: Monitor) -> None:
         self._settings = settings
         self._vitals = vitals
         self._history = history
-        self._watched = watched
+        self._monitor = monitor
 
     def facts(self, verdict: Health) -> dict[str, Any]:
         """One JSON object. Times are ISO 8601 in UTC, positions LSNs, sizes bytes."""
-        vitals, watched, readings = self._vitals, self._watched, Readings.take()
+        vitals, monitor, readings = self._vitals, self._monitor, Readings.take()
         return {
             "version": __version__,
-            "now": _iso(time.time()),
-            "started_at": _iso(vitals.started_at),
+            "now": iso(time.time()),
+            "started_at": iso(vitals.started_at),
             "ready": verdict.ready,
-            "reasons": _reasons(verdict.reasons),
-            "warnings": _reasons(verdict.warnings),
-            "phase": {"name": vitals.phase.value, "since": _iso(vitals.since)},
+            "reasons": [reason.told for reason in verdict.reasons],
+            "warnings": [warning.told for warning in verdict.warnings],
+            "phase": {"name": vitals.phase.value, "since": iso(vitals.since)},
             "source": _source(vitals.upstream),
-            "mishap": _mishap(vitals.mishap),
+            "mishap": _interruption(vitals.interruption),
             "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self.lsns(readings).items()},
             "lag": self.lag(readings),
-            "slots": watched.slots,
-            "postgres": watched.postgres,
+            "slots": monitor.slots,
+            "postgres": monitor.postgres,
             "archive": self._archive(readings),
             "cache": {"state": vitals.cache_state, "lsn": _lsn(readings.cached_lsn)},
-            "history": {"interval_s": INTERVAL_S, **self._history.columns(), "limit_bytes": watched.limit_bytes},
+            "history": {"interval_s": INTERVAL_S, **self._history.columns(), "limit_bytes": monitor.limit_bytes},
             "events": list(log.recent),
         }
 
     def lsns(self, readings: Readings) -> dict[str, int | None]:
         """Every position that a change passes; None while it is unknown."""
         # The server is looked at every few seconds, and is at least where it says that it is in the stream.
-        server, received = self._watched.server_lsn, readings.received_lsn
+        server, received = self._monitor.server_lsn, readings.received_lsn
         return {
             "server": None if server is None else max(server, received or 0),
             "received": received,
@@ -92,7 +91,7 @@ class Status:
             "segments": int(readings.total("cdc_segments_total")),
             "bytes": int(readings.total("cdc_segment_bytes_total")),
             "puts": int(readings.total("cdc_puts_total")),
-            "last_put_at": None if vitals.archived_at is None else _iso(vitals.archived_at),
+            "last_put_at": None if vitals.archived_at is None else iso(vitals.archived_at),
             "open_gap": bool(readings.value("cdc_gap_open")),
             "gaps": int(readings.total("cdc_gaps_total")),
             "forks": int(readings.total("cdc_forks_total")),
@@ -116,20 +115,12 @@ def _proof(readings: Readings, name: str) -> dict[str, Any] | None:
     ok, at = readings.value("cdc_proof_ok", proof=name), readings.value("cdc_proof_timestamp_seconds", proof=name)
     if ok is None and at is None:
         return None
-    found: dict[str, Any] = {"at": None if at is None else _iso(at), "ok": bool(ok)}
+    found: dict[str, Any] = {"at": None if at is None else iso(at), "ok": bool(ok)}
     return found if name == "drill" else {"lsn": _lsn(readings.lsn("cdc_proof_lsn", proof=name)), **found}
-
-
-def _reasons(reasons: Iterable[Reason]) -> list[dict[str, str]]:
-    return [{"subject": r.subject, "message": r.message, "hint": r.hint} for r in reasons]
 
 
 def _lsn(lsn: int | None) -> str | None:
     return None if lsn is None else format_lsn(lsn)
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _source(upstream: Upstream | None) -> dict[str, Any] | None:
@@ -145,7 +136,12 @@ def _source(upstream: Upstream | None) -> dict[str, Any] | None:
     }
 
 
-def _mishap(mishap: Mishap | None) -> dict[str, Any] | None:
-    if mishap is None:
+def _interruption(interruption: Interruption | None) -> dict[str, Any] | None:
+    if interruption is None:
         return None
-    return {"kind": mishap.kind, "message": mishap.message, "hint": mishap.hint, "at": _iso(mishap.at)}
+    return {
+        "kind": interruption.kind,
+        "message": interruption.message,
+        "hint": interruption.hint,
+        "at": iso(interruption.at),
+    }

@@ -15,6 +15,7 @@ from cdc.archive.format.object_key import LOG, log_key, seq_of
 from cdc.archive.format.segment import Segment, inspect_segment
 from cdc.archive.reader.hint import read_hint
 from cdc.errors import DataError, Diverged
+from cdc.lsn import format_lsn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,3 +159,21 @@ def check_source(url: str, archived: Source, source: Source) -> None:
 
 def _contrast(what: str, archived: object, source: object) -> str:
     return f"The archive's {what} is {archived}, the source's {source}."
+
+
+def check_wal_end(wal_lsn: int, covered_upto: int) -> None:
+    """The server's WAL goes as far as the archive. `wal_lsn` is read after the archive's tail. Raises Diverged."""
+    if wal_lsn < covered_upto:
+        raise set_back(
+            f"The archive covers everything up to {format_lsn(covered_upto)}; the server's WAL ends at "
+            f"{format_lsn(wal_lsn)}, on the same timeline."
+        )
+
+
+def set_back(detail: str) -> Diverged:
+    """The error of a server that is an older image of itself: same cluster, same timeline, and LSNs used again."""
+    return Diverged(
+        "the server was set back: it no longer has commits that the archive holds",
+        detail=detail,
+        hint="cdc teardown --cache --yes   # then set archive.url to an empty prefix, and start cdc run again",
+    )

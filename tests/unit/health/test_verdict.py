@@ -10,9 +10,10 @@ from pydantic import SecretStr
 from cdc.change import Transaction
 from cdc.config import ArchiveSettings, PostgresSettings, Settings
 from cdc.errors import Unavailable
+from cdc.finding import Finding
 from cdc.health.heartbeat import Heartbeat
 from cdc.health.readings import Readings
-from cdc.health.verdict import Budget, Health, Reason, judge
+from cdc.health.verdict import Budget, Health, judge
 from cdc.health.vitals import Phase, Upstream, Vitals
 from cdc.service.companions import Company
 
@@ -68,7 +69,7 @@ def test_an_interruption_is_told_with_its_own_hint() -> None:
 
 
 def test_a_reason_is_one_line_whatever_it_holds() -> None:
-    assert str(Reason("a", "b\nc", "d\r\n e")) == "a: b c; hint: d e"
+    assert str(Finding("slot", "b\nc", "d\r\n e")) == "slot: b c; hint: d e"
 
 
 def test_the_age_of_the_oldest_change_counts_and_only_until_it_is_archived() -> None:
@@ -134,13 +135,13 @@ def test_a_cache_that_is_behind_is_a_warning(state: str) -> None:
 
 
 def test_warnings_of_others_go_with_our_own_and_leave_it_ready() -> None:
-    notice = Reason("slot", "nobody reads slot 'theirs'", "cdc slots")
+    notice = Finding("slot", "nobody reads slot 'theirs'", "cdc slots")
     assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).ready
     assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).warnings == (notice,)
 
 
 def test_our_slot_on_the_brink_is_a_reason() -> None:
-    notice = Reason("slot", "slot cdc is about to be lost", "ALTER SYSTEM")
+    notice = Finding("slot", "slot cdc is about to be lost", "ALTER SYSTEM")
     assert judge(streaming(), time.time(), BUDGET, reasons=[notice]).reasons == (notice,)
 
 
@@ -207,7 +208,7 @@ async def test_a_companion_that_dies_is_named_and_the_service_no_longer_alive() 
         company.start("heartbeat", Heartbeat(vitals).run())
         await asyncio.sleep(0.05)
         found = verdict(vitals)
-    assert [ailment.message for ailment in found.ailments] == [
+    assert [finding.message for finding in found.not_alive] == [
         "the task history has died of KeyError",
         "the task ping has died of nothing",
     ]

@@ -1,8 +1,9 @@
 import pytest
 
+from cdc.archive.reader.tail import check_wal_end
 from cdc.change import Transaction
 from cdc.errors import Diverged
-from cdc.pipeline.continuity import Continuity, check_wal_end, is_due
+from cdc.pipeline.continuity import Continuity, is_due
 
 LAST = 500
 
