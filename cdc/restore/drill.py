@@ -38,6 +38,7 @@ from cdc.postgres.target.database import settings_of
 from cdc.postgres.target.scratch import prepare_tables, read_missing_values, scratch_database
 from cdc.restore import Outcome, comparison, restore
 from cdc.restore.comparison import Comparison
+from cdc.words import duration
 
 # The pace of a first drill, in rows and changes a second: a slow disk's. What is left of half the budget is reserve.
 _ROWS_PER_S = 5000.0
@@ -259,8 +260,8 @@ def lines(done: Drill) -> list[str]:
     restored = done.restored
     said = [
         f"restored {len(restored.tables)} of {done.tables_archived} tables up to {format_lsn(done.found.lsn)}: "
-        f"{restored.rows} rows, then {restored.changes} changes, in {restored.seconds:.1f} s ({done.rows_per_s:.0f} "
-        "rows/s); nothing of it is left",
+        f"{restored.rows} rows, then {restored.changes} changes, in {duration(restored.seconds)} "
+        f"({done.rows_per_s:.0f} rows/s); nothing of it is left",
     ]
     said += [f"this could not be remembered: {done.unremembered}"] if done.unremembered else []
     return [*said, *comparison.lines(done.found)]

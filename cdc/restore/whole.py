@@ -30,6 +30,7 @@ from cdc.postgres.target.statement import Script, Statement, TargetTable, Writer
 from cdc.restore.ahead import ahead
 from cdc.restore.chunk import CopyPiece, copy_pieces
 from cdc.restore.meter import Meter
+from cdc.words import duration
 
 # A commit each so many bytes or rows: rare enough to cost nothing, often enough to lose little when killed.
 _COMMIT_BYTES = 2 * 1024 * 1024
@@ -355,5 +356,5 @@ def lines(outcome: Outcome) -> list[str]:
         *said,
         f"copied {outcome.rows} rows, then {outcome.changes} changes of {outcome.transactions} transactions",
         f"sequences set: {', '.join(outcome.sequences) or 'none'}",
-        f"in {outcome.seconds:.1f} s, {rate:.0f} rows/s; the next transaction has ordinal {outcome.next_ordinal}",
+        f"in {duration(outcome.seconds)}, {rate:.0f} rows/s; the next transaction has ordinal {outcome.next_ordinal}",
     ]
