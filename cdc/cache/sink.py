@@ -69,7 +69,6 @@ class CacheSink:
         self._projector = Projector(settings.projections)
         self._unreachable: set[str] = set()
         self._latency = metrics.latency_s.labels("cache")
-        self._durable = metrics.durable_lsn.labels("cache")
         self._templates = [(Template(projection.key), projection.table) for projection in settings.projections]
 
     @property
@@ -86,10 +85,7 @@ class CacheSink:
         await self._connection.close()
         await self._check_server()
         self._checkpoint, self._doubt = await self._look(), None
-        if not self._usable(self._checkpoint):
-            return None
-        self._durable.set(self._position.lsn)
-        return self._position
+        return self.position
 
     def _usable(self, checkpoint: Checkpoint) -> bool:
         ours = checkpoint.generation.startswith(self._digest)
@@ -302,8 +298,6 @@ class CacheSink:
         if found != call.target:
             raise self._moved(found)
         self._checkpoint = call.target
-        if call.target.lsn:
-            self._durable.set(self._position.lsn)
 
     async def _settle(self) -> None:
         """Find out what became of a call whose answer did not come."""

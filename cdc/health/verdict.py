@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cdc.config import Settings
 from cdc.finding import Finding
-from cdc.health.vitals import Phase, Vitals
+from cdc.health.vitals import CacheState, Phase, Vitals
 from cdc.words import duration, size
 
 # Later than this, and whatever has a deadline on this loop misses it: pings, watchdog, status updates.
@@ -132,9 +132,11 @@ def _not_streaming(vitals: Vitals, now: float) -> Finding:
 
 def _warnings(vitals: Vitals) -> Iterator[Finding]:
     match vitals.cache_state:
-        case "away":
+        case CacheState.AWAY:
             yield Finding("cache", "away: readers get what is old, or nothing", "cdc doctor")
-        case "warming" | "catching_up" as state:
-            yield Finding("cache", f"{state.replace('_', ' ')}: readers get what is old, or nothing", "cdc status")
+        case CacheState.WARMING | CacheState.CATCHING_UP as state:
+            yield Finding(
+                "cache", f"{state.value.replace('_', ' ')}: readers get what is old, or nothing", "cdc status"
+            )
         case _:
             return

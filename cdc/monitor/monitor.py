@@ -13,6 +13,7 @@ from cdc import metrics
 from cdc.config import MonitorSettings, PostgresSettings
 from cdc.errors import CdcError, Unavailable
 from cdc.finding import Finding
+from cdc.health.vitals import Positions
 from cdc.monitor.gauges import Gauges
 from cdc.monitor.report import Report, finite, postgres_facts, slot_facts
 from cdc.monitor.watcher import Watcher
@@ -21,10 +22,16 @@ log = structlog.get_logger()
 
 
 class Monitor:
-    """`run` it as a task of its own. `latest` is None until the first look succeeded, `mishap` while they do."""
+    """`run` it as a task of its own; it writes `positions.server`.
 
-    def __init__(self, postgres: PostgresSettings, settings: MonitorSettings) -> None:
+    `latest` is None until the first look succeeded, `mishap` while they do.
+    """
+
+    def __init__(
+        self, postgres: PostgresSettings, settings: MonitorSettings, positions: Positions | None = None
+    ) -> None:
         self._settings = settings
+        self._positions = positions or Positions()
         self._watcher = Watcher(postgres, settings)
         self._gauges = Gauges()
         self.latest: Report | None = None
@@ -60,11 +67,6 @@ class Monitor:
         return postgres_facts(self.latest)
 
     @property
-    def server_lsn(self) -> int | None:
-        """Where the server wrote WAL when it was last looked at."""
-        return None if self.latest is None else self.latest.observation.wal_lsn
-
-    @property
     def retained_bytes(self) -> int | None:
         """WAL that our slot keeps; None where it is unknown, or infinite because the slot is lost."""
         return None if self.latest is None else self.latest.retained_bytes
@@ -86,6 +88,7 @@ class Monitor:
     async def _look(self) -> None:
         try:
             self.latest = await self._watcher.look()
+            self._positions.server = self.latest.observation.wal_lsn
             self._gauges.show(self.latest)
         except CdcError as error:
             self._failed(error)

@@ -205,7 +205,6 @@ class Session:
         self._progress.archived(lsn)
         self._acknowledged_at = self._covered_at = time.monotonic()
         self._vitals.archived(lsn)
-        metrics.durable_lsn.labels(sink="archive").set(lsn)
         self._send_status()
         if self._feed is not None:
             self._feed.archive_advanced(lsn, idle=idle)
@@ -252,13 +251,11 @@ class Session:
 
     def _send_status(self, *, reply_requested: bool = False) -> None:
         acknowledged = self._progress.acknowledged_lsn
-        self._vitals.reported()
+        self._vitals.reported(self._progress.received_lsn, acknowledged)
         self._stream.send_status(
             self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
         )
         crash_point("status_sent")
-        metrics.received_lsn.set(self._progress.received_lsn)
-        metrics.acknowledged_lsn.set(acknowledged)
 
     async def _silence_loop(self) -> None:
         while True:

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 @contextlib.asynccontextmanager
 async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
     """Run them while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
-    monitor, budget = Monitor(settings.postgres, settings.monitor), Budget.of(settings)
+    monitor, budget = Monitor(settings.postgres, settings.monitor, vitals.positions), Budget.of(settings)
     history = History(lambda: monitor.retained_bytes)
 
     def verdict() -> Health:

@@ -274,8 +274,7 @@ class Service:
             if self._watching is None and archive.tail is not None:
                 self._watching = tasks.create_task(watch(bucket, archive.tail.archive), name="proofs")
             feed = await self._start_feed(tasks, upstream.server.epoch, bucket, confirmed_lsn)
-            metrics.durable_lsn.labels(sink="archive").set(archive.covered_upto)
-            self._vitals.stream(_upstream_of(upstream.server, settings))
+            self._vitals.stream(_upstream_of(upstream.server, settings), archive.covered_upto)
             log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(archive.covered_upto))
             session = Session(
                 stream,

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 from pydantic import SecretStr
 
+from cdc import metrics
 from cdc.change import Transaction
 from cdc.config import ArchiveSettings, PostgresSettings, Settings
 from cdc.errors import Unavailable
 from cdc.finding import Finding
 from cdc.health.heartbeat import Heartbeat
-from cdc.health.readings import Readings
 from cdc.health.verdict import Budget, Health, judge
-from cdc.health.vitals import Phase, Upstream, Vitals
+from cdc.health.vitals import CacheState, Phase, Upstream, Vitals
 from cdc.service.companions import Company
 
 SETTINGS = Settings(
@@ -111,7 +111,7 @@ def test_an_archive_that_does_not_even_try_is_not_alive_but_a_bucket_that_is_awa
 def test_a_server_that_is_not_told_how_far_we_are_is_a_reason() -> None:
     vitals = streaming()
     assert "was not told for" in verdict(vitals, BUDGET.silence_s + 1).reasons[0].message
-    vitals.reported()
+    vitals.reported(1, 1)
     assert verdict(vitals).ready
 
 
@@ -126,8 +126,8 @@ def test_a_held_loop_or_a_dead_task_is_neither_alive_nor_ready(ail: Callable[[Vi
     assert found.reasons[0].hint
 
 
-@pytest.mark.parametrize("state", ["away", "warming", "catching_up"])
-def test_a_cache_that_is_behind_is_a_warning(state: str) -> None:
+@pytest.mark.parametrize("state", [CacheState.AWAY, CacheState.WARMING, CacheState.CATCHING_UP])
+def test_a_cache_that_is_behind_is_a_warning(state: CacheState) -> None:
     vitals = streaming()
     vitals.cache_state = state
     found = verdict(vitals)
@@ -148,36 +148,38 @@ def test_our_slot_on_the_brink_is_a_reason() -> None:
 # the pulse ------------------------------------------------------------------------------------------------------------
 
 
-def readings(received: int, archived: int, *, puts: int = 0, segments: int = 0) -> Readings:
-    return Readings(
-        {
-            ("cdc_received_lsn", ()): received,
-            ("cdc_durable_lsn", (("sink", "archive"),)): archived,
-            ("cdc_puts_total", ()): puts,
-            ("cdc_segments_total", (("kind", "data"),)): segments,
-        }
-    )
+def beat(heart: Heartbeat, vitals: Vitals, now: float, *, received: int, archived: int) -> None:
+    vitals.positions.received, vitals.positions.archived = received, archived
+    heart.feel(now)
 
 
 def test_the_pulse_tells_an_archive_that_moves_from_one_that_tries_and_one_that_does_nothing() -> None:
     vitals = streaming()
     heart, pulse = Heartbeat(vitals), vitals.pulse
-    heart.feel(readings(100, 50, puts=1), now=10)
-    heart.feel(readings(200, 50, puts=1), now=20)
+    beat(heart, vitals, 10, received=100, archived=50)
+    beat(heart, vitals, 20, received=200, archived=50)
     assert (pulse.waiting_bytes, pulse.moved_at, pulse.tried_at) == (150, 10, 10)
-    heart.feel(readings(200, 50, puts=2), now=30)
+    metrics.puts.inc()
+    beat(heart, vitals, 30, received=200, archived=50)
     assert (pulse.moved_at, pulse.tried_at) == (10, 30)
-    heart.feel(readings(200, 50, puts=3, segments=1), now=40)  # a part of a large transaction
+    metrics.segments.labels("part").inc()  # of a large transaction
+    beat(heart, vitals, 40, received=200, archived=50)
     assert (pulse.moved_at, pulse.tried_at) == (40, 40)
-    heart.feel(readings(200, 200, puts=3, segments=1), now=50)
-    heart.feel(readings(200, 200, puts=3, segments=1), now=60)
+    metrics.retries.labels("cache").inc()
+    beat(heart, vitals, 45, received=200, archived=50)
+    assert (pulse.moved_at, pulse.tried_at) == (40, 40)
+    metrics.retries.labels("archive").inc()
+    beat(heart, vitals, 47, received=200, archived=50)
+    assert (pulse.moved_at, pulse.tried_at) == (40, 47)
+    beat(heart, vitals, 50, received=200, archived=200)
+    beat(heart, vitals, 60, received=200, archived=200)
     assert (pulse.waiting_bytes, pulse.moved_at) == (0, 60)
 
 
 def test_what_a_service_received_before_it_was_interrupted_waits_for_nothing() -> None:
     vitals = streaming()
     vitals.enter(Phase.WAITING)
-    Heartbeat(vitals).feel(readings(200, 50), now=10)
+    beat(Heartbeat(vitals), vitals, 10, received=200, archived=50)
     assert vitals.pulse.waiting_bytes == 0
 
 
