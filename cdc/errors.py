@@ -15,7 +15,9 @@ command or a line of configuration that can be pasted.
 
 
 class CdcError(Exception):
-    """Base of all errors that we raise on purpose. `str()` gives the message alone; `explain()` all three parts."""
+    """Base of all errors that we raise on purpose. `str()` gives the message alone, `one_line()` also its detail, and
+    `explain()` all three parts.
+    """
 
     exit_code = 1
 
@@ -24,6 +26,10 @@ class CdcError(Exception):
         self.message = message
         self.detail = detail
         self.hint = hint
+
+    def one_line(self) -> str:
+        """Message and detail; a detail may hold what a server said in several lines."""
+        return f"{self.message} ({' '.join(self.detail.split())})" if self.detail else self.message
 
     def explain(self) -> str:
         """The message with its detail and hint, one part a line, as psql prints them."""

@@ -1,19 +1,72 @@
 """Every metric's name, in one place. Labels are few and never hold a row's content.
 
+Nothing reads the registry back by name. A `Total` and a `Level` say themselves what was counted and what was set; the
+positions are `cdc/health/vitals.py`'s, and shown here when somebody asks (`cdc/web/exposition.py`).
+
 Positions are WAL byte positions (LSNs as numbers), times seconds, sizes bytes, as the Prometheus conventions ask.
 docs/metrics.md says of each what it is good for, and a test compares it with this file.
 """
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 REGISTRY = CollectorRegistry()
+
+
+class Total(Counter):
+    """A counter whose `total`, over all labels, is an integer that we read ourselves."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.total = 0
+        self._whole: Total | None = None
+        super().__init__(*args, **kwargs)
+
+    def labels(self, *labelvalues: Any, **labelkwargs: Any) -> "Total":
+        """The counter of these labels; what it counts is in our `total`, too."""
+        child: Total = super().labels(*labelvalues, **labelkwargs)
+        child._whole = self
+        return child
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Count `amount`, a whole number."""
+        self.total += int(amount)
+        if self._whole is not None:
+            self._whole.total += int(amount)
+        super().inc(amount, exemplar)
+
+
+class Level(Gauge):
+    """A gauge that says what was set; None before that, for a number that nobody measured is not 0."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.value: float | None = None
+        self._by_labels: dict[tuple[str, ...], Level] = {}
+        super().__init__(*args, **kwargs)
+
+    def labels(self, *labelvalues: Any, **labelkwargs: Any) -> "Level":
+        """The gauge of these labels."""
+        child: Level = super().labels(*labelvalues, **labelkwargs)
+        self._by_labels[child._labelvalues] = child
+        return child
+
+    def of(self, *labelvalues: str) -> float | None:
+        """What was set for these labels. Unlike `labels` it begins no series."""
+        child = self._by_labels.get(labelvalues)
+        return None if child is None else child.value
+
+    def set(self, value: float) -> None:
+        """Show `value`."""
+        self.value = value
+        super().set(value)
+
 
 _LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 received_lsn = Gauge("cdc_received_lsn", "End of the last WAL position received from the server", registry=REGISTRY)
 durable_lsn = Gauge("cdc_durable_lsn", "Position up to which a sink is durable", ["sink"], registry=REGISTRY)
 acknowledged_lsn = Gauge("cdc_acknowledged_lsn", "Position acknowledged to the server", registry=REGISTRY)
-changes = Counter("cdc_changes", "Changes received", registry=REGISTRY)
+changes = Total("cdc_changes", "Changes received", registry=REGISTRY)
 transactions = Counter("cdc_transactions", "Transactions received", registry=REGISTRY)
 latency_s = Histogram(
     "cdc_commit_to_durable_seconds",
@@ -23,24 +76,24 @@ latency_s = Histogram(
     registry=REGISTRY,
 )
 queue_bytes = Gauge("cdc_queue_bytes", "Memory of changes waiting for a sink", ["sink"], registry=REGISTRY)
-segments = Counter("cdc_segments", "Segments written to the archive", ["kind"], registry=REGISTRY)
-gaps = Counter("cdc_gaps", "Gaps recorded in the archive: changes that could not be kept", registry=REGISTRY)
-forks = Counter("cdc_forks", "Changes of timeline recorded in the archive", registry=REGISTRY)
-gap_open = Gauge("cdc_gap_open", "Whether a gap in the archive waits for its snapshot", registry=REGISTRY)
-segment_bytes = Counter("cdc_segment_bytes", "Compressed bytes written to the archive", registry=REGISTRY)
-puts = Counter("cdc_puts", "PUT requests sent to the bucket, retries included", registry=REGISTRY)
+segments = Total("cdc_segments", "Segments written to the archive", ["kind"], registry=REGISTRY)
+gaps = Total("cdc_gaps", "Gaps recorded in the archive: changes that could not be kept", registry=REGISTRY)
+forks = Total("cdc_forks", "Changes of timeline recorded in the archive", registry=REGISTRY)
+gap_open = Level("cdc_gap_open", "Whether a gap in the archive waits for its snapshot", registry=REGISTRY)
+segment_bytes = Total("cdc_segment_bytes", "Compressed bytes written to the archive", registry=REGISTRY)
+puts = Total("cdc_puts", "PUT requests sent to the bucket, retries included", registry=REGISTRY)
 reconnects = Counter("cdc_reconnects", "Replication connections lost and opened again", registry=REGISTRY)
-retries = Counter("cdc_retries", "Attempts at a sink that failed for now", ["sink"], registry=REGISTRY)
+retries = Total("cdc_retries", "Attempts at a sink that failed for now", ["sink"], registry=REGISTRY)
 catch_ups = Counter("cdc_cache_catch_ups", "Times the cache went back to the archive", registry=REGISTRY)
 warm_ups = Counter("cdc_cache_warm_ups", "Times the cache was filled from a snapshot", registry=REGISTRY)
-proof_ok = Gauge("cdc_proof_ok", "Whether the last verify, comparison or drill succeeded", ["proof"], registry=REGISTRY)
-proof_at_s = Gauge(
+proof_ok = Level("cdc_proof_ok", "Whether the last verify, comparison or drill succeeded", ["proof"], registry=REGISTRY)
+proof_at_s = Level(
     "cdc_proof_timestamp_seconds", "When a proof last succeeded, Unix time", ["proof"], registry=REGISTRY
 )
-proof_lsn = Gauge("cdc_proof_lsn", "Position up to which a proof last succeeded", ["proof"], registry=REGISTRY)
+proof_lsn = Level("cdc_proof_lsn", "Position up to which a proof last succeeded", ["proof"], registry=REGISTRY)
 drill_s = Gauge("cdc_drill_seconds", "Time that the restore of the last good drill took", registry=REGISTRY)
 drill_rows_per_s = Gauge("cdc_drill_rows_per_second", "Rows and changes a second of that restore", registry=REGISTRY)
-archive_seq = Gauge("cdc_archive_seq", "Number of the last segment that this service wrote", registry=REGISTRY)
+archive_seq = Level("cdc_archive_seq", "Number of the last segment that this service wrote", registry=REGISTRY)
 
 # Of every slot of the server, ours and others'. Infinite where there is no limit; a lost slot retains infinitely much.
 slot_retained_bytes = Gauge("cdc_slot_retained_bytes", "WAL kept for the slot", ["slot"], registry=REGISTRY)

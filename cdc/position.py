@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from cdc.errors import Diverged
+from cdc.lsn import format_lsn
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -26,3 +29,21 @@ class Position:
     lsn: int
     part_commit_lsn: int = 0
     part_seq: int = 0
+
+
+def check_wal_end(wal_lsn: int, covered_upto: int) -> None:
+    """The server's WAL goes as far as the archive. `wal_lsn` is read after the archive's tail. Raises Diverged."""
+    if wal_lsn < covered_upto:
+        raise set_back(
+            f"The archive covers everything up to {format_lsn(covered_upto)}; the server's WAL ends at "
+            f"{format_lsn(wal_lsn)}, on the same timeline."
+        )
+
+
+def set_back(detail: str) -> Diverged:
+    """The error of a server that is an older image of itself: same cluster, same timeline, and LSNs used again."""
+    return Diverged(
+        "the server was set back: it no longer has commits that the archive holds",
+        detail=detail,
+        hint="cdc teardown --cache --yes   # then set archive.url to an empty prefix, and start cdc run again",
+    )

@@ -18,14 +18,12 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from cdc import metrics
 from cdc.cache.checkpoint import FIELDS, META_KEY, Checkpoint
 from cdc.cache.connection import Connection, NoScript, pack
 from cdc.cache.plan import Plan
 from cdc.change import format_time
 from cdc.crash import crash_point
 from cdc.errors import Moved
-from cdc.lsn import parse_lsn
 
 log = structlog.get_logger()
 
@@ -58,7 +56,6 @@ class ScriptCalls:
         self._sent: asyncio.Task[None] | None = None
         self._sent_target = Checkpoint()
         self._unreachable: set[str] = set()
-        self._durable = metrics.durable_lsn.labels("cache")
 
     async def begin(self) -> None:
         """Take the checkpoint that is in Redis for ours, whatever became of calls before. Raises Unavailable."""
@@ -144,8 +141,6 @@ class ScriptCalls:
         if found != call.target:
             raise self._moved(found)
         self.checkpoint = call.target
-        if call.target.lsn:
-            self._durable.set(parse_lsn(call.target.lsn.decode()))
 
     def _moved(self, found: Checkpoint) -> Moved:
         return Moved(

@@ -50,7 +50,6 @@ class CacheSink:
         self._sweep = Sweep(settings.projections, self._connection, self._calls)
         self._warm_up = WarmUp(settings, self._calls, self._sweep, self._projector)
         self._latency = metrics.latency_s.labels("cache")
-        self._durable = metrics.durable_lsn.labels("cache")
 
     @property
     def name(self) -> str:
@@ -81,10 +80,7 @@ class CacheSink:
         await self._connection.close()
         check_server(describe(await self._connection.call(b"INFO")))
         await self._calls.begin()
-        position = self.position
-        if position is not None:
-            self._durable.set(position.lsn)
-        return position
+        return self.position
 
     async def write(self, batch: Batch) -> int:
         """Apply what the checkpoint does not cover; return the `end_lsn` up to which the cache is complete.

@@ -1,7 +1,6 @@
 """`cdc doctor`: what is wrong or will be, with the lines that mend it."""
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -17,11 +16,11 @@ def doctor(
 ) -> None:
     """Examine server, publication, bucket and cache, and say what to mend; exit code 1 if anything is wrong."""
     from cdc.config import load
-    from cdc.doctor import examine, exit_code, script
+    from cdc.doctor import examine, exit_code, facts, script
 
     findings = asyncio.run(examine(load(file)))
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json(facts(findings))
     elif fix:
         print(script(findings), end="")
     else:

@@ -8,6 +8,7 @@ import typer
 from cdc.cli.options import ConfigFile, Json, Patience, Tables
 from cdc.cli.printing import print_json, print_lines
 from cdc.lsn import format_lsn
+from cdc.words import duration
 
 if TYPE_CHECKING:
     from cdc.restore.drill import Drill
@@ -60,8 +61,8 @@ def _lines(done: "Drill") -> list[str]:
     restored = done.restored
     said = [
         f"restored {len(restored.tables)} of {done.tables_archived} tables up to {format_lsn(done.found.lsn)}: "
-        f"{restored.rows} rows, then {restored.changes} changes, in {restored.seconds:.1f} s ({done.rows_per_s:.0f} "
-        "rows/s); nothing of it is left",
+        f"{restored.rows} rows, then {restored.changes} changes, in {duration(restored.seconds)} "
+        f"({done.rows_per_s:.0f} rows/s); nothing of it is left",
     ]
     said += [f"this could not be remembered: {done.unremembered}"] if done.unremembered else []
     return [*said, *comparison.lines(done.found)]

@@ -4,6 +4,7 @@ from typing import Any
 
 from cdc.lsn import format_lsn
 from cdc.restore import Outcome
+from cdc.words import duration
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:
@@ -52,5 +53,5 @@ def lines(outcome: Outcome) -> list[str]:
         *said,
         f"copied {outcome.rows} rows, then {outcome.changes} changes of {outcome.transactions} transactions",
         f"sequences set: {', '.join(outcome.sequences) or 'none'}",
-        f"in {outcome.seconds:.1f} s, {rate:.0f} rows/s; the next transaction has ordinal {outcome.next_ordinal}",
+        f"in {duration(outcome.seconds)}, {rate:.0f} rows/s; the next transaction has ordinal {outcome.next_ordinal}",
     ]

@@ -13,7 +13,7 @@ from cdc.change import format_time
 from cdc.config import ArchiveSettings
 from cdc.errors import Invalid
 from cdc.lsn import format_lsn
-from cdc.monitor.words import size
+from cdc.words import size
 
 # Of fixed widths, because segments are printed as they are read: a large archive needs no memory.
 _ROW = "{:>8}  {:<8}  {:>17}  {:>17}  {:>9}  {:>8}  {:>8}  {:<27}  {}"

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from cdc.lsn import format_lsn
 from cdc.monitor.forecast import Forecast
+from cdc.monitor.reason import name_of
 from cdc.monitor.report import Report
-from cdc.monitor.words import duration, name_of, since, size
 from cdc.postgres.observation import WatchedSlot
+from cdc.words import remaining, since, size
 
 # With two spaces between columns this fits a terminal of 100; a longer name has a line of its own.
 _ROW = "{:<24}  {:<20}  {:<10}  {:>8}  {:>8}  {:>8}  {:>8}"
@@ -42,7 +43,7 @@ def _slot_lines(watched: WatchedSlot, found: Report) -> Iterator[str]:
         _size(watched.retained_bytes(lsn)),
         _size(watched.unacknowledged_bytes(lsn)),
         _limit(found, expected),
-        "lost" if watched.lost else duration(expected.seconds),
+        "lost" if watched.lost else remaining(expected.seconds),
     ).rstrip()
     if expected.reason:
         yield f"    {expected.reason}"

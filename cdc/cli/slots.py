@@ -58,10 +58,7 @@ def _facts(found: "Report", warn_s: float) -> dict[str, Any]:
     return {
         "postgres": postgres_facts(found),
         "slots": [slot_facts(watched, found) for watched in found.observation.slots],
-        "warnings": [
-            {"subject": warning.subject, "message": warning.message, "hint": warning.hint}
-            for warning in found.warnings(warn_s)
-        ],
+        "warnings": [warning.told for warning in found.warnings(warn_s)],
     }
 
 

@@ -8,7 +8,7 @@ from cdc.archive.proof.audit import RecordedGap
 from cdc.archive.proof.verification import VerificationRun
 from cdc.change import format_time
 from cdc.lsn import format_lsn
-from cdc.monitor.words import size
+from cdc.words import size
 
 
 def facts(run: VerificationRun) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cdc import log
 from cdc.archive.bucket.opening import open_bucket
 from cdc.cache.reader import CacheReader
 from cdc.demo.meter import ArchiveMeter, CacheMeter, percentile
-from cdc.demo.screen import Moment, Screen, format_s, open_screen
+from cdc.demo.screen import Moment, Screen, latency, open_screen
 from cdc.demo.stage import ServiceProcess, Stage, ask_ready, running_service, set_up
 from cdc.demo.summary import Summary, summarise
 from cdc.demo.workload import Commit, Workload
@@ -243,7 +243,7 @@ def _print_summary(console: Console, summary: Summary, play: Play) -> None:
         word = "[green]ok    [/]" if check.good else "[red]NOT OK[/]"
         console.print(f"  {word}  {check.what:18}{escape(check.found)}")
     for what, meter in (("commit → Redis", play.cache_meter), ("commit → archive", play.archive_meter)):
-        p50, p99 = (format_s(percentile(meter.latencies_s, percent)) for percent in (50, 99))
+        p50, p99 = (latency(percentile(meter.latencies_s, percent)) for percent in (50, 99))
         console.print(f"          {what:18}p50 {p50}, p99 {p99}, {len(meter.latencies_s)} commits sampled")
     verdict = "[green]0 lost, 0 duplicate[/]" if summary.good else "[red]something is off; see above[/]"
     console.print(f"\n{verdict}\n")

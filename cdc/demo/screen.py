@@ -1,6 +1,7 @@
 """Shows the figures while the demo runs: a table that renews itself on a terminal, plain lines elsewhere."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from cdc.lsn import format_lsn
+from cdc.words import duration, size
 
 # A terminal is renewed often; a log file is read later, and has a line now and then.
 LIVE_INTERVAL_S, PLAIN_INTERVAL_S = 0.25, 2.0
@@ -40,24 +42,13 @@ class Moment:
     retained_bytes: float
 
 
-def format_s(seconds: float | None) -> str:
-    """Seconds as people read them: `0.8 ms`, `12 ms`, `1.25 s`, or a dash for none."""
-    if seconds is None:
-        return "-"
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+def latency(seconds: float | None) -> str:
+    """A latency for people; a dash if none was measured."""
+    return "-" if seconds is None else duration(seconds)
 
 
-def format_bytes(count: float) -> str:
-    """Bytes as people read them: `712 B`, `80 kB`, `1.4 MB`."""
-    if count == float("inf"):
-        return "unknown"
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit != "MB" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+def _backlog(nbytes: float) -> str:
+    return "unknown" if math.isinf(nbytes) else size(nbytes)
 
 
 def facts(moment: Moment) -> list[tuple[str, str]]:
@@ -67,18 +58,18 @@ def facts(moment: Moment) -> list[tuple[str, str]]:
         ("application", f"{moment.rate:.0f} tx/s, {moment.committed:,} committed, {moment.rolled_back:,} rolled back"),
         (
             "commit → Redis",
-            f"p50 {format_s(moment.cache_p50_s)}, p99 {format_s(moment.cache_p99_s)}, {moment.cache_keys:,} keys",
+            f"p50 {latency(moment.cache_p50_s)}, p99 {latency(moment.cache_p99_s)}, {moment.cache_keys:,} keys",
         ),
         (
             "commit → archive",
-            f"p50 {format_s(moment.archive_p50_s)}, p99 {format_s(moment.archive_p99_s)}, "
-            f"{moment.archive_segments} segments, {format_bytes(moment.archive_bytes)}, "
+            f"p50 {latency(moment.archive_p50_s)}, p99 {latency(moment.archive_p99_s)}, "
+            f"{moment.archive_segments} segments, {size(moment.archive_bytes)}, "
             f"up to {format_lsn(moment.archive_lsn)}",
         ),
         (
             "slot",
-            f"confirmed {confirmed}, {format_bytes(moment.lag_bytes)} behind, "
-            f"{format_bytes(moment.retained_bytes)} of WAL retained",
+            f"confirmed {confirmed}, {_backlog(moment.lag_bytes)} behind, "
+            f"{_backlog(moment.retained_bytes)} of WAL retained",
         ),
     ]
 

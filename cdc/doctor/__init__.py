@@ -6,8 +6,7 @@ risk that a person may take; info is what one had better know. Nothing is change
 which the bucket proves that it does not overwrite. `script()` writes down what mends the findings, and runs nothing.
 """
 
-from cdc.doctor.examination import examine as examine
-from cdc.doctor.finding import Finding as Finding
-from cdc.doctor.finding import exit_code as exit_code
-from cdc.doctor.finding import one_line as one_line
+from cdc.doctor.examine import examine as examine
+from cdc.doctor.examine import exit_code as exit_code
+from cdc.doctor.examine import facts as facts
 from cdc.doctor.script import script as script

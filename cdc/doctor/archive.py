@@ -11,8 +11,8 @@ from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.config import ArchiveSettings
 from cdc.doctor.clock import compare, judge_clock
-from cdc.doctor.finding import Finding, failure
 from cdc.errors import CdcError
+from cdc.finding import Finding, failure
 from cdc.lsn import format_lsn
 
 # More than this for PUTs alone is rarely meant: it is a PUT every quarter of a second.
@@ -53,21 +53,23 @@ def judge_address(settings: ArchiveSettings) -> list[Finding]:
     host = endpoint.hostname or ""
     if endpoint.scheme == "http" and host not in _LOCAL:
         message = f"archive.endpoint_url is http: whoever is on the way to {host} reads every row"
-        return [Finding("warning", "archive", message, f'endpoint_url = "https://{endpoint.netloc}"   # in [archive]')]
+        return [Finding("archive", message, f'endpoint_url = "https://{endpoint.netloc}"   # in [archive]')]
     if host.endswith(_R2) and settings.region not in _R2_REGIONS:
         message = f"archive.region is {settings.region}, and R2 wants auto"
-        return [Finding("error", "archive", message, 'region = "auto"   # in [archive]')]
+        return [Finding("archive", message, 'region = "auto"   # in [archive]', level="error")]
     return []
 
 
 def judge_archive(settings: ArchiveSettings, tail: Tail | None) -> list[Finding]:
     """The bucket has proved itself; what is in it?"""
-    findings = [Finding("ok", "archive", f"{settings.url} creates objects once and does not overwrite them")]
+    findings = [Finding("archive", f"{settings.url} creates objects once and does not overwrite them", level="ok")]
     if tail is None:
-        findings.append(Finding("ok", "archive", "the archive is empty; the first `cdc run` begins it"))
+        findings.append(Finding("archive", "the archive is empty; the first `cdc run` begins it", level="ok"))
     else:
         findings.append(
-            Finding("ok", "archive", f"segment {tail.seq} is the last, covered up to {format_lsn(tail.covered_upto)}")
+            Finding(
+                "archive", f"segment {tail.seq} is the last, covered up to {format_lsn(tail.covered_upto)}", level="ok"
+            )
         )
     return findings
 
@@ -80,27 +82,27 @@ def judge_rules(settings: ArchiveSettings, rules: Rules) -> list[Finding]:
         under = rule.prefix or "everything"
         if rule.deletes:
             message = f"lifecycle rule {rule.name!r} deletes objects of the archive {rule.when} (prefix: {under})"
-            findings.append(Finding("error", "archive", message, mend, command=mend))
+            findings.append(Finding("archive", message, mend, level="error", command=mend))
         else:
             message = f"lifecycle rule {rule.name!r} moves the archive {rule.when} to where reading takes hours"
-            findings.append(Finding("warning", "archive", message, mend, command=mend))
+            findings.append(Finding("archive", message, mend, command=mend))
     if rules.harmful is None:
         message = "whether a lifecycle rule deletes the log cannot be seen: the store or the key's rights do not tell"
         hint = "allow s3:GetLifecycleConfiguration, or look: npx wrangler r2 bucket lifecycle list BUCKET"
-        findings.append(Finding("info", "archive", message, hint))
+        findings.append(Finding("archive", message, hint, level="info"))
     elif not rules.harmful:
-        findings.append(Finding("ok", "archive", "no lifecycle rule deletes or hides the log"))
+        findings.append(Finding("archive", "no lifecycle rule deletes or hides the log", level="ok"))
     return [*findings, *_judge_versions(settings, rules)]
 
 
 def _judge_versions(settings: ArchiveSettings, rules: Rules) -> list[Finding]:
     if rules.locked:
-        return [Finding("ok", "archive", "the bucket is locked: objects cannot be deleted before their time")]
+        return [Finding("archive", "the bucket is locked: objects cannot be deleted before their time", level="ok")]
     if rules.versioned is not False:
         return []
     mend = f'aws s3api put-bucket-versioning {_bucket(settings)} --versioning-configuration \'{{"Status": "Enabled"}}\''
     message = "the bucket keeps no versions: what somebody deletes is gone"
-    return [Finding("info", "archive", message, mend, command=mend, optional=True)]
+    return [Finding("archive", message, mend, level="info", command=mend, optional=True)]
 
 
 def _keep_only(settings: ArchiveSettings, rules: Rules) -> str:
@@ -125,5 +127,5 @@ def judge_cost(settings: ArchiveSettings) -> list[Finding]:
         f"${idle:.2f} without any, at ${PUT_USD * 1e6:.2f} a million"
     )
     if busy <= _DEAR_USD:
-        return [Finding("ok", "archive", message)]
-    return [Finding("warning", "archive", message, "linger_s = 1.0   # in [archive]")]
+        return [Finding("archive", message, level="ok")]
+    return [Finding("archive", message, "linger_s = 1.0   # in [archive]")]

@@ -4,9 +4,9 @@ from cdc.cache.contents import Contents, read_cache_time, read_contents
 from cdc.cache.server import OLDEST_VERSION, CacheServer, read_cache_server
 from cdc.config import CacheSettings
 from cdc.doctor.clock import compare, judge_clock
-from cdc.doctor.finding import Finding, failure
 from cdc.errors import CdcError
-from cdc.monitor.words import size
+from cdc.finding import Finding, failure
+from cdc.words import size
 
 # Evictions begin at the limit, and the last tenth is soon gone.
 _NEARLY_FULL = 0.9
@@ -18,7 +18,7 @@ _FAR_S = 0.05
 async def examine_cache(settings: CacheSettings) -> list[Finding]:
     """What cannot be reached is itself a finding."""
     if settings.url is None:
-        return [Finding("ok", "cache", "no cache is configured")]
+        return [Finding("cache", "no cache is configured", level="ok")]
     try:
         findings = judge_cache(await read_cache_server(settings))
         findings += judge_contents(await read_contents(settings))
@@ -35,19 +35,21 @@ def configure(name: str, value: str) -> str:
 def judge_cache(server: CacheServer) -> list[Finding]:
     """What the server says of itself."""
     version = ".".join(map(str, server.version))
-    findings = [Finding("ok", "cache", f"{server.software} {version} answers")]
+    findings = [Finding("cache", f"{server.software} {version} answers", level="ok")]
     if server.version < OLDEST_VERSION:
-        findings.append(Finding("error", "cache", f"Redis {version} is too old", "use Redis 6.2 or newer, or Valkey"))
+        findings.append(
+            Finding("cache", f"Redis {version} is too old", "use Redis 6.2 or newer, or Valkey", level="error")
+        )
     if server.cluster:
         message = "this Redis is a cluster: the checkpoint and the keys must change together"
         hint = "put one server, or one primary with replicas, into cache.url"
-        findings.append(Finding("error", "cache", message, hint))
+        findings.append(Finding("cache", message, hint, level="error"))
     if server.role == "slave":
         message = "this Redis is a replica and takes no writes"
-        findings.append(Finding("error", "cache", message, "put the primary into cache.url"))
+        findings.append(Finding("cache", message, "put the primary into cache.url", level="error"))
     findings += [*_judge_eviction(server), *_judge_memory(server)]
     kept = "persistence is on" if server.append_only else "no append-only file: what a restart loses is warmed again"
-    return [*findings, Finding("ok", "cache", kept)]
+    return [*findings, Finding("cache", kept, level="ok")]
 
 
 def _judge_eviction(server: CacheServer) -> list[Finding]:
@@ -59,7 +61,7 @@ def _judge_eviction(server: CacheServer) -> list[Finding]:
     else:
         return []
     command = configure("maxmemory-policy", "volatile-lru")
-    return [Finding("warning", "cache", message, command, command=command)]
+    return [Finding("cache", message, command, command=command)]
 
 
 def _judge_memory(server: CacheServer) -> list[Finding]:
@@ -68,11 +70,11 @@ def _judge_memory(server: CacheServer) -> list[Finding]:
     command = configure("maxmemory", f"{twice_mb}mb")
     if not limit:
         message = f"Redis has no maxmemory: it uses {size(used)} now, and may grow until the machine has no memory"
-        return [Finding("info", "cache", message, command, command=command, optional=True)]
+        return [Finding("cache", message, command, level="info", command=command, optional=True)]
     if used > _NEARLY_FULL * limit:
         message = f"Redis uses {size(used)} of {size(limit)}: keys are evicted or refused soon"
-        return [Finding("warning", "cache", message, f"{command}   # if the machine has it", command=command)]
-    return [Finding("ok", "cache", f"Redis uses {size(used)} of {size(limit)}")]
+        return [Finding("cache", message, f"{command}   # if the machine has it", command=command)]
+    return [Finding("cache", f"Redis uses {size(used)} of {size(limit)}", level="ok")]
 
 
 def judge_contents(contents: Contents) -> list[Finding]:
@@ -83,14 +85,16 @@ def judge_contents(contents: Contents) -> list[Finding]:
             f"{contents.foreign} of {contents.sampled} keys looked at are not the cache's: "
             "they share its memory, and a FLUSHALL of theirs is ours"
         )
-        findings.append(Finding("info", "cache", message, "a database or a server of its own, as in redis://host/1"))
+        findings.append(
+            Finding("cache", message, "a database or a server of its own, as in redis://host/1", level="info")
+        )
     if contents.immortal:
         message = f"{contents.immortal} of {contents.sampled - contents.foreign} keys of the cache never expire"
         hint = "redis-cli PERSIST was used on them, or another program writes them; look: redis-cli TTL KEY"
-        findings.append(Finding("warning", "cache", message, hint))
+        findings.append(Finding("cache", message, hint))
     if contents.round_trip_s > _FAR_S:
         message = f"Redis takes {contents.round_trip_s * 1000:.0f} ms to answer: the cache is never fresher than that"
-        findings.append(Finding("warning", "cache", message, "put Redis and `cdc run` into one place"))
+        findings.append(Finding("cache", message, "put Redis and `cdc run` into one place"))
     else:
-        findings.append(Finding("ok", "cache", f"Redis answers within {contents.round_trip_s * 1000:.1f} ms"))
+        findings.append(Finding("cache", f"Redis answers within {contents.round_trip_s * 1000:.1f} ms", level="ok"))
     return findings

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cdc.doctor.finding import Finding, Subject
+from cdc.finding import Finding, Subject
 
 # Below this nobody notices: expiries are minutes and days.
 _ALLOWED_S = 2.0
@@ -47,11 +47,10 @@ def judge_clock(subject: Subject, whose: str, clock: Clock | None) -> list[Findi
         return []
     apart_s = abs(clock.offset_s)
     if apart_s - clock.uncertainty_s <= _ALLOWED_S:
-        return [Finding("ok", subject, f"{whose} has our time, to within {apart_s + clock.uncertainty_s:.1f} s")]
+        return [Finding(subject, f"{whose} has our time, to within {apart_s + clock.uncertainty_s:.1f} s", level="ok")]
     direction = "ahead of" if clock.offset_s > 0 else "behind"
     return [
         Finding(
-            "warning",
             subject,
             f"{whose} is {apart_s:.1f} s {direction} this machine: {_CONSEQUENCES[subject]}",
             f"{_SET_CLOCK}  (on whichever machine is wrong)",

@@ -2,13 +2,13 @@
 
 from cdc.config import PostgresSettings, Settings
 from cdc.doctor.clock import compare, judge_clock
-from cdc.doctor.finding import Finding, failure
 from cdc.doctor.publication import judge_publication, judge_schema
 from cdc.doctor.role import judge_ddl_sentinel, judge_role
 from cdc.doctor.server import judge_encoding, judge_pooler, judge_version
 from cdc.doctor.settings import judge_configuration, judge_headroom, judge_spill
 from cdc.doctor.slots import judge_failover, judge_slots, judge_transactions
 from cdc.errors import CdcError
+from cdc.finding import Finding, failure
 from cdc.monitor.disk import find_disk
 from cdc.postgres.ddl_sentinel import read_ddl_sentinel
 from cdc.postgres.observation import Observation, observe
@@ -29,7 +29,9 @@ async def examine_postgres(settings: Settings) -> list[Finding]:
     try:
         async with await connect(settings.postgres) as connection:
             server = await read_server(connection)
-            findings.append(Finding("ok", "postgres", f"Postgres {server.server_version}, database {server.database}"))
+            findings.append(
+                Finding("postgres", f"Postgres {server.server_version}, database {server.database}", level="ok")
+            )
             findings += judge_version(server.server_version)
             findings += judge_pooler(await detect_pooler(connection))
             findings += judge_encoding(server.encoding)
@@ -46,7 +48,7 @@ def _explain(error: CdcError) -> Finding:
     if _POOLER_REFUSES not in error.detail:
         return failure("postgres", error)
     message = f"a pooler stands between us and Postgres ({error.detail})"
-    return Finding("error", "postgres", message, "put Postgres's own address and port into postgres.dsn")
+    return Finding("postgres", message, "put Postgres's own address and port into postgres.dsn", level="error")
 
 
 def _judge_observation(settings: Settings, server: Server, seen: Observation) -> list[Finding]:
@@ -54,7 +56,7 @@ def _judge_observation(settings: Settings, server: Server, seen: Observation) ->
     name, configuration = settings.postgres.slot, server.configuration
     ours = next((watched for watched in seen.slots if watched.slot.name == name), None)
     retained = max((slot.retained_bytes(seen.wal_lsn) for slot in slots if slot.restart_lsn is not None), default=0)
-    findings = judge_slots(slots, name, seen.wal_lsn)
+    findings = judge_slots(slots, name, seen.wal_lsn, seen.at)
     if settings.postgres.failover and server.version >= FAILOVER_VERSION:
         findings += judge_failover(slots, name, configuration["synchronized_standby_slots"])
     disk = find_disk(seen, settings.monitor.disk_path)
@@ -69,7 +71,7 @@ async def _examine_server(connection: Connection, server: Server, settings: Post
         await check_server(connection, server, settings.slot, failover=settings.failover)
     except CdcError as error:
         return [failure("postgres", error)]
-    return [Finding("ok", "postgres", "wal_level is logical, and there is room for the slot")]
+    return [Finding("postgres", "wal_level is logical, and there is room for the slot", level="ok")]
 
 
 async def _examine_publication(connection: Connection, server: Server, settings: Settings) -> list[Finding]:

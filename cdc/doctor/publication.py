@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from cdc.config import AnyProjection, CacheSettings, LatestProjection
-from cdc.doctor.finding import Finding, mended_by_sql
+from cdc.finding import Finding, mended_by_sql
 from cdc.postgres.publication import FULL, Publication, PublishedTable
 from cdc.postgres.publication_check import find_mistakes
 from cdc.postgres.quoting import quote_identifier
@@ -16,11 +16,11 @@ _PUBLISHES_GENERATED = 18
 def judge_publication(publication: Publication, cache: CacheSettings) -> list[Finding]:
     """Mistakes that keep `cdc run` from starting, and what is meant perhaps and lost nevertheless."""
     mistakes = [
-        Finding("error", "publication", f"publication {publication.name}: {what}", hint, sql=_statement(hint))
+        Finding("publication", f"publication {publication.name}: {what}", hint, level="error", sql=_statement(hint))
         for what, hint in find_mistakes(publication, cache.served)
     ]
     tables = ", ".join(table.qualified_name for table in publication.tables)
-    well = Finding("ok", "publication", f"publication {publication.name}: {tables}")
+    well = Finding("publication", f"publication {publication.name}: {tables}", level="ok")
     return [*(mistakes or [well]), *_judge_what_is_left_out(publication)]
 
 

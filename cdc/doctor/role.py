@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cdc.doctor.finding import Finding, mended_by_sql
+from cdc.finding import Finding, mended_by_sql
 from cdc.postgres.ddl_sentinel import DDL_TRIGGERS
 from cdc.postgres.role import Role
 
@@ -35,7 +35,6 @@ def judge_role(role: Role, max_wal_senders: int) -> list[Finding]:
 def _judge_rights(role: Role) -> Finding:
     if role.superuser:
         return Finding(
-            "warning",
             "postgres",
             f"role {role.name} is a superuser; replication and SELECT are all that is needed",
             "cdc init  (and put the role that it makes into postgres.dsn)",
@@ -43,18 +42,20 @@ def _judge_rights(role: Role) -> Finding:
     if not role.replication:
         message, mend = f"role {role.name} may not replicate", f"ALTER ROLE {role.name} REPLICATION;"
         return mended_by_sql("error", "postgres", message, mend)
-    return Finding("ok", "postgres", f"role {role.name} may replicate and is no superuser")
+    return Finding("postgres", f"role {role.name} may replicate and is no superuser", level="ok")
 
 
 def judge_ddl_sentinel(triggers: Mapping[str, bool]) -> Finding:
     """It is optional, so that each state is as good as another; a hint says how to change it."""
     if not triggers:
         message = "no DDL sentinel: the archive has the shape of each table, and no word of what changed it"
-        return Finding("ok", "postgres", message, _SENTINEL)
+        return Finding("postgres", message, _SENTINEL, level="ok")
     if len(triggers) < len(DDL_TRIGGERS):
-        return Finding("ok", "postgres", f"half of the DDL sentinel is there, only {', '.join(triggers)}", _SENTINEL)
+        return Finding(
+            "postgres", f"half of the DDL sentinel is there, only {', '.join(triggers)}", _SENTINEL, level="ok"
+        )
     disabled = [name for name, enabled in triggers.items() if not enabled]
     if disabled:
         hint = " ".join(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS;" for name in disabled)
-        return Finding("ok", "postgres", f"the DDL sentinel is disabled: {', '.join(disabled)}", hint)
-    return Finding("ok", "postgres", "the DDL sentinel records schema changes in the archive")
+        return Finding("postgres", f"the DDL sentinel is disabled: {', '.join(disabled)}", hint, level="ok")
+    return Finding("postgres", "the DDL sentinel records schema changes in the archive", level="ok")

@@ -7,7 +7,7 @@ mended by a line stands there as a comment with its hint. Addresses with passwor
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cdc.doctor.finding import Finding
+from cdc.finding import Finding
 
 OPTIONAL = "#? "
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdc.archive.format.encryption import Keys
 from cdc.config import ArchiveSettings
-from cdc.doctor.finding import Finding
+from cdc.finding import Finding
 
 
 def judge_files(exposed: Sequence[Path]) -> list[Finding]:
@@ -15,7 +15,7 @@ def judge_files(exposed: Sequence[Path]) -> list[Finding]:
     for file in exposed:
         message = f"{file} holds a secret, and every user of this machine may read it"
         command = f"chmod o-rwx {shlex.quote(str(file.resolve()))}"
-        findings.append(Finding("warning", "secrets", message, command, command=command))
+        findings.append(Finding("secrets", message, command, command=command))
     return findings
 
 
@@ -25,9 +25,9 @@ def judge_encryption(settings: ArchiveSettings) -> list[Finding]:
         return []
     written = f"what is archived is encrypted to {len(settings.recipients)} keys"
     if settings.identity is None:
-        return [Finding("ok", "secrets", f"{written}, none of which is here")]
+        return [Finding("secrets", f"{written}, none of which is here", level="ok")]
     if Keys.parse(settings.identity.get_secret_value()).open_for(settings.recipients):
-        return [Finding("ok", "secrets", f"{written}, and archive.identity is one of them")]
+        return [Finding("secrets", f"{written}, and archive.identity is one of them", level="ok")]
     message = f"{written}, and archive.identity is none of them: the cache cannot catch up from the archive"
     hint = "add the line of the right key to the identity's file   # docs/encryption.md"
-    return [Finding("error", "secrets", message, hint)]
+    return [Finding("secrets", message, hint, level="error")]

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from cdc.doctor.finding import Finding
+from cdc.finding import Finding
 from cdc.postgres.pooler import Backends
 
 # What minor releases mended in logical decoding, and the first that has it by major version. From the release notes;
@@ -44,7 +44,6 @@ def judge_version(server_version: str) -> list[Finding]:
     major, minor = version
     return [
         Finding(
-            "warning",
             "postgres",
             f"Postgres {major}.{minor} {what}: mended in {major}.{mended[major]}",
             f"install the newest Postgres {major}, and restart it",
@@ -58,7 +57,7 @@ def judge_encoding(encoding: str) -> list[Finding]:
     if encoding != "SQL_ASCII":
         return []
     message = "the database is SQL_ASCII: text that is not UTF-8 is archived as base64, and readers must decode it"
-    return [Finding("warning", "postgres", message, "dump it and restore it into a database with ENCODING 'UTF8'")]
+    return [Finding("postgres", message, "dump it and restore it into a database with ENCODING 'UTF8'")]
 
 
 def judge_pooler(backends: Backends) -> list[Finding]:
@@ -67,9 +66,9 @@ def judge_pooler(backends: Backends) -> list[Finding]:
         return []
     return [
         Finding(
-            "error",
             "postgres",
             "a pooler (PgBouncer, pgcat) stands between us and Postgres: replication does not go through it",
             "put Postgres's own address and port into postgres.dsn",
+            level="error",
         )
     ]

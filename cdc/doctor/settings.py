@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping
 
-from cdc.doctor.finding import Finding, mended_by_sql
 from cdc.doctor.units import GIB, nbytes, seconds
+from cdc.finding import Finding, mended_by_sql
 from cdc.monitor.forecast import Disk
-from cdc.monitor.words import size
 from cdc.postgres.observation import WatchedSlot
+from cdc.words import size
 
 # R2 was away for 59 and 67 minutes in 2025; a slot that is allowed less than this is lost on a busy day.
 _LEAST_KEEP_BYTES = 10 * GIB
@@ -44,7 +44,7 @@ def _judge_wal_sender_timeout(setting: str, status_interval_s: float) -> Finding
         return mended_by_sql("warning", "postgres", message, mend)
     # As the service does: well inside the timeout, whatever the configuration says.
     interval_s = min(status_interval_s, timeout_s / 4)
-    return Finding("ok", "postgres", f"wal_sender_timeout {setting}, a status update every {interval_s:g} s")
+    return Finding("postgres", f"wal_sender_timeout {setting}, a status update every {interval_s:g} s", level="ok")
 
 
 def _judge_keep_size(setting: str, disk: Disk | None, retained_bytes: float) -> list[Finding]:
@@ -68,14 +68,16 @@ def _judge_keep_size(setting: str, disk: Disk | None, retained_bytes: float) -> 
             "invalidates the slot"
         )
         return [mended_by_sql("warning", "postgres", message, mend)]
-    return [Finding("ok", "postgres", f"max_slot_wal_keep_size {setting}"), *_judge_unseen(disk)]
+    return [Finding("postgres", f"max_slot_wal_keep_size {setting}", level="ok"), *_judge_unseen(disk)]
 
 
 def _judge_unseen(disk: Disk | None) -> list[Finding]:
     if disk is not None:
         return []
     message = "the disk of the WAL cannot be seen from here: whether it has room for that, somebody else must know"
-    return [Finding("info", "postgres", message, 'disk_path = "/var/lib/postgresql"   # in [monitor], if it is here')]
+    return [
+        Finding("postgres", message, 'disk_path = "/var/lib/postgresql"   # in [monitor], if it is here', level="info")
+    ]
 
 
 def _judge_wal_keep(wal_keep: str, slot_keep: str) -> list[Finding]:
@@ -98,7 +100,7 @@ def judge_headroom(used: int, allowed: int, *, ours_is_there: bool) -> list[Find
     """Slots; that there is none left for ours is an error of the server's (check_server)."""
     needed = _BESIDE_OURS + (0 if ours_is_there else 1)
     if used + needed <= allowed:
-        return [Finding("ok", "postgres", f"{used} of {allowed} replication slots are in use")]
+        return [Finding("postgres", f"{used} of {allowed} replication slots are in use", level="ok")]
     message = f"{used} of {allowed} replication slots are in use; a repair or a warming of the cache needs one more"
     mend = f"ALTER SYSTEM SET max_replication_slots = {allowed + 10};"
     return [mended_by_sql("warning", "postgres", message, mend, _RAISE_SLOTS)]

@@ -2,41 +2,33 @@
 
 from collections.abc import Sequence
 
-from cdc.doctor.finding import Finding, mended_by_sql
-from cdc.monitor.words import duration, size
+from cdc.finding import Finding, mended_by_sql
+from cdc.monitor.slots import judge_slot
 from cdc.postgres.observation import OpenTransaction
 from cdc.postgres.slot import Slot
+from cdc.words import duration, size
 
 # Creating a slot waits for it, and no slot moves past it. A night's batch may take longer; a chat's transaction not.
 LONG_S = 900.0
 
 
-def judge_slots(slots: Sequence[Slot], name: str, current_lsn: int) -> list[Finding]:
-    """Our slot, and the others that nobody drains."""
-    findings = [_judge_stranger(slot, current_lsn) for slot in slots if slot.name != name and slot.active_pid is None]
+def judge_slots(slots: Sequence[Slot], name: str, wal_lsn: int, now: float) -> list[Finding]:
+    """All slots, ours named `name`. `now` is the server's clock."""
     ours = next((slot for slot in slots if slot.name == name), None)
-    return [*findings, _judge_ours(ours, name, current_lsn)]
+    judged = [
+        found for slot in slots for found in judge_slot(slot, name, wal_lsn=wal_lsn, now=now) if found.level != "info"
+    ]
+    if any(found.level == "error" for found in judged):
+        return judged
+    return [*judged, _describe_ours(ours, name, wal_lsn)]
 
 
-def _judge_ours(ours: Slot | None, name: str, current_lsn: int) -> Finding:
+def _describe_ours(ours: Slot | None, name: str, wal_lsn: int) -> Finding:
     if ours is None:
-        return Finding("ok", "slot", f"slot {name} is not there yet; the first `cdc run` makes it")
-    if ours.lost:
-        why = ours.invalidation_reason or ours.wal_status
-        message = f"slot {name} is lost ({why}): its WAL is gone"
-        return Finding("error", "slot", message, "cdc repair", command="cdc repair", optional=True)
-    held = size(ours.retained_bytes(current_lsn))
+        return Finding("slot", f"slot {name} is not there yet; the first `cdc run` makes it", level="ok")
+    held = size(ours.retained_bytes(wal_lsn))
     reader = f"read by pid {ours.active_pid}" if ours.active_pid else "not read by anybody now"
-    return Finding("ok", "slot", f"slot {name} is {reader}, and retains {held} of WAL")
-
-
-def _judge_stranger(slot: Slot, current_lsn: int) -> Finding:
-    if slot.lost:
-        message = f"slot {slot.name}, not ours, is lost and of no use to anybody"
-    else:
-        message = f"slot {slot.name}, not ours, is not read and retains {size(slot.retained_bytes(current_lsn))} of WAL"
-    drop = f"SELECT pg_drop_replication_slot('{slot.name}');"
-    return mended_by_sql("warning", "slot", message, drop, "if nobody needs it", optional=True)
+    return Finding("slot", f"slot {name} is {reader}, and retains {held} of WAL", level="ok")
 
 
 def judge_failover(slots: Sequence[Slot], name: str, synchronized_standby_slots: str) -> list[Finding]:
@@ -47,11 +39,11 @@ def judge_failover(slots: Sequence[Slot], name: str, synchronized_standby_slots:
     findings += _judge_standby_slots(listed, slots)
     findings.append(
         Finding(
-            "info",
             "slot",
             "what the standby needs cannot be seen from here",
             "on the standby: sync_replication_slots = on, hot_standby_feedback = on, primary_slot_name, "
             "and dbname in primary_conninfo",
+            level="info",
         )
     )
     return findings
@@ -59,9 +51,8 @@ def judge_failover(slots: Sequence[Slot], name: str, synchronized_standby_slots:
 
 def _judge_our_failover(slot: Slot) -> Finding:
     if slot.failover:
-        return Finding("ok", "slot", f"slot {slot.name} is one that standbys may synchronise")
+        return Finding("slot", f"slot {slot.name} is one that standbys may synchronise", level="ok")
     return Finding(
-        "warning",
         "slot",
         f"slot {slot.name} is not a failover slot yet: a failover loses it",
         "start `cdc run` again: it alters the slot when it begins",
@@ -73,7 +64,6 @@ def _judge_standby_slots(listed: Sequence[str], slots: Sequence[Slot]) -> list[F
     if not listed:
         return [
             Finding(
-                "warning",
                 "slot",
                 "synchronized_standby_slots is empty: after a failover the archive may be ahead of the new primary",
                 "ALTER SYSTEM SET synchronized_standby_slots = 'STANDBY_SLOT'; SELECT pg_reload_conf();  "
@@ -83,13 +73,13 @@ def _judge_standby_slots(listed: Sequence[str], slots: Sequence[Slot]) -> list[F
     read = {slot.name for slot in slots if slot.plugin is None and slot.active_pid is not None}
     take_out = "ALTER SYSTEM SET synchronized_standby_slots = ''; SELECT pg_reload_conf();"
     return [
-        Finding("ok", "slot", f"changes wait for standby slot {name}")
+        Finding("slot", f"changes wait for standby slot {name}", level="ok")
         if name in read
         else Finding(
-            "error",
             "slot",
             f"synchronized_standby_slots names {name}, which no standby reads: nothing is streamed until one does",
             f"start the standby; or take it out: {take_out}",
+            level="error",
             sql=take_out,
             optional=True,
         )

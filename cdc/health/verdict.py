@@ -15,25 +15,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cdc.config import Settings
-from cdc.health.vitals import Phase, Vitals
+from cdc.finding import Finding
+from cdc.health.vitals import CacheState, Phase, Vitals
+from cdc.words import duration, size
 
 # Later than this, and whatever has a deadline on this loop misses it: pings, watchdog, status updates.
 LOOP_LATE_S = 5.0
 # Between the announcement of a new session and its first status update; a loaded machine needs its time.
 _GRACE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Something that is not as it should be: who it concerns, what it is, and a line to paste."""
-
-    subject: str
-    message: str
-    hint: str = ""
-
-    def __str__(self) -> str:
-        hint = f"; hint: {self.hint}" if self.hint else ""
-        return " ".join(f"{self.subject}: {self.message}{hint}".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +54,18 @@ class Budget:
 class Health:
     """`alive` and `ready` are the absence of reasons."""
 
-    ailments: tuple[Reason, ...] = ()
-    obstacles: tuple[Reason, ...] = ()
-    warnings: tuple[Reason, ...] = ()
+    not_alive: tuple[Finding, ...] = ()
+    not_ready: tuple[Finding, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
     @property
     def alive(self) -> bool:
-        return not self.ailments
+        return not self.not_alive
 
     @property
-    def reasons(self) -> tuple[Reason, ...]:
+    def reasons(self) -> tuple[Finding, ...]:
         """Why it is not ready: what ails it, and what keeps it from its work."""
-        return self.ailments + self.obstacles
+        return self.not_alive + self.not_ready
 
     @property
     def ready(self) -> bool:
@@ -84,68 +73,70 @@ class Health:
 
 
 def judge(
-    vitals: Vitals, now: float, budget: Budget, *, reasons: Iterable[Reason] = (), warnings: Iterable[Reason] = ()
+    vitals: Vitals, now: float, budget: Budget, *, reasons: Iterable[Finding] = (), warnings: Iterable[Finding] = ()
 ) -> Health:
     """The verdict. `reasons` and `warnings` are the slot watch's, which go with our own."""
     return Health(
-        tuple(_ailments(vitals, now, budget)),
-        (*_obstacles(vitals, now, budget), *reasons),
+        tuple(_not_alive(vitals, now, budget)),
+        (*_not_ready(vitals, now, budget), *reasons),
         (*_warnings(vitals), *warnings),
     )
 
 
-def _ailments(vitals: Vitals, now: float, budget: Budget) -> Iterator[Reason]:
+def _not_alive(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
     pulse = vitals.pulse
     if pulse.late_s > LOOP_LATE_S:
-        yield Reason("loop", f"the event loop was held for {pulse.late_s:.0f} s", "journalctl -u waltier -n 50")
+        yield Finding("loop", f"the event loop was held for {duration(pulse.late_s)}", "journalctl -u waltier -n 50")
     for name, error in pulse.dead.items():
-        yield Reason("task", f"the task {name} has died of {error}", "systemctl restart waltier")
+        yield Finding("task", f"the task {name} has died of {error}", "systemctl restart waltier")
     untried_s = now - pulse.tried_at
     if vitals.phase is Phase.STREAMING and pulse.waiting_bytes and untried_s > budget.wedge_s:
-        yield Reason("archive", f"wedged: nothing was tried for {untried_s:.0f} s", "systemctl restart waltier")
+        yield Finding("archive", f"wedged: nothing was tried for {duration(untried_s)}", "systemctl restart waltier")
 
 
-def _obstacles(vitals: Vitals, now: float, budget: Budget) -> Iterator[Reason]:
+def _not_ready(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
     if vitals.phase is not Phase.STREAMING:
         yield _not_streaming(vitals, now)
     elif vitals.reported_at is not None and now - vitals.reported_at > budget.silence_s:
-        yield Reason("postgres", f"was not told for {now - vitals.reported_at:.0f} s how far we are", "cdc slots")
+        yield Finding("postgres", f"was not told for {duration(now - vitals.reported_at)} how far we are", "cdc slots")
     age_s = vitals.backlog.age_s(now)
     if age_s > budget.archive_lag_s:
-        yield Reason("archive", f"the oldest change that is not archived is {age_s:.0f} s old", "cdc doctor")
+        yield Finding("archive", f"the oldest change that is not archived is {duration(age_s)} old", "cdc doctor")
     elif vitals.phase is Phase.STREAMING:
         yield from _stalled(vitals, now, budget)
     if vitals.pulse.open_gap:
-        yield Reason("archive", "a gap waits for its snapshot", "cdc status")
+        yield Finding("archive", "a gap waits for its snapshot", "cdc status")
 
 
-def _stalled(vitals: Vitals, now: float, budget: Budget) -> Iterator[Reason]:
+def _stalled(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
     pulse = vitals.pulse
     stalled_s = now - pulse.moved_at
     if pulse.waiting_bytes and stalled_s > budget.stall_s:
-        message = f"has taken nothing for {stalled_s:.0f} s, and {pulse.waiting_bytes} bytes of WAL wait for it"
-        yield Reason("archive", message, "cdc doctor")
+        message = f"has taken nothing for {duration(stalled_s)}, and {size(pulse.waiting_bytes)} of WAL wait for it"
+        yield Finding("archive", message, "cdc doctor")
 
 
-def _not_streaming(vitals: Vitals, now: float) -> Reason:
-    since = f"for {max(0.0, now - vitals.since):.0f} s"
-    mishap = vitals.mishap
+def _not_streaming(vitals: Vitals, now: float) -> Finding:
+    since = f"for {duration(max(0.0, now - vitals.since))}"
+    interruption = vitals.interruption
     match vitals.phase:
-        case Phase.WAITING if mishap is not None:
-            return Reason("service", f"interrupted {since}: {mishap.message}", mishap.hint or "cdc doctor")
+        case Phase.WAITING if interruption is not None:
+            return Finding("service", f"interrupted {since}: {interruption.message}", interruption.hint or "cdc doctor")
         case Phase.STANDING_BY:
-            return Reason("service", f"standing by {since}: another service has the slot", "cdc slots")
+            return Finding("service", f"standing by {since}: another service has the slot", "cdc slots")
         case Phase.BACKFILLING:
-            return Reason("service", f"filling the archive with the rows that exist {since}", "cdc status")
+            return Finding("service", f"filling the archive with the rows that exist {since}", "cdc status")
         case phase:
-            return Reason("service", f"{phase.value.replace('_', ' ')} {since}", "cdc doctor")
+            return Finding("service", f"{phase.value.replace('_', ' ')} {since}", "cdc doctor")
 
 
-def _warnings(vitals: Vitals) -> Iterator[Reason]:
+def _warnings(vitals: Vitals) -> Iterator[Finding]:
     match vitals.cache_state:
-        case "away":
-            yield Reason("cache", "away: readers get what is old, or nothing", "cdc doctor")
-        case "warming" | "catching_up" as state:
-            yield Reason("cache", f"{state.replace('_', ' ')}: readers get what is old, or nothing", "cdc status")
+        case CacheState.AWAY:
+            yield Finding("cache", "away: readers get what is old, or nothing", "cdc doctor")
+        case CacheState.WARMING | CacheState.CATCHING_UP as state:
+            yield Finding(
+                "cache", f"{state.value.replace('_', ' ')}: readers get what is old, or nothing", "cdc status"
+            )
         case _:
             return

@@ -1,7 +1,8 @@
-"""What the running service knows of itself: its phase, whose changes it reads, how old its oldest debt is.
+"""What the running service knows of itself: its phase, whose changes it reads, how far it is, and what waits.
 
-Written by the service and its pipeline, read by the health verdict and the status page. Positions and counts are
-metrics (`metrics.py`); here is what no number says. Times are seconds since 1970, as `time.time()` gives them.
+Written by the service, its pipeline and the slot watch; heartbeat, health verdict, `/status.json` and `/metrics` are
+views of it. Positions are integers, 0 while they are unknown. Times are seconds since 1970, as `time.time()` gives
+them.
 """
 
 import enum
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cdc import metrics
 from cdc.change import Transaction
 from cdc.errors import CdcError
 
@@ -29,8 +31,18 @@ class Phase(enum.StrEnum):
     STOPPING = "stopping"
 
 
+class CacheState(enum.StrEnum):
+    """What the cache is doing. Only `live` is fresh."""
+
+    OPENING = "opening"
+    AWAY = "away"
+    WARMING = "warming"
+    CATCHING_UP = "catching_up"
+    LIVE = "live"
+
+
 @dataclass(frozen=True, slots=True)
-class Mishap:
+class Interruption:
     """The last error that interrupted the service, in its three parts."""
 
     kind: str
@@ -50,6 +62,60 @@ class SourceFacts:
     server_version: str
     slot: str
     publication: str
+
+
+@dataclass(slots=True)
+class Positions:
+    """Every place that a change passes, as LSNs; 0 while it is unknown.
+
+    `server` is where the server wrote WAL when the slot watch looked last; `received` the end of what it has sent;
+    `archived` and `cached` how far those two are durable; `acknowledged` what the server was told.
+    """
+
+    server: int = 0
+    received: int = 0
+    archived: int = 0
+    acknowledged: int = 0
+    cached: int = 0
+
+
+class ArchiveCounts:
+    """What this process has done to the archive, as integers. They are counted where it happens, in the archive's room.
+
+    `seq` is the last segment that was written, None before the first; `retries` are of failed PUTs.
+    """
+
+    @property
+    def seq(self) -> int | None:
+        return int(metrics.archive_seq.value or 0) if self.segments else None
+
+    @property
+    def segments(self) -> int:
+        return metrics.segments.total
+
+    @property
+    def nbytes(self) -> int:
+        return metrics.segment_bytes.total
+
+    @property
+    def puts(self) -> int:
+        return metrics.puts.total
+
+    @property
+    def retries(self) -> int:
+        return metrics.retries.labels("archive").total
+
+    @property
+    def gaps(self) -> int:
+        return metrics.gaps.total
+
+    @property
+    def forks(self) -> int:
+        return metrics.forks.total
+
+    @property
+    def open_gap(self) -> bool:
+        return bool(metrics.gap_open.value)
 
 
 class _Marks(deque[tuple[int, float]]):
@@ -147,7 +213,7 @@ class Recovery:
 
 @dataclass(slots=True)
 class Vitals:
-    """One service's. `cache_state` is None without a cache; `archived_at` when the archive last took something.
+    """One service's. `cache_state` is None without a cache; `archived_at` is when the archive last took something.
 
     `reported_at` is when the server was last told how far we are; None while nothing is streamed.
     """
@@ -156,11 +222,12 @@ class Vitals:
     phase: Phase = Phase.STARTING
     since: float = field(default_factory=time.time)
     upstream: SourceFacts | None = None
-    mishap: Mishap | None = None
-    cache_state: str | None = None
+    interruption: Interruption | None = None
+    cache_state: CacheState | None = None
     archived_at: float | None = None
-    archived_lsn: int = 0
     reported_at: float | None = None
+    positions: Positions = field(default_factory=Positions)
+    archive: ArchiveCounts = field(default_factory=ArchiveCounts)
     backlog: Backlog = field(default_factory=Backlog)
     recovery: Recovery = field(default_factory=Recovery)
     pulse: Pulse = field(default_factory=Pulse)
@@ -170,10 +237,13 @@ class Vitals:
         if phase is not self.phase and self.phase is not Phase.STOPPING:
             self.phase, self.since = phase, time.time()
 
-    def stream(self, upstream: SourceFacts) -> None:
-        """A replication connection of this upstream is at work. Positions of another one say nothing of its."""
-        if upstream != self.upstream:
-            self.archived_lsn = 0
+    def stream(self, upstream: SourceFacts, archived_lsn: int = 0) -> None:
+        """A connection of this upstream is at work, and the archive holds all up to `archived_lsn`.
+
+        How far the archive was of another upstream says nothing of this one.
+        """
+        known = self.positions.archived if upstream == self.upstream else 0
+        self.positions.archived = max(known, archived_lsn)
         self.upstream = upstream
         self.backlog.clear()
         self.reported_at = time.time()
@@ -182,14 +252,15 @@ class Vitals:
     def archived(self, lsn: int) -> None:
         """The archive is durable up to `lsn`."""
         self.archived_at = time.time()
-        self.archived_lsn = max(self.archived_lsn, lsn)
+        self.positions.archived = max(self.positions.archived, lsn)
         self.backlog.archived(lsn)
 
-    def reported(self) -> None:
+    def reported(self, received_lsn: int, acknowledged_lsn: int) -> None:
         """The server was told how far we are."""
         self.reported_at = time.time()
+        self.positions.received, self.positions.acknowledged = received_lsn, acknowledged_lsn
 
     def interrupted(self, error: CdcError) -> None:
         """An error ended an attempt; another follows."""
-        self.mishap = Mishap(type(error).__name__, error.message, error.detail, error.hint, time.time())
+        self.interruption = Interruption(type(error).__name__, error.message, error.detail, error.hint, time.time())
         self.enter(Phase.WAITING)

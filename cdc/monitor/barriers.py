@@ -59,7 +59,7 @@ class Barriers:
             self._upstream, recovery.waiting, recovery.proved_at = vitals.upstream, None, None
             self._due_at = time.monotonic() + self._interval_s
         waiting = recovery.waiting
-        if waiting is not None and vitals.archived_lsn >= waiting.lsn:
+        if waiting is not None and vitals.positions.archived >= waiting.lsn:
             recovery.waiting, recovery.proved_at = None, waiting.at
             metrics.barrier_s.observe(max(0.0, now - waiting.at))
 

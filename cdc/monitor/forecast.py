@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cdc.monitor.meter import Meter, Sample
-from cdc.monitor.words import BEHIND_BYTES, pin_of, reason_of
+from cdc.monitor.reason import BEHIND_BYTES, pin_of, reason_of
 from cdc.postgres.observation import Observation, WatchedSlot
 
 # A checkpoint's time is in whole seconds, so a young one says little; what was an hour ago does not say how it is now.

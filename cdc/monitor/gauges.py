@@ -4,8 +4,8 @@ import contextlib
 import math
 
 from cdc import metrics
+from cdc.monitor.reason import inactive_since
 from cdc.monitor.report import Report
-from cdc.monitor.words import inactive_since
 from cdc.postgres.observation import WatchedSlot
 
 # pg_replication_slots.wal_status, and one for a slot that has never reserved WAL.
@@ -50,7 +50,7 @@ def _show_slot(watched: WatchedSlot, found: Report) -> None:
     metrics.slot_forecast_seconds.labels(name).set(found.forecasts[name].seconds)
     metrics.slot_catalog_xmin_age.labels(name).set(watched.catalog_xmin_age or 0)
     metrics.slot_safe_wal_bytes.labels(name).set(_safe_wal_bytes(watched))
-    idle_since = inactive_since(watched)
+    idle_since = inactive_since(watched.slot)
     if idle_since is not None or watched.reader is not None:
         metrics.slot_inactive_seconds.labels(name).set(
             0 if idle_since is None else max(0.0, found.observation.at - idle_since)

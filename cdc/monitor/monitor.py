@@ -5,42 +5,76 @@ nobody can look is said once, when it begins, and once when it ends; the last re
 """
 
 import asyncio
+from typing import Any
 
 import structlog
 
 from cdc import metrics
 from cdc.config import MonitorSettings, PostgresSettings
 from cdc.errors import CdcError, Unavailable
+from cdc.finding import Finding
+from cdc.health.vitals import Positions
 from cdc.monitor.gauges import Gauges
-from cdc.monitor.report import Notice, Report
+from cdc.monitor.report import Report, finite, postgres_facts, slot_facts
 from cdc.monitor.watcher import Watcher
 
 log = structlog.get_logger()
 
 
 class Monitor:
-    """`run` it as a task of its own. `latest` is None until the first look succeeded, `mishap` while they do."""
+    """`run` it as a task of its own; it writes `positions.server`.
 
-    def __init__(self, postgres: PostgresSettings, settings: MonitorSettings) -> None:
+    `latest` is None until the first look succeeded, `mishap` while they do.
+    """
+
+    def __init__(
+        self, postgres: PostgresSettings, settings: MonitorSettings, positions: Positions | None = None
+    ) -> None:
         self._settings = settings
+        self._positions = positions or Positions()
         self._watcher = Watcher(postgres, settings)
         self._gauges = Gauges()
         self.latest: Report | None = None
         self.mishap: CdcError | None = None
 
     @property
-    def reasons(self) -> list[Notice]:
+    def reasons(self) -> list[Finding]:
         """Why the service is not ready, as far as slots can tell."""
         return [] if self.latest is None else self.latest.reasons
 
     @property
-    def warnings(self) -> list[Notice]:
-        """What somebody should look at, ready or not."""
-        found = [] if self.latest is None else self.latest.warnings(self._settings.warn_s)
+    def warnings(self) -> list[Finding]:
+        """What somebody should look at, and is no reason already."""
+        reasons = self.reasons
+        warnings = [] if self.latest is None else self.latest.warnings(self._settings.warn_s)
+        found = [warning for warning in warnings if warning not in reasons]
         if self.mishap is not None:
             message = f"the slots cannot be watched: {self.mishap.message}"
-            found.append(Notice("monitor", message, self.mishap.hint or "cdc slots"))
+            found.append(Finding("monitor", message, self.mishap.hint or "cdc slots"))
         return found
+
+    @property
+    def slots(self) -> list[dict[str, Any]]:
+        """Every slot of the server, as `cdc slots --json` prints it."""
+        found = self.latest
+        return [] if found is None else [slot_facts(slot, found) for slot in found.observation.slots]
+
+    @property
+    def postgres(self) -> dict[str, Any]:
+        """The server, as `cdc slots --json` prints it."""
+        if self.latest is None:
+            return {"wal_bytes_per_s": None, "oldest_transaction": None, "disk": None}
+        return postgres_facts(self.latest)
+
+    @property
+    def retained_bytes(self) -> int | None:
+        """WAL that our slot keeps; None where it is unknown, or infinite because the slot is lost."""
+        return None if self.latest is None else self.latest.retained_bytes
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """`max_slot_wal_keep_size`; None if it is unlimited."""
+        return None if self.latest is None else finite(self.latest.observation.keep_bytes)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -54,6 +88,7 @@ class Monitor:
     async def _look(self) -> None:
         try:
             self.latest = await self._watcher.look()
+            self._positions.server = self.latest.observation.wal_lsn
             self._gauges.show(self.latest)
         except CdcError as error:
             self._failed(error)

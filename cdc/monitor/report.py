@@ -7,23 +7,16 @@ stranger's slot that nobody drains is a warning, because it fills our disk all t
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
+from cdc.finding import Finding
 from cdc.lsn import format_lsn
 from cdc.monitor.forecast import Disk, Forecast, forecast, note
 from cdc.monitor.meter import Meter
-from cdc.monitor.words import duration, inactive_since, pin_of, since, size
+from cdc.monitor.reason import inactive_since, pin_of
+from cdc.monitor.slots import drop_sql, judge_brink, judge_slot
 from cdc.postgres.observation import Observation, OpenTransaction, Reader, WatchedSlot
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that is not well, in the three parts of /status.json."""
-
-    subject: str
-    message: str
-    hint: str
+from cdc.words import duration, iso
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +30,22 @@ class Report:
     ours: str
 
     @property
-    def reasons(self) -> list[Notice]:
+    def reasons(self) -> list[Finding]:
         """Why the service is not ready: our own slot is lost, or about to be."""
-        return [found for slot in self.observation.slots if slot.slot.name == self.ours for found in _brink(slot, self)]
+        return [
+            found
+            for watched in self.observation.slots
+            if watched.slot.name == self.ours
+            for found in judge_brink(watched.slot, self.ours)
+        ]
 
-    def warnings(self, warn_s: float) -> list[Notice]:
+    @property
+    def retained_bytes(self) -> int | None:
+        """WAL that our slot keeps; None if it is not there, or lost."""
+        ours = (watched for watched in self.observation.slots if watched.slot.name == self.ours)
+        return next((finite(watched.retained_bytes(self.observation.wal_lsn)) for watched in ours), None)
+
+    def warnings(self, warn_s: float) -> list[Finding]:
         """All that somebody should look at; `warn_s` is the forecast that is too near."""
         return list(_warnings(self, warn_s))
 
@@ -56,12 +60,11 @@ def report(observation: Observation, disk: Disk | None, meter: Meter, ours: str)
 # Warnings -------------------------------------------------------------------------------------------------------------
 
 
-def _warnings(found: Report, warn_s: float) -> Iterator[Notice]:
+def _warnings(found: Report, warn_s: float) -> Iterator[Finding]:
     for watched in found.observation.slots:
-        yield from _brink(watched, found)
-        yield from _threatens(watched, found, warn_s)
+        yield from _judge(watched, found, warn_s)
     if math.isinf(found.observation.keep_bytes) and found.disk is None and found.observation.slots:
-        yield Notice(
+        yield Finding(
             "postgres",
             "there is no forecast: max_slot_wal_keep_size is unlimited, and the disk of the server is not known",
             "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();"
@@ -69,38 +72,18 @@ def _warnings(found: Report, warn_s: float) -> Iterator[Notice]:
         )
     for hidden in found.observation.hidden:
         if hidden.needed:
-            yield Notice("postgres", f"role {found.observation.role} may not see {hidden.what}", hidden.grant)
+            yield Finding("postgres", f"role {found.observation.role} may not see {hidden.what}", hidden.grant)
 
 
-def _brink(watched: WatchedSlot, found: Report) -> Iterator[Notice]:
-    """Lost, or about to be."""
-    slot, whose = watched.slot, _whose(watched, found)
-    if watched.lost:
-        yield Notice(
-            "slot",
-            f"slot {slot.name}{whose} is lost ({slot.invalidation_reason or slot.wal_status}): its WAL is gone",
-            _drop(watched) if whose else "cdc repair",
-        )
-    elif slot.wal_status == "unreserved":
-        yield Notice(
-            "slot",
-            f"slot {slot.name}{whose} is about to be lost: it exceeds max_slot_wal_keep_size",
-            "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
-        )
-
-
-def _threatens(watched: WatchedSlot, found: Report, warn_s: float) -> Iterator[Notice]:
-    """Nobody reads it, or it reaches its limit soon. Who reads ours is told by the service's own phase."""
-    name, now, expected = watched.slot.name, found.observation.at, found.forecasts[watched.slot.name]
-    end = _end(expected) if expected.seconds < warn_s and watched.slot.wal_status != "unreserved" else None
-    if watched.undrained and name != found.ours:
-        held = size(watched.retained_bytes(found.observation.wal_lsn))
-        nobody = f"is read by nobody{since(inactive_since(watched), now)} and retains {held} of WAL"
-        end = f", and {end}" if end else ""
-        yield Notice("slot", f"slot {name}, not ours, {nobody}{end}", _drop(watched))
-    elif end:
+def _judge(watched: WatchedSlot, found: Report, warn_s: float) -> Iterator[Finding]:
+    """Lost, read by nobody, or near its limit. Who reads ours is told by the service's own phase."""
+    slot, now, expected = watched.slot, found.observation.at, found.forecasts[watched.slot.name]
+    end = _end(expected) if expected.seconds < warn_s and slot.wal_status != "unreserved" else ""
+    judged = judge_slot(slot, found.ours, wal_lsn=found.observation.wal_lsn, now=now, end=end)
+    yield from (finding for finding in judged if finding.level != "info")
+    if end and (slot.name == found.ours or not watched.undrained):
         because = f": {expected.reason}" if expected.reason else ""
-        yield Notice("slot", f"slot {name}{_whose(watched, found)} {end}{because}", _remedy(watched, found))
+        yield Finding("slot", f"slot {slot.name}{_whose(watched, found)} {end}{because}", _remedy(watched, found))
 
 
 def _end(expected: Forecast) -> str:
@@ -114,7 +97,7 @@ def _remedy(watched: WatchedSlot, found: Report) -> str:
         return _end_of(pin)
     if watched.slot.name == found.ours:
         return "cdc status"
-    return _drop(watched) if watched.reader is None else "cdc slots --watch"
+    return f"{drop_sql(watched.slot)}  (if nobody needs it)" if watched.reader is None else "cdc slots --watch"
 
 
 def _end_of(transaction: OpenTransaction) -> str:
@@ -128,17 +111,13 @@ def _whose(watched: WatchedSlot, found: Report) -> str:
     return "" if watched.slot.name == found.ours else ", not ours,"
 
 
-def _drop(watched: WatchedSlot) -> str:
-    return f"SELECT pg_drop_replication_slot('{watched.slot.name}');  (if nobody needs it)"
-
-
 # Plain values ---------------------------------------------------------------------------------------------------------
 
 
 def slot_facts(watched: WatchedSlot, found: Report) -> dict[str, Any]:
     """A slot for `--json` and /status.json. Infinite and unknown are null: `lost` says which of the two."""
     slot, lsn = watched.slot, found.observation.wal_lsn
-    idle_since = inactive_since(watched)
+    idle_since = inactive_since(watched.slot)
     return {
         "slot": slot.name,
         "ours": slot.name == found.ours,
@@ -243,6 +222,4 @@ def _lsn(lsn: int | None) -> str | None:
 
 
 def _iso(at: float | None) -> str | None:
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if at is None else iso(at)

@@ -150,7 +150,6 @@ class ArchiveFeed:
         self._advanced_at = time.monotonic()
         self._progress.archived(lsn)
         self._vitals.archived(lsn)
-        metrics.durable_lsn.labels(sink=self._gate.name).set(lsn)
 
     async def _look_again(self) -> None:
         await self._recheck()

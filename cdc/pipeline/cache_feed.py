@@ -10,7 +10,6 @@ Nothing here can fail the service but a bug: `Unavailable` and `Moved` are this 
 """
 
 import asyncio
-import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from cdc import metrics
 from cdc.change import Batch, Transaction
 from cdc.crash import crash_point
 from cdc.errors import Invalid, Moved, Unavailable
-from cdc.health.vitals import Vitals
+from cdc.health.vitals import CacheState, Vitals
 from cdc.pipeline.queue import Since, TransactionQueue
 from cdc.pipeline.sinks import Follower
 from cdc.position import Epoch, Position
@@ -32,16 +31,6 @@ log = structlog.get_logger()
 PATIENCE_S = 1.0
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.1, 5.0
 BATCH_BYTES = 4 * 1024 * 1024
-
-
-class FeedState(enum.Enum):
-    """What the cache is doing."""
-
-    OPENING = "opening"
-    AWAY = "away"
-    WARMING = "warming"
-    CATCHING_UP = "catching_up"
-    LIVE = "live"
 
 
 class _ColdCacheError(Exception):
@@ -72,9 +61,9 @@ class CacheFeed:
         queue_bytes: int,
         vitals: Vitals,
     ) -> None:
-        self.state = FeedState.OPENING
+        self.state = CacheState.OPENING
         self._vitals = vitals
-        vitals.cache_state = self.state.value
+        vitals.cache_state = self.state
         self.queue = TransactionQueue(queue_bytes)
         self._sink = sink
         self._reader = reader
@@ -103,7 +92,7 @@ class CacheFeed:
         self._queue_bytes.set(self.queue.nbytes)
         if not self.queue.full:
             return
-        if self.state in (FeedState.OPENING, FeedState.LIVE):
+        if self.state in (CacheState.OPENING, CacheState.LIVE):
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     await self.queue.room()
@@ -139,7 +128,7 @@ class CacheFeed:
                 await asyncio.sleep(BACKOFF_FIRST_S)
             except (Unavailable, Invalid) as error:
                 # Also Invalid: at its start it ends the service, but a password changed later must not.
-                self._enter(FeedState.AWAY)
+                self._enter(CacheState.AWAY)
                 metrics.retries.labels(sink=self._sink.name).inc()
                 metrics.errors.labels(self._sink.name, type(error).__name__).inc()
                 log.warning("cache_unavailable", reason=error.message, hint=error.hint, retry_s=round(backoff_s, 1))
@@ -150,11 +139,11 @@ class CacheFeed:
         """Let go of the cache."""
         await self._sink.close()
 
-    def _enter(self, state: FeedState) -> None:
+    def _enter(self, state: CacheState) -> None:
         if state is not self.state:
             log.info("cache_state", state=state.value, previous=self.state.value)
         self.state = state
-        self._vitals.cache_state = state.value
+        self._vitals.cache_state = state
 
     def _since(self) -> Since:
         return self.queue.since if self._held is None else self._held[0]
@@ -162,13 +151,14 @@ class CacheFeed:
     async def _bring_up(self) -> None:
         position = await self._sink.open()
         if position is None or self._cold:
-            self._enter(FeedState.WARMING)
+            self._enter(CacheState.WARMING)
             metrics.warm_ups.inc()
             position = await self._warm_up()
             self._cold = False
+        self._vitals.positions.cached = position.lsn
         while not self._since().reached_by(position):
-            if self.state is not FeedState.CATCHING_UP:
-                self._enter(FeedState.CATCHING_UP)
+            if self.state is not CacheState.CATCHING_UP:
+                self._enter(CacheState.CATCHING_UP)
                 metrics.catch_ups.inc()
             position = await self._catch_up(position)
 
@@ -181,13 +171,13 @@ class CacheFeed:
             pieces.append(piece)
             nbytes += piece.nbytes
             if nbytes >= BATCH_BYTES:
-                await self._sink.write(Batch(pieces))
+                await self._write(Batch(pieces))
                 crash_point("catch_up_applied")
                 pieces, nbytes = [], 0
         if pieces:
-            await self._sink.write(Batch(pieces))
+            await self._write(Batch(pieces))
         crash_point("catch_up_applied")
-        await self._sink.advance(self._reader.covered_upto)
+        await self._advance(self._reader.covered_upto)
         position = self._sink_position()
         if not self._since().reached_by(position):
             try:
@@ -211,9 +201,15 @@ class CacheFeed:
             raise Moved("the cache lost its checkpoint while it was being brought up")
         return position
 
+    async def _write(self, batch: Batch) -> None:
+        self._vitals.positions.cached = await self._sink.write(batch)
+
+    async def _advance(self, lsn: int) -> None:
+        self._vitals.positions.cached = await self._sink.advance(lsn)
+
     async def _follow(self) -> None:
         """Write what the queue brings until the sink can no longer go on with it."""
-        self._enter(FeedState.LIVE)
+        self._enter(CacheState.LIVE)
         while True:
             if self._held is None:
                 await self.queue.wait()
@@ -225,12 +221,11 @@ class CacheFeed:
                 if len(batch):
                     self._held = (since, batch)
             if self._held is not None:
-                lsn = await self._sink.write(self._held[1])
-                metrics.durable_lsn.labels(sink=self._sink.name).set(lsn)
+                await self._write(self._held[1])
                 self._held = None
             elif self._covered_lsn > self._sink_position().lsn:
                 # Only now, while nothing is queued, may the checkpoint go there. If it fails, all is looked at anew.
                 self.queue.wake()
-                await self._sink.advance(self._covered_lsn)
+                await self._advance(self._covered_lsn)
             if self.queue.closed and self.queue.empty:
                 return

@@ -11,10 +11,8 @@ before anything behind it counts.
 from collections.abc import Collection, Sequence
 
 from cdc.change import Transaction
-from cdc.errors import Diverged
 from cdc.lsn import format_lsn
-
-_HINT = "cdc teardown --cache --yes   # then set archive.url to an empty prefix, and start cdc run again"
+from cdc.position import set_back
 
 
 class Continuity:
@@ -39,7 +37,7 @@ class Continuity:
             self._due_lsn = 0
         elif found is not None or wal_end > self._due_lsn:
             instead = f"one at {format_lsn(found)}" if found is not None else f"nothing up to {format_lsn(wal_end)}"
-            raise _set_back(
+            raise set_back(
                 f"The archive's last commit is at {format_lsn(self._due_lsn)}. "
                 f"The server has none there, but {instead}, on the same timeline."
             )
@@ -51,18 +49,3 @@ def is_due(last_commit_lsn: int, confirmed_flush_lsn: int, switch_lsns: Collecti
     A fork that cut a lost tail off leaves the archive at its switch point, where there is no commit.
     """
     return confirmed_flush_lsn <= last_commit_lsn and last_commit_lsn not in switch_lsns
-
-
-def check_wal_end(wal_lsn: int, covered_upto: int) -> None:
-    """The server's WAL goes as far as the archive. `wal_lsn` is read after the archive's tail. Raises Diverged."""
-    if wal_lsn < covered_upto:
-        raise _set_back(
-            f"The archive covers everything up to {format_lsn(covered_upto)}; the server's WAL ends at "
-            f"{format_lsn(wal_lsn)}, on the same timeline."
-        )
-
-
-def _set_back(detail: str) -> Diverged:
-    return Diverged(
-        "the server was set back: it no longer has commits that the archive holds", detail=detail, hint=_HINT
-    )

@@ -155,13 +155,11 @@ class Session:
 
     def _send_status(self, *, reply_requested: bool = False) -> None:
         acknowledged = self._progress.acknowledged_lsn
-        self._vitals.reported()
+        self._vitals.reported(self._progress.received_lsn, acknowledged)
         self._stream.send_status(
             self._progress.received_lsn, acknowledged, acknowledged, reply_requested=reply_requested
         )
         crash_point("status_sent")
-        metrics.received_lsn.set(self._progress.received_lsn)
-        metrics.acknowledged_lsn.set(acknowledged)
 
     async def _silence_loop(self) -> None:
         self._fail(await self._silence.run(lambda: self._send_status(reply_requested=True)))

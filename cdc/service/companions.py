@@ -23,7 +23,6 @@ from cdc.web.exposition import Exposition
 from cdc.web.history import History
 from cdc.web.server import WebServer
 from cdc.web.status import Status
-from cdc.web.watched import Watched
 
 log = structlog.get_logger()
 
@@ -31,14 +30,13 @@ log = structlog.get_logger()
 @contextlib.asynccontextmanager
 async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
     """Run them while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
-    monitor, budget = Monitor(settings.postgres, settings.monitor), Budget.of(settings)
-    watched = Watched(monitor)
-    history = History(lambda: watched.retained_bytes)
+    monitor, budget = Monitor(settings.postgres, settings.monitor, vitals.positions), Budget.of(settings)
+    history = History(lambda: monitor.retained_bytes)
 
     def verdict() -> Health:
-        return judge(vitals, time.time(), budget, reasons=watched.reasons, warnings=watched.warnings)
+        return judge(vitals, time.time(), budget, reasons=monitor.reasons, warnings=monitor.warnings)
 
-    status = Status(settings, vitals, history, watched)
+    status = Status(settings, vitals, history, monitor)
     server = WebServer(settings, verdict, status, Exposition(vitals, status))
     supervisor, ping_url = Supervisor.of_environment(vitals, verdict), settings.http.ping_url
     async with Company(vitals) as company, server:

@@ -232,8 +232,7 @@ class Service:
         if self._watching is None and archive.tail is not None:
             self._watching = tasks.create_task(watch(started.bucket, archive.tail.archive), name="proofs")
         feed = await self._feeding.start(tasks, server.epoch, started.bucket, confirmed_lsn)
-        metrics.durable_lsn.labels(sink="archive").set(archive.covered_upto)
-        self._life.vitals.stream(_source_facts(server, self._settings))
+        self._life.vitals.stream(_source_facts(server, self._settings), archive.covered_upto)
         log.info("streaming", confirmed=format_lsn(confirmed_lsn), archived=format_lsn(archive.covered_upto))
         return feed
 

@@ -21,8 +21,8 @@ from cdc.crash import crash_point
 from cdc.errors import ChangesLost, Diverged, Fenced, Invalid, SlotLost, Unavailable
 from cdc.health.vitals import Phase, Vitals
 from cdc.lsn import format_lsn
-from cdc.pipeline.continuity import Continuity, check_wal_end, is_due
-from cdc.position import Position
+from cdc.pipeline.continuity import Continuity, is_due
+from cdc.position import Position, check_wal_end
 from cdc.postgres.publication import Publication, read_publication
 from cdc.postgres.publication_check import check_publication
 from cdc.postgres.server import Server, check_server, current_wal_lsn, read_server, verdict_on

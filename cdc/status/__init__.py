@@ -4,8 +4,7 @@
 1: something is not, and may mend itself, 78: a person must decide.
 """
 
-from cdc.status.examination import examine as examine
-from cdc.status.screen import age as age
+from cdc.status.examine import examine as examine
 from cdc.status.screen import facts as facts
 from cdc.status.screen import lines as lines
 from cdc.status.verdict import Status as Status

@@ -1,6 +1,5 @@
 """A status as people read it, and as plain values."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -10,9 +9,11 @@ from cdc.archive.format.header import Gap
 from cdc.archive.proof.proofs import Proof, Proofs, RememberedRun
 from cdc.change import format_time
 from cdc.lsn import format_lsn
-from cdc.monitor import table as slots
+from cdc.monitor.report import finite
+from cdc.postgres.slot import Slot
 from cdc.status.neighbours import ArchiveStatus, CacheStatus, PostgresStatus
 from cdc.status.verdict import Status, lag_bytes
+from cdc.words import duration, size
 
 
 def facts(status: Status) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def facts(status: Status) -> dict[str, Any]:
     return {
         "verdict": status.verdict,
         "exit_code": status.exit_code,
-        "troubles": [dataclasses.asdict(trouble) for trouble in status.troubles],
+        "troubles": [trouble.told | {"person": trouble.needs_person} for trouble in status.troubles],
         "postgres": _postgres_facts(status.postgres),
         "archive": _archive_facts(status.archive, status.postgres.current_lsn),
         "cache": _cache_facts(status.cache, status.postgres.current_lsn),
@@ -36,7 +37,26 @@ def _postgres_facts(postgres: PostgresStatus) -> dict[str, Any]:
         "database": server and server.database,
         "epoch": server and str(server.epoch),
         "current_wal_lsn": None if current_lsn is None else format_lsn(current_lsn),
-        "slot": None if slot is None or current_lsn is None else slots.facts(slot, current_lsn),
+        "slot": None if slot is None or current_lsn is None else _slot_facts(slot, current_lsn),
+    }
+
+
+def _slot_facts(slot: Slot, current_lsn: int) -> dict[str, Any]:
+    """`retained_bytes` and `lag_bytes` are null where they are infinite: see `lost`."""
+    return {
+        "slot": slot.name,
+        "plugin": slot.plugin,
+        "database": slot.database,
+        "temporary": slot.temporary,
+        "active_pid": slot.active_pid,
+        "wal_status": slot.wal_status,
+        "lost": slot.lost or slot.restart_lsn is None,
+        "invalidation_reason": slot.invalidation_reason,
+        "restart_lsn": None if slot.restart_lsn is None else format_lsn(slot.restart_lsn),
+        "confirmed_flush_lsn": None if slot.confirmed_flush_lsn is None else format_lsn(slot.confirmed_flush_lsn),
+        "retained_bytes": finite(slot.retained_bytes(current_lsn)),
+        "lag_bytes": finite(slot.lag_bytes(current_lsn)),
+        "safe_wal_bytes": slot.safe_wal_size,
     }
 
 
@@ -113,7 +133,7 @@ def _slot_line(postgres: PostgresStatus) -> str:
         return "unknown" if postgres.error else f"{postgres.slot_name} is not there"
     reader = f"read by pid {slot.active_pid}" if slot.active_pid else "read by nobody"
     retained = slot.retained_bytes(current_lsn)
-    keeps = "lost" if math.isinf(retained) else f"{slots.size(retained)} retained"
+    keeps = "lost" if math.isinf(retained) else f"{size(retained)} retained"
     confirmed = "-" if slot.confirmed_flush_lsn is None else format_lsn(slot.confirmed_flush_lsn)
     return f"{slot.name} {reader}, wal_status {slot.wal_status}, confirmed {confirmed}, {keeps}"
 
@@ -129,9 +149,9 @@ def _archive_line(archive: ArchiveStatus, current_lsn: int | None, now_us: int) 
         f"{archive.tail.next_ordinal} transactions",
         f"covered up to {format_lsn(archive.tail.covered_upto)}",
     ]
-    parts += [] if behind is None else [f"{slots.size(behind)} behind"]
+    parts += [] if behind is None else [f"{size(behind)} behind"]
     if archive.last_time_us is not None:
-        parts.append(f"last change {max(0, now_us - archive.last_time_us) / 1e6:.0f} s ago")
+        parts.append(f"last change {_ago(archive.last_time_us, now_us)}")
     return ", ".join(parts)
 
 
@@ -140,23 +160,18 @@ def _proof_parts(proofs: Proofs, now_us: int) -> Iterator[str]:
     if verify is None or verify.held is None:
         yield "never verified as a whole" if verify is None else "damaged"
     else:
-        yield f"verified up to {format_lsn(verify.held[1])} {age(now_us - verify.held[0])} ago"
+        yield f"verified up to {format_lsn(verify.held[1])} {_ago(verify.held[0], now_us)}"
     if against is not None and against.held is not None:
-        yield f"equal to the live tables at {format_lsn(against.held[1])} {age(now_us - against.held[0])} ago"
+        yield f"equal to the live tables at {format_lsn(against.held[1])} {_ago(against.held[0], now_us)}"
     if drill is None or drill.success is None or drill.held is None:
         yield "no drill yet" if drill is None else "no drill has succeeded"
     else:
-        took = f"{drill.success.seconds:.0f} s, {drill.success.rows_per_s:.0f} rows/s"
-        yield f"drill {age(now_us - drill.held[0])} ago ({took})"
+        took = f"{duration(drill.success.seconds)}, {drill.success.rows_per_s:.0f} rows/s"
+        yield f"drill {_ago(drill.held[0], now_us)} ({took})"
 
 
-def age(age_us: int) -> str:
-    """A time as people count it: 90 s, 80 min, 30 h, 4 d."""
-    seconds = max(0, age_us) // 1_000_000
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
+def _ago(time_us: int, now_us: int) -> str:
+    return f"{duration(max(0, now_us - time_us) / 1e6)} ago"
 
 
 def _cache_line(cache: CacheStatus, current_lsn: int | None) -> str:
@@ -167,5 +182,5 @@ def _cache_line(cache: CacheStatus, current_lsn: int | None) -> str:
     if cache.checkpoint is None:
         return "empty, or being warmed"
     behind = lag_bytes(cache.checkpoint.lsn, current_lsn)
-    lag = "" if behind is None else f", {slots.size(behind)} behind"
+    lag = "" if behind is None else f", {size(behind)} behind"
     return f"complete up to {format_lsn(cache.checkpoint.lsn)}{lag}"

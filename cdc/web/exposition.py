@@ -1,7 +1,7 @@
 """What `/metrics` says: the registry, with what the service knows of itself brought up to date first.
 
-Counters and positions are written where they happen. Phase, states, verdict and lags are of the moment, so they are
-taken when somebody asks; a number that is not known then is NaN, which no comparison in an alert takes for 0.
+Counters are written where they happen. Positions, phase, states, verdict and lags are the vitals', and taken when
+somebody asks; a number that is not known then is NaN, which no comparison in an alert takes for 0.
 """
 
 import math
@@ -13,14 +13,11 @@ from prometheus_client import Gauge, generate_latest
 
 from cdc import __version__, metrics
 from cdc.errors import Unavailable
-from cdc.health.readings import Readings
 from cdc.health.verdict import Health
-from cdc.health.vitals import Phase, Vitals
+from cdc.health.vitals import CacheState, Phase, Vitals
 from cdc.pgoutput import messages
 from cdc.web.status import Status
 
-# cdc/pipeline/cache_feed.py's, and docs/http.md's.
-CACHE_STATES = ("opening", "away", "warming", "catching_up", "live")
 # Where errors are decided on.
 ROOMS = ("service", "archive", "cache", "monitor", "barrier")
 
@@ -45,18 +42,27 @@ class Exposition:
 
     def text(self, verdict: Health) -> bytes:
         """In Prometheus's text format, as it is now."""
-        vitals, status, readings = self._vitals, self._status, Readings.take()
+        vitals, status = self._vitals, self._status
         metrics.ready.set(verdict.ready)
         metrics.alive.set(verdict.alive)
         _show_state(metrics.phase, Phase, vitals.phase)
         metrics.phase_seconds.set(max(0.0, time.time() - vitals.since))
         if vitals.cache_state is not None:
-            _show_state(metrics.cache_state, CACHE_STATES, vitals.cache_state)
-        metrics.server_lsn.set(_known(status.lsns(readings)["server"]))
-        self._show_lags(status.lag(readings))
+            _show_state(metrics.cache_state, CacheState, vitals.cache_state)
+        self._show_positions()
+        self._show_lags(status.lag())
         metrics.rpo_s.set(_known(vitals.recovery.age_s()))
         metrics.bucket_cost.set(_known(status.usd_per_month))
         return generate_latest(metrics.REGISTRY)
+
+    def _show_positions(self) -> None:
+        positions = self._vitals.positions
+        metrics.server_lsn.set(_known(self._status.lsns()["server"]))
+        metrics.received_lsn.set(positions.received)
+        metrics.acknowledged_lsn.set(positions.acknowledged)
+        for sink, lsn in (("archive", positions.archived), ("cache", positions.cached)):
+            if lsn:
+                metrics.durable_lsn.labels(sink).set(lsn)
 
     def _show_lags(self, lags: dict[str, float | None]) -> None:
         cached = self._vitals.cache_state is not None

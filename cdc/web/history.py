@@ -10,11 +10,37 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
+from prometheus_client import Histogram
+
+from cdc import metrics
 from cdc.archive.bucket.cost import MONTH_S as MONTH_S
-from cdc.health.readings import LATENCY, Readings
 
 INTERVAL_S = 5
 KEPT_S = 30 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was counted until a moment. `latencies` is, by sink, how many were at most so many seconds, cumulative."""
+
+    changes: int
+    puts: int
+    latencies: Mapping[str, Mapping[float, float]]
+
+    @classmethod
+    def take(cls) -> "Counts":
+        """As they are now."""
+        return cls(metrics.changes.total, metrics.puts.total, buckets_by_sink(metrics.latency_s))
+
+
+def buckets_by_sink(histogram: Histogram) -> dict[str, dict[float, float]]:
+    """The buckets of a histogram whose label is `sink`, by their bounds."""
+    found: dict[str, dict[float, float]] = {}
+    for family in histogram.collect():
+        for sample in family.samples:
+            if "le" in sample.labels:
+                found.setdefault(sample.labels["sink"], {})[float(sample.labels["le"])] = sample.value
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +63,20 @@ class History:
         self._retained_bytes = retained_bytes
         self._points: deque[Point] = deque(maxlen=KEPT_S // INTERVAL_S)
         self._puts: deque[tuple[float, float]] = deque(maxlen=KEPT_S // INTERVAL_S)
-        self._last: tuple[float, Readings] | None = None
+        self._last: tuple[float, Counts] | None = None
 
     async def run(self) -> None:
         """Take a point every five seconds until cancelled."""
         while True:
-            self.add(Readings.take(), time.time(), time.monotonic())
+            self.add(Counts.take(), time.time(), time.monotonic())
             await asyncio.sleep(INTERVAL_S)
 
-    def add(self, readings: Readings, at: float, now: float) -> None:
+    def add(self, counts: Counts, at: float, now: float) -> None:
         """Take a point. `at` is Unix time, `now` a clock that nobody sets."""
-        self._puts.append((now, readings.total("cdc_puts_total")))
+        self._puts.append((now, counts.puts))
         if self._last is not None and now > self._last[0]:
-            self._points.append(self._point(readings, at, now, *self._last))
-        self._last = (now, readings)
+            self._points.append(self._point(counts, at, now, *self._last))
+        self._last = (now, counts)
 
     def columns(self) -> dict[str, list[float | None]]:
         """The points, a list for each of their fields."""
@@ -64,9 +90,9 @@ class History:
         (since, before), (until, after) = self._puts[0], self._puts[-1]
         return (after - before) / (until - since) * MONTH_S
 
-    def _point(self, readings: Readings, at: float, now: float, before: float, last: Readings) -> Point:
-        changes = readings.total("cdc_changes_total") - last.total("cdc_changes_total")
-        redis, archive = (_counts(readings, last, sink) for sink in ("cache", "archive"))
+    def _point(self, counts: Counts, at: float, now: float, before: float, last: Counts) -> Point:
+        changes = counts.changes - last.changes
+        redis, archive = (_latencies(counts, last, sink) for sink in ("cache", "archive"))
         return Point(
             at=int(at),
             changes_per_s=round(changes / (now - before), 1),
@@ -78,9 +104,9 @@ class History:
         )
 
 
-def _counts(readings: Readings, last: Readings, sink: str) -> dict[float, float]:
-    before = last.buckets(LATENCY, sink=sink)
-    return {bound: count - before.get(bound, 0) for bound, count in readings.buckets(LATENCY, sink=sink).items()}
+def _latencies(counts: Counts, last: Counts, sink: str) -> dict[float, float]:
+    before = last.latencies.get(sink, {})
+    return {bound: count - before.get(bound, 0) for bound, count in counts.latencies.get(sink, {}).items()}
 
 
 def quantile(cumulative: Mapping[float, float], q: float) -> float | None:

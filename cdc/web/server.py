@@ -16,7 +16,8 @@ from aiohttp import web
 
 from cdc.config import Settings
 from cdc.errors import Invalid
-from cdc.health.verdict import Health, Reason
+from cdc.finding import Finding
+from cdc.health.verdict import Health
 from cdc.web.assets import Assets
 from cdc.web.exposition import Exposition
 from cdc.web.guard import OPEN_PATHS, Guard
@@ -132,7 +133,7 @@ class WebServer:
 
     async def _livez(self, request: web.Request) -> web.Response:
         verdict = self._verdict()
-        return self._say(request, verdict.alive, "not alive", verdict.ailments)
+        return self._say(request, verdict.alive, "not alive", verdict.not_alive)
 
     async def _readyz(self, request: web.Request) -> web.Response:
         verdict = self._verdict()
@@ -143,8 +144,8 @@ class WebServer:
         request: web.Request,
         good: bool,
         otherwise: str,
-        reasons: tuple[Reason, ...],
-        warnings: tuple[Reason, ...] = (),
+        reasons: tuple[Finding, ...],
+        warnings: tuple[Finding, ...] = (),
     ) -> web.Response:
         """A line that anyone may read, and one for each reason and warning for those who may know."""
         lines = ["ok" if good else otherwise]

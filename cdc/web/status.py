@@ -4,70 +4,69 @@ Everything is there in every answer, whatever the service does; docs/http.md exp
 """
 
 import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
-from cdc import __version__, log
+from cdc import __version__, log, metrics
 from cdc.archive.bucket.cost import PUT_USD as PUT_USD
 from cdc.config import Settings
-from cdc.health.readings import Readings
-from cdc.health.verdict import Health, Reason
-from cdc.health.vitals import Mishap, SourceFacts, Vitals
+from cdc.health.verdict import Health
+from cdc.health.vitals import CacheState, Interruption, SourceFacts, Vitals
 from cdc.lsn import format_lsn
+from cdc.monitor.monitor import Monitor
 from cdc.web.history import INTERVAL_S, History
-from cdc.web.watched import Watched
+from cdc.words import iso
 
 
 class Status:
     """Assembles the facts when asked."""
 
-    def __init__(self, settings: Settings, vitals: Vitals, history: History, watched: Watched) -> None:
+    def __init__(self, settings: Settings, vitals: Vitals, history: History, monitor: Monitor) -> None:
         self._settings = settings
         self._vitals = vitals
         self._history = history
-        self._watched = watched
+        self._monitor = monitor
 
     def facts(self, verdict: Health) -> dict[str, Any]:
         """One JSON object. Times are ISO 8601 in UTC, positions LSNs, sizes bytes."""
-        vitals, watched, readings = self._vitals, self._watched, Readings.take()
+        vitals, monitor = self._vitals, self._monitor
         return {
             "version": __version__,
-            "now": _iso(time.time()),
-            "started_at": _iso(vitals.started_at),
+            "now": iso(time.time()),
+            "started_at": iso(vitals.started_at),
             "ready": verdict.ready,
-            "reasons": _reasons(verdict.reasons),
-            "warnings": _reasons(verdict.warnings),
-            "phase": {"name": vitals.phase.value, "since": _iso(vitals.since)},
+            "reasons": [reason.told for reason in verdict.reasons],
+            "warnings": [warning.told for warning in verdict.warnings],
+            "phase": {"name": vitals.phase.value, "since": iso(vitals.since)},
             "source": _source(vitals.upstream),
-            "mishap": _mishap(vitals.mishap),
-            "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self.lsns(readings).items()},
-            "lag": self.lag(readings),
-            "slots": watched.slots,
-            "postgres": watched.postgres,
-            "archive": self._archive(readings),
-            "cache": {"state": vitals.cache_state, "lsn": _lsn(readings.cached_lsn)},
-            "history": {"interval_s": INTERVAL_S, **self._history.columns(), "limit_bytes": watched.limit_bytes},
+            "mishap": _interruption(vitals.interruption),
+            "positions": {name: None if lsn is None else format_lsn(lsn) for name, lsn in self.lsns().items()},
+            "lag": self.lag(),
+            "slots": monitor.slots,
+            "postgres": monitor.postgres,
+            "archive": self._archive(),
+            "cache": {"state": vitals.cache_state, "lsn": _lsn(vitals.positions.cached)},
+            "history": {"interval_s": INTERVAL_S, **self._history.columns(), "limit_bytes": monitor.limit_bytes},
             "events": list(log.recent),
         }
 
-    def lsns(self, readings: Readings) -> dict[str, int | None]:
+    def lsns(self) -> dict[str, int | None]:
         """Every position that a change passes; None while it is unknown."""
+        found = self._vitals.positions
         # The server is looked at every few seconds, and is at least where it says that it is in the stream.
-        server, received = self._watched.server_lsn, readings.received_lsn
+        server = max(found.server, found.received) if found.server else None
         return {
-            "server": None if server is None else max(server, received or 0),
-            "received": received,
-            "archived": readings.archived_lsn,
-            "acknowledged": readings.lsn("cdc_acknowledged_lsn"),
-            "cached": readings.cached_lsn,
+            "server": server,
+            "received": found.received or None,
+            "archived": found.archived or None,
+            "acknowledged": found.acknowledged or None,
+            "cached": found.cached or None,
         }
 
-    def lag(self, readings: Readings) -> dict[str, float | None]:
+    def lag(self) -> dict[str, float | None]:
         """How far each position is behind what was received, and that behind the server."""
-        lsns, backlog = self.lsns(readings), self._vitals.backlog
-        backlog.cached(readings.cached_lsn or 0)
-        live = self._vitals.cache_state == "live"
+        lsns, backlog = self.lsns(), self._vitals.backlog
+        backlog.cached(self._vitals.positions.cached)
+        live = self._vitals.cache_state is CacheState.LIVE
         return {
             "received_bytes": _behind(lsns["received"], lsns["server"]),
             "archive_bytes": _behind(lsns["archived"], lsns["received"]),
@@ -83,22 +82,22 @@ class Status:
         puts_per_month = self._history.puts_per_month
         return None if puts_per_month is None else puts_per_month * PUT_USD
 
-    def _archive(self, readings: Readings) -> dict[str, Any]:
-        vitals, cost = self._vitals, self.usd_per_month
+    def _archive(self) -> dict[str, Any]:
+        vitals, counts, cost = self._vitals, self._vitals.archive, self.usd_per_month
         return {
             "url": self._settings.archive.url,
-            "seq": _seq(readings),
+            "seq": counts.seq,
             "lag_s": round(vitals.backlog.age_s(), 3),
-            "segments": int(readings.total("cdc_segments_total")),
-            "bytes": int(readings.total("cdc_segment_bytes_total")),
-            "puts": int(readings.total("cdc_puts_total")),
-            "last_put_at": None if vitals.archived_at is None else _iso(vitals.archived_at),
-            "open_gap": bool(readings.value("cdc_gap_open")),
-            "gaps": int(readings.total("cdc_gaps_total")),
-            "forks": int(readings.total("cdc_forks_total")),
+            "segments": counts.segments,
+            "bytes": counts.nbytes,
+            "puts": counts.puts,
+            "last_put_at": None if vitals.archived_at is None else iso(vitals.archived_at),
+            "open_gap": counts.open_gap,
+            "gaps": counts.gaps,
+            "forks": counts.forks,
             "cost_per_month_usd": None if cost is None else round(cost, 2),
-            "verified": _proof(readings, "verify"),
-            "drill": _proof(readings, "drill"),
+            "verified": _proof("verify"),
+            "drill": _proof("drill"),
         }
 
 
@@ -106,30 +105,17 @@ def _behind(lsn: int | None, reference: int | None) -> int | None:
     return None if lsn is None or reference is None else max(0, reference - lsn)
 
 
-def _seq(readings: Readings) -> int | None:
-    """None until this service has written: its fence is its first segment."""
-    return int(readings.value("cdc_archive_seq") or 0) if readings.total("cdc_segments_total") else None
-
-
-def _proof(readings: Readings, name: str) -> dict[str, Any] | None:
+def _proof(name: str) -> dict[str, Any] | None:
     """What a verification or a drill found, which another process may have made; None if there was none."""
-    ok, at = readings.value("cdc_proof_ok", proof=name), readings.value("cdc_proof_timestamp_seconds", proof=name)
+    ok, at = metrics.proof_ok.of(name), metrics.proof_at_s.of(name)
     if ok is None and at is None:
         return None
-    found: dict[str, Any] = {"at": None if at is None else _iso(at), "ok": bool(ok)}
-    return found if name == "drill" else {"lsn": _lsn(readings.lsn("cdc_proof_lsn", proof=name)), **found}
+    found: dict[str, Any] = {"at": None if at is None else iso(at), "ok": bool(ok)}
+    return found if name == "drill" else {"lsn": _lsn(int(metrics.proof_lsn.of(name) or 0)), **found}
 
 
-def _reasons(reasons: Iterable[Reason]) -> list[dict[str, str]]:
-    return [{"subject": r.subject, "message": r.message, "hint": r.hint} for r in reasons]
-
-
-def _lsn(lsn: int | None) -> str | None:
-    return None if lsn is None else format_lsn(lsn)
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _lsn(lsn: int) -> str | None:
+    return format_lsn(lsn) if lsn else None
 
 
 def _source(upstream: SourceFacts | None) -> dict[str, Any] | None:
@@ -145,7 +131,12 @@ def _source(upstream: SourceFacts | None) -> dict[str, Any] | None:
     }
 
 
-def _mishap(mishap: Mishap | None) -> dict[str, Any] | None:
-    if mishap is None:
+def _interruption(interruption: Interruption | None) -> dict[str, Any] | None:
+    if interruption is None:
         return None
-    return {"kind": mishap.kind, "message": mishap.message, "hint": mishap.hint, "at": _iso(mishap.at)}
+    return {
+        "kind": interruption.kind,
+        "message": interruption.message,
+        "hint": interruption.hint,
+        "at": iso(interruption.at),
+    }

@@ -15,8 +15,8 @@ from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.reader.reader import ArchiveReader
 from cdc.change import Batch, Transaction
 from cdc.embedded import ValkeyServer
-from cdc.health.vitals import Vitals
-from cdc.pipeline.cache_feed import CacheFeed, FeedState
+from cdc.health.vitals import CacheState, Vitals
+from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.sinks import Follower
 from cdc.position import Position
 from tests.contract.destinations import (
@@ -320,7 +320,7 @@ async def test_a_third_sink_is_filled_follows_falls_behind_and_catches_up(tmp_pa
     life.feed.restart(BEGINNING.lsn)
     await life.feed.offer(live)
     await life.until_at(348)
-    life.feed.state = FeedState.AWAY
+    life.feed.state = CacheState.AWAY
     await life.feed.offer(missed)
     assert life.feed.queue.empty  # it did not fit, and was dropped
     life.feed.archive_advanced(await archive.write(batch(*live, *missed)))

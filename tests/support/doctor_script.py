@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from cdc.config import load
-from cdc.doctor import Finding, examine, script
+from cdc.doctor import examine, script
 from cdc.doctor.script import OPTIONAL
+from cdc.finding import Finding
 from cdc.postgres.install import apply
 from tests.support.cdc_process import Command
 

@@ -208,7 +208,7 @@ def test_a_database_without_an_encoding_is_named(
 def test_somebody_elses_slot_is_found_and_dropped_only_if_a_person_wants_it(pasted: Pasted) -> None:
     name = f"old_{uuid4().hex[:8]}"
     execute(pasted.dsn, f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")
-    found = f"slot {name}, not ours, is not read"
+    found = f"slot {name}, not ours, is read by nobody"
     pasted.paste()
     assert pasted.finds(found)
     script = pasted.script()

@@ -136,7 +136,7 @@ def test_what_was_measured_on_another_timeline_is_forgotten() -> None:
     vitals.recovery.waiting, vitals.recovery.proved_at = Barrier(60, 110.0), 100.0
     vitals.stream(upstream(2))
     barriers.look(111.0)
-    assert vitals.archived_lsn == 0
+    assert vitals.positions.archived == 0
     assert vitals.recovery == Recovery()
     assert vitals.recovery.age_s(120.0) is None
 

@@ -19,9 +19,9 @@ from cdc.embedded import PostgresServer
 from cdc.metrics import REGISTRY
 from cdc.monitor.disk import find_disk
 from cdc.monitor.monitor import Monitor
+from cdc.monitor.reason import pin_of, reason_of
 from cdc.monitor.report import Report, slot_facts
 from cdc.monitor.watcher import Watcher
-from cdc.monitor.words import pin_of, reason_of
 from cdc.postgres.observation import WatchedSlot
 from tests.conftest import MakePostgres
 from tests.support.servers import DEBIAN_POSTGRES_BIN

@@ -14,8 +14,8 @@ from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Relation, Transaction
 from cdc.config import CacheSettings, RowProjection
-from cdc.health.vitals import Vitals
-from cdc.pipeline.cache_feed import CacheFeed, FeedState
+from cdc.health.vitals import CacheState, Vitals
+from cdc.pipeline.cache_feed import CacheFeed
 from cdc.position import Position
 from cdc.row import Row
 from tests.support import transactions as archived
@@ -93,19 +93,19 @@ async def test_a_cache_that_knows_nothing_is_warmed_and_then_follows(stage: Stag
         await feed.offer([transaction(1), transaction(2)])
         await stage.until(lambda: stage.has(1000, 2000))
     assert stage.warm_ups == 1
-    assert feed.state is FeedState.LIVE
+    assert feed.state is CacheState.LIVE
 
 
 async def test_what_the_queue_had_to_drop_comes_from_the_archive_without_new_traffic(stage: Stage) -> None:
     many = [transaction(number, nbytes=1000) for number in range(1, 30)]
     stage.feed.restart(0x30)
-    stage.feed.state = FeedState.AWAY
+    stage.feed.state = CacheState.AWAY
     await stage.feed.offer(many)
     assert stage.feed.queue.empty
     await stage.archive_all(many)
     task = asyncio.create_task(stage.feed.run())
     await stage.until(lambda: stage.has(*[number * 1000 for number in range(1, 30)]))
-    await stage.until(lambda: stage.feed.state is FeedState.LIVE)
+    await stage.until(lambda: stage.feed.state is CacheState.LIVE)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert stage.warm_ups == 1
@@ -114,10 +114,10 @@ async def test_what_the_queue_had_to_drop_comes_from_the_archive_without_new_tra
 async def test_it_waits_for_an_archive_that_is_itself_behind(stage: Stage) -> None:
     many = [transaction(number, nbytes=1000) for number in range(1, 30)]
     async with running(stage) as feed:
-        await stage.until(lambda: feed.state is FeedState.LIVE)
-        feed.state = FeedState.AWAY
+        await stage.until(lambda: feed.state is CacheState.LIVE)
+        feed.state = CacheState.AWAY
         await feed.offer(many)
-        await stage.until(lambda: feed.state is FeedState.CATCHING_UP)
+        await stage.until(lambda: feed.state is CacheState.CATCHING_UP)
         assert not await stage.has(29_000)
         await stage.archive_all(many)
         await stage.until(lambda: stage.has(1000, 29_000))
@@ -151,7 +151,7 @@ async def test_a_replay_after_a_reconnect_has_no_effect_and_nothing_is_skipped(s
 async def test_a_covered_position_of_the_last_connection_does_not_skip_what_this_one_sends_again(stage: Stage) -> None:
     """The archive was covered up to 0x1000 when the connection broke; the cache had not applied all it was sent."""
     async with running(stage) as feed:
-        await stage.until(lambda: feed.state is FeedState.LIVE)
+        await stage.until(lambda: feed.state is CacheState.LIVE)
         feed.archive_advanced(0x1000, idle=True)
         feed.restart(0x30)
         await asyncio.sleep(0.05)
@@ -169,12 +169,12 @@ async def test_an_idle_cache_stands_where_the_archive_is_covered(stage: Stage) -
 
 async def test_idle_wal_that_a_full_redis_did_not_take_is_no_reason_to_pass_over_what_came_since(stage: Stage) -> None:
     async with running(stage) as feed:
-        await stage.until(lambda: feed.state is FeedState.LIVE)
+        await stage.until(lambda: feed.state is CacheState.LIVE)
         await stage.redis.config_set("maxmemory", 1)
         await stage.redis.config_set("maxmemory-policy", "noeviction")
         try:
             feed.archive_advanced(0x50, idle=True)
-            await stage.until(lambda: feed.state is FeedState.AWAY)
+            await stage.until(lambda: feed.state is CacheState.AWAY)
             await feed.offer([transaction(1)])
             feed.archive_advanced(transaction(2).end_lsn, idle=True)
         finally:
@@ -185,8 +185,8 @@ async def test_idle_wal_that_a_full_redis_did_not_take_is_no_reason_to_pass_over
 async def test_a_large_transaction_whose_first_pieces_were_dropped_comes_whole_from_the_archive(stage: Stage) -> None:
     large = pieces(5, 20, of=4, nbytes=1000)
     async with running(stage) as feed:
-        await stage.until(lambda: feed.state is FeedState.LIVE)
-        feed.state = FeedState.AWAY
+        await stage.until(lambda: feed.state is CacheState.LIVE)
+        feed.state = CacheState.AWAY
         for piece in large:
             await feed.offer([piece])
         await feed.offer([transaction(6)])
@@ -196,7 +196,7 @@ async def test_a_large_transaction_whose_first_pieces_were_dropped_comes_whole_f
 
 async def test_a_snapshot_in_the_archive_cannot_be_followed_so_the_cache_is_warmed(stage: Stage) -> None:
     async with running(stage) as feed:
-        await stage.until(lambda: feed.state is FeedState.LIVE)
+        await stage.until(lambda: feed.state is CacheState.LIVE)
         await stage.archive.write_snapshot(0x8000, [])
         stage.snapshot_lsn = 0x8000
         feed.restart(0x8000)

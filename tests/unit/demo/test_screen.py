@@ -3,7 +3,7 @@
 import pytest
 
 from cdc.demo.meter import percentile
-from cdc.demo.screen import Moment, facts, format_bytes, format_s, open_screen
+from cdc.demo.screen import Moment, facts, latency, open_screen
 
 MOMENT = Moment(
     elapsed_s=3,
@@ -26,28 +26,16 @@ MOMENT = Moment(
 )
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "-"), (0.0008, "0.8 ms"), (0.0123, "12 ms"), (1.25, "1.25 s")],
-)
-def test_times_are_printed_for_people(seconds: float | None, text: str) -> None:
-    assert format_s(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (712, "712 B"), (80_400, "80 kB"), (1_400_000, "1.4 MB"), (2.5e9, "2.5 GB"), (5e12, "5000.0 GB")],
-)
-def test_sizes_are_printed_for_people(count: float, text: str) -> None:
-    assert format_bytes(count) == text
-
-
 def test_the_facts_of_a_moment_name_rates_latencies_and_positions() -> None:
     told = dict(facts(MOMENT))
     assert told["application"] == "200 tx/s, 1,234 committed, 56 rolled back"
     assert told["commit → Redis"] == "p50 1.2 ms, p99 23 ms, 789 keys"
-    assert told["commit → archive"] == "p50 500 ms, p99 1.25 s, 3 segments, 1.4 MB, up to 1/FF"
-    assert told["slot"] == "confirmed none yet, 712 B behind, unknown of WAL retained"
+    assert told["commit → archive"] == "p50 500 ms, p99 1.2 s, 3 segments, 1.3 MB, up to 1/FF"
+    assert told["slot"] == "confirmed none yet, 712 bytes behind, unknown of WAL retained"
+
+
+def test_a_latency_that_was_not_measured_is_a_dash() -> None:
+    assert (latency(None), latency(0.0123)) == ("-", "12 ms")
 
 
 def test_without_a_terminal_the_screen_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from cdc.archive.format.encryption import generate_key
 from cdc.cache.server import CacheServer
 from cdc.change import Column
 from cdc.config import ArchiveSettings, CacheSettings
-from cdc.doctor import Finding, exit_code, script
+from cdc.doctor import exit_code, script
 from cdc.doctor.cache import judge_cache
 from cdc.doctor.publication import judge_publication
 from cdc.doctor.role import judge_role
@@ -18,11 +18,13 @@ from cdc.doctor.server import judge_version
 from cdc.doctor.settings import judge_configuration, judge_headroom
 from cdc.doctor.slots import judge_failover, judge_slots
 from cdc.doctor.units import GIB, nbytes, seconds
+from cdc.finding import Finding
 from cdc.monitor.forecast import Disk
 from cdc.postgres.publication import Publication, PublishedTable
 from cdc.postgres.role import Role
 from cdc.postgres.slot import Slot
 
+NOW = 1_800_000_000.0
 DISK = Disk(free_bytes=500 * GIB, total_bytes=1000 * GIB)
 SANE = {"wal_sender_timeout": "1min", "max_slot_wal_keep_size": "50GB", "idle_replication_slot_timeout": "0"}
 
@@ -105,15 +107,15 @@ def only(findings: list[Finding]) -> Finding:
 
 def test_a_sane_server_has_no_troubles() -> None:
     assert troubles(judge_configuration(configuration(), 2.0, DISK)) == []
-    assert troubles(judge_slots([slot()], "cdc", 5000)) == []
+    assert troubles(judge_slots([slot()], "cdc", 5000, NOW)) == []
     assert troubles(judge_publication(publication(table()), CacheSettings())) == []
     assert troubles(judge_role(role(), 10)) == []
     assert troubles(judge_cache(cache_server())) == []
 
 
 def test_only_an_error_makes_the_exit_code_1() -> None:
-    assert exit_code([Finding("ok", "slot", "x"), Finding("warning", "slot", "x")]) == 0
-    assert exit_code([Finding("error", "slot", "x")]) == 1
+    assert exit_code([Finding("slot", "x", level="ok"), Finding("slot", "x")]) == 0
+    assert exit_code([Finding("slot", "x", level="error")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,13 +187,13 @@ def test_minor_versions_with_known_faults_of_decoding_are_named(version: str, sa
 def test_the_script_has_what_mends_in_order_and_marks_what_a_person_must_want() -> None:
     written = script(
         [
-            Finding("ok", "postgres", "well"),
-            Finding("warning", "postgres", "a limit", "", sql="ALTER SYSTEM SET a = 1;"),
-            Finding("warning", "postgres", "the same limit", "", sql="ALTER SYSTEM SET a = 1;"),
-            Finding("error", "postgres", "too old", "install a newer one"),
-            Finding("info", "postgres", "not to be mended", "read this"),
-            Finding("warning", "slot", "not ours", "", sql="SELECT drop();", optional=True),
-            Finding("warning", "cache", "evicts", "", command="redis-cli x"),
+            Finding("postgres", "well", level="ok"),
+            Finding("postgres", "a limit", "", sql="ALTER SYSTEM SET a = 1;"),
+            Finding("postgres", "the same limit", "", sql="ALTER SYSTEM SET a = 1;"),
+            Finding("postgres", "too old", "install a newer one", level="error"),
+            Finding("postgres", "not to be mended", "read this", level="info"),
+            Finding("slot", "not ours", "", sql="SELECT drop();", optional=True),
+            Finding("cache", "evicts", "", command="redis-cli x"),
         ]
     )
     lines = written.splitlines()
@@ -208,7 +210,7 @@ def test_the_script_has_what_mends_in_order_and_marks_what_a_person_must_want() 
 
 def test_a_name_with_a_newline_does_not_end_the_sql() -> None:
     """A table's name comes from the database, and must not become a command of the operator's shell."""
-    written = script([Finding("warning", "publication", "x\ntouch /tmp/y", "", sql='ALTER TABLE "\nSQL\nrm -rf" x;')])
+    written = script([Finding("publication", "x\ntouch /tmp/y", "", sql='ALTER TABLE "\nSQL\nrm -rf" x;')])
     lines = written.splitlines()
     (begin,) = [number for number, line in enumerate(lines) if "<<'SQL_'" in line]
     assert lines[begin + 1 : begin + 5] == ['ALTER TABLE "', "SQL", 'rm -rf" x;', "SQL_"]
@@ -216,7 +218,7 @@ def test_a_name_with_a_newline_does_not_end_the_sql() -> None:
 
 
 def test_there_is_no_script_where_nothing_is_to_be_mended() -> None:
-    assert script([Finding("ok", "slot", "x")]) == "# cdc doctor --fix: there is nothing to mend\n"
+    assert script([Finding("slot", "x", level="ok")]) == "# cdc doctor --fix: there is nothing to mend\n"
 
 
 def test_a_server_older_than_the_idle_timeout_is_judged_without_it() -> None:
@@ -225,17 +227,17 @@ def test_a_server_older_than_the_idle_timeout_is_judged_without_it() -> None:
 
 
 def test_a_slot_that_is_not_there_yet_is_no_trouble() -> None:
-    assert troubles(judge_slots([], "cdc", 5000)) == []
+    assert troubles(judge_slots([], "cdc", 5000, NOW)) == []
 
 
 def test_a_lost_slot_is_an_error_though_its_positions_are_null() -> None:
     lost = slot(wal_status="lost", restart_lsn=None, confirmed_flush_lsn=None, active_pid=None)
-    assert only(judge_slots([lost], "cdc", 5000)).level == "error"
+    assert only(judge_slots([lost], "cdc", 5000, NOW)).level == "error"
 
 
 def test_a_strangers_slot_that_nobody_reads_is_a_warning_with_what_it_retains() -> None:
     stranger = slot("old", active_pid=None, restart_lsn=0)
-    found = only(judge_slots([slot(), stranger], "cdc", 3 * 1024**3))
+    found = only(judge_slots([slot(), stranger], "cdc", 3 * 1024**3, NOW))
     assert found.level == "warning"
     assert "3.0 GB" in found.message
     assert "pg_drop_replication_slot('old')" in found.hint

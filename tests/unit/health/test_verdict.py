@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 from pydantic import SecretStr
 
+from cdc import metrics
 from cdc.change import Transaction
 from cdc.config import ArchiveSettings, PostgresSettings, Settings
 from cdc.errors import Unavailable
+from cdc.finding import Finding
 from cdc.health.heartbeat import Heartbeat
-from cdc.health.readings import Readings
-from cdc.health.verdict import Budget, Health, Reason, judge
-from cdc.health.vitals import Phase, SourceFacts, Vitals
+from cdc.health.verdict import Budget, Health, judge
+from cdc.health.vitals import CacheState, Phase, SourceFacts, Vitals
 from cdc.service.companions import Company
 
 SETTINGS = Settings(
@@ -68,7 +69,7 @@ def test_an_interruption_is_told_with_its_own_hint() -> None:
 
 
 def test_a_reason_is_one_line_whatever_it_holds() -> None:
-    assert str(Reason("a", "b\nc", "d\r\n e")) == "a: b c; hint: d e"
+    assert str(Finding("slot", "b\nc", "d\r\n e")) == "slot: b c; hint: d e"
 
 
 def test_the_age_of_the_oldest_change_counts_and_only_until_it_is_archived() -> None:
@@ -110,7 +111,7 @@ def test_an_archive_that_does_not_even_try_is_not_alive_but_a_bucket_that_is_awa
 def test_a_server_that_is_not_told_how_far_we_are_is_a_reason() -> None:
     vitals = streaming()
     assert "was not told for" in verdict(vitals, BUDGET.silence_s + 1).reasons[0].message
-    vitals.reported()
+    vitals.reported(1, 1)
     assert verdict(vitals).ready
 
 
@@ -125,8 +126,8 @@ def test_a_held_loop_or_a_dead_task_is_neither_alive_nor_ready(ail: Callable[[Vi
     assert found.reasons[0].hint
 
 
-@pytest.mark.parametrize("state", ["away", "warming", "catching_up"])
-def test_a_cache_that_is_behind_is_a_warning(state: str) -> None:
+@pytest.mark.parametrize("state", [CacheState.AWAY, CacheState.WARMING, CacheState.CATCHING_UP])
+def test_a_cache_that_is_behind_is_a_warning(state: CacheState) -> None:
     vitals = streaming()
     vitals.cache_state = state
     found = verdict(vitals)
@@ -134,49 +135,51 @@ def test_a_cache_that_is_behind_is_a_warning(state: str) -> None:
 
 
 def test_warnings_of_others_go_with_our_own_and_leave_it_ready() -> None:
-    notice = Reason("slot", "nobody reads slot 'theirs'", "cdc slots")
+    notice = Finding("slot", "nobody reads slot 'theirs'", "cdc slots")
     assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).ready
     assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).warnings == (notice,)
 
 
 def test_our_slot_on_the_brink_is_a_reason() -> None:
-    notice = Reason("slot", "slot cdc is about to be lost", "ALTER SYSTEM")
+    notice = Finding("slot", "slot cdc is about to be lost", "ALTER SYSTEM")
     assert judge(streaming(), time.time(), BUDGET, reasons=[notice]).reasons == (notice,)
 
 
 # the pulse ------------------------------------------------------------------------------------------------------------
 
 
-def readings(received: int, archived: int, *, puts: int = 0, segments: int = 0) -> Readings:
-    return Readings(
-        {
-            ("cdc_received_lsn", ()): received,
-            ("cdc_durable_lsn", (("sink", "archive"),)): archived,
-            ("cdc_puts_total", ()): puts,
-            ("cdc_segments_total", (("kind", "data"),)): segments,
-        }
-    )
+def beat(heart: Heartbeat, vitals: Vitals, now: float, *, received: int, archived: int) -> None:
+    vitals.positions.received, vitals.positions.archived = received, archived
+    heart.feel(now)
 
 
 def test_the_pulse_tells_an_archive_that_moves_from_one_that_tries_and_one_that_does_nothing() -> None:
     vitals = streaming()
     heart, pulse = Heartbeat(vitals), vitals.pulse
-    heart.feel(readings(100, 50, puts=1), now=10)
-    heart.feel(readings(200, 50, puts=1), now=20)
+    beat(heart, vitals, 10, received=100, archived=50)
+    beat(heart, vitals, 20, received=200, archived=50)
     assert (pulse.waiting_bytes, pulse.moved_at, pulse.tried_at) == (150, 10, 10)
-    heart.feel(readings(200, 50, puts=2), now=30)
+    metrics.puts.inc()
+    beat(heart, vitals, 30, received=200, archived=50)
     assert (pulse.moved_at, pulse.tried_at) == (10, 30)
-    heart.feel(readings(200, 50, puts=3, segments=1), now=40)  # a part of a large transaction
+    metrics.segments.labels("part").inc()  # of a large transaction
+    beat(heart, vitals, 40, received=200, archived=50)
     assert (pulse.moved_at, pulse.tried_at) == (40, 40)
-    heart.feel(readings(200, 200, puts=3, segments=1), now=50)
-    heart.feel(readings(200, 200, puts=3, segments=1), now=60)
+    metrics.retries.labels("cache").inc()
+    beat(heart, vitals, 45, received=200, archived=50)
+    assert (pulse.moved_at, pulse.tried_at) == (40, 40)
+    metrics.retries.labels("archive").inc()
+    beat(heart, vitals, 47, received=200, archived=50)
+    assert (pulse.moved_at, pulse.tried_at) == (40, 47)
+    beat(heart, vitals, 50, received=200, archived=200)
+    beat(heart, vitals, 60, received=200, archived=200)
     assert (pulse.waiting_bytes, pulse.moved_at) == (0, 60)
 
 
 def test_what_a_service_received_before_it_was_interrupted_waits_for_nothing() -> None:
     vitals = streaming()
     vitals.enter(Phase.WAITING)
-    Heartbeat(vitals).feel(readings(200, 50), now=10)
+    beat(Heartbeat(vitals), vitals, 10, received=200, archived=50)
     assert vitals.pulse.waiting_bytes == 0
 
 
@@ -207,7 +210,7 @@ async def test_a_companion_that_dies_is_named_and_the_service_no_longer_alive() 
         company.start("heartbeat", Heartbeat(vitals).run())
         await asyncio.sleep(0.05)
         found = verdict(vitals)
-    assert [ailment.message for ailment in found.ailments] == [
+    assert [finding.message for finding in found.not_alive] == [
         "the task history has died of KeyError",
         "the task ping has died of nothing",
     ]

@@ -13,7 +13,6 @@ from cdc.cli.slot_table import lines
 from cdc.monitor.forecast import Disk, Forecast, forecast, note
 from cdc.monitor.meter import Meter
 from cdc.monitor.report import Report, report, slot_facts
-from cdc.monitor.words import duration, since
 from cdc.position import Epoch
 from cdc.postgres.observation import Hidden, Observation, OpenTransaction, Reader, WatchedSlot
 from cdc.postgres.slot import Slot
@@ -279,11 +278,3 @@ def test_the_table_fits_a_hundred_columns_whatever_the_names() -> None:
 
 def told_nothing() -> Report:
     return report(seen(), None, Meter(), "cdc")
-
-
-def test_times_are_said_as_people_say_them() -> None:
-    said = [duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 200_000, 1e12, math.inf)]
-    assert said == ["0 s", "119 s", "2 min", "120 min", "2.0 h", "2 days", "never", "never"]
-    assert since(FOUR, NOW) == " since 02:14 UTC"
-    assert since(FOUR - 2 * 86_400, NOW) == " since 2026-11-20 02:14 UTC"
-    assert since(None, NOW) == ""

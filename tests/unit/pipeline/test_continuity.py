@@ -2,7 +2,8 @@ import pytest
 
 from cdc.change import Transaction
 from cdc.errors import Diverged
-from cdc.pipeline.continuity import Continuity, check_wal_end, is_due
+from cdc.pipeline.continuity import Continuity, is_due
+from cdc.position import check_wal_end
 
 LAST = 500
 

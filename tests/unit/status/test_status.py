@@ -169,11 +169,3 @@ def test_what_was_once_proved_is_told_though_the_last_proof_failed() -> None:
     assert proof_line(proofs, 10_000_000).startswith("verified up to 0/9C4 0 s ago; equal")
     told = status.facts(Status(postgres(), archive(proofs=proofs), cache()))["archive"]["proofs"]
     assert (told["verify"]["ok"], told["verify"]["failure"], told["verify"]["lsn"]) == (False, "cut", "0/9C4")
-
-
-@pytest.mark.parametrize(
-    ("age_s", "printed"),
-    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (180000, "2 d")],
-)
-def test_ages_are_printed_as_people_count_them(age_s: int, printed: str) -> None:
-    assert status.age(age_s * 1_000_000) == printed

@@ -1,5 +1,6 @@
 """The charts' numbers: from counters and buckets to rates and percentiles."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -8,27 +9,19 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from cdc import metrics
-from cdc.health.readings import LATENCY, Readings
-from cdc.web.history import INTERVAL_S, KEPT_S, MONTH_S, History, quantile
+from cdc.web.history import INTERVAL_S, KEPT_S, MONTH_S, Counts, History, quantile
 
 
-def readings(changes: float = 0, puts: float = 0, **latencies: dict[str, float]) -> Readings:
-    samples: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
-        ("cdc_changes_total", ()): changes,
-        ("cdc_puts_total", ()): puts,
-    }
-    for sink, buckets in latencies.items():
-        for bound, count in buckets.items():
-            samples[f"{LATENCY}_bucket", (("le", bound), ("sink", sink))] = count
-    return Readings(samples)
+def counts(changes: int = 0, puts: int = 0, **latencies: dict[float, float]) -> Counts:
+    return Counts(changes, puts, latencies)
 
 
 def test_a_point_is_what_happened_since_the_one_before() -> None:
     history = History(lambda: 4711)
-    history.add(readings(100, archive={"0.1": 5, "0.2": 5, "+Inf": 5}), at=1000, now=10)
+    history.add(counts(100, archive={0.1: 5, 0.2: 5, math.inf: 5}), at=1000, now=10)
     assert history.columns()["at"] == []
-    history.add(readings(150, archive={"0.1": 5, "0.2": 15, "+Inf": 15}), at=1005, now=15)
-    history.add(readings(150, archive={"0.1": 5, "0.2": 15, "+Inf": 15}), at=1010, now=20)
+    history.add(counts(150, archive={0.1: 5, 0.2: 15, math.inf: 15}), at=1005, now=15)
+    history.add(counts(150, archive={0.1: 5, 0.2: 15, math.inf: 15}), at=1010, now=20)
     columns = history.columns()
     assert columns["at"] == [1005, 1010]
     assert columns["changes_per_s"] == [10, 0]
@@ -40,17 +33,17 @@ def test_a_point_is_what_happened_since_the_one_before() -> None:
 def test_it_keeps_half_an_hour_and_no_more() -> None:
     history = History()
     for step in range(1000):
-        history.add(readings(step), at=step * INTERVAL_S, now=step * INTERVAL_S)
+        history.add(counts(step), at=step * INTERVAL_S, now=step * INTERVAL_S)
     assert {len(values) for values in history.columns().values()} == {KEPT_S // INTERVAL_S}
     assert history.columns()["at"][-1] == 999 * INTERVAL_S
 
 
 def test_puts_per_month_are_those_of_the_time_that_is_kept_and_unknown_before_a_minute() -> None:
     history = History()
-    history.add(readings(puts=10), at=0, now=0)
-    history.add(readings(puts=40), at=30, now=30)
+    history.add(counts(puts=10), at=0, now=0)
+    history.add(counts(puts=40), at=30, now=30)
     assert history.puts_per_month is None
-    history.add(readings(puts=70), at=60, now=60)
+    history.add(counts(puts=70), at=60, now=60)
     assert history.puts_per_month == pytest.approx(MONTH_S)
 
 
@@ -77,9 +70,13 @@ def test_a_quantile_lies_in_the_bucket_of_the_value_that_has_this_rank(values: l
     assert low <= found <= high
 
 
-def test_the_registry_is_read_as_it_is() -> None:
-    taken = Readings.take()
-    assert taken.value("cdc_received_lsn") is not None
-    assert taken.value("cdc_no_such_thing") is None
-    metrics.latency_s.labels(sink="archive")
-    assert Readings.take().buckets(LATENCY, sink="archive").keys() >= {0.001, 60.0, float("inf")}
+def test_counts_are_taken_from_the_metrics_and_begin_no_series() -> None:
+    before = Counts.take()
+    metrics.changes.inc(3)
+    metrics.puts.inc()
+    metrics.latency_s.labels(sink="archive").observe(0.3)
+    after = Counts.take()
+    assert (after.changes - before.changes, after.puts - before.puts) == (3, 1)
+    assert after.latencies["archive"].keys() >= {0.001, 60.0, math.inf}
+    assert after.latencies["archive"][math.inf] - before.latencies.get("archive", {}).get(math.inf, 0) == 1
+    assert after.latencies.keys() - before.latencies.keys() <= {"archive"}

@@ -1,13 +1,15 @@
 """The round: all three neighbours at once."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 from cdc.config import Settings
 from cdc.doctor.archive import examine_archive
 from cdc.doctor.cache import examine_cache
-from cdc.doctor.finding import Finding
 from cdc.doctor.postgres import examine_postgres
 from cdc.doctor.secrets import judge_encryption, judge_files
+from cdc.finding import Finding
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -17,3 +19,17 @@ async def examine(settings: Settings) -> list[Finding]:
     )
     kept = [*judge_files(settings.exposed_files), *judge_encryption(settings.archive)]
     return [*kept, *(finding for findings in rooms for finding in findings)]
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """1 if anything is wrong; warnings are not."""
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def facts(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The findings as plain values, for `--json`."""
+    return [
+        {"level": finding.level, **finding.told}
+        | {"sql": finding.sql, "command": finding.command, "optional": finding.optional}
+        for finding in findings
+    ]

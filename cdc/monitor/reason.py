@@ -1,10 +1,10 @@
-"""Sizes, times and reasons as people read them (pure)."""
+"""Why a slot retains what it does, as people read it (pure)."""
 
-import math
-from datetime import UTC, datetime
 from typing import Final
 
 from cdc.postgres.observation import Observation, OpenTransaction, WatchedSlot
+from cdc.postgres.slot import Slot
+from cdc.words import since, size
 
 # Less than this behind is traffic, not trouble: two queues' worth and the WAL around it.
 BEHIND_BYTES: Final = 64 * 1024 * 1024
@@ -14,43 +14,16 @@ BEHIND_BYTES: Final = 64 * 1024 * 1024
 _PINS_AFTER_S: Final = 30.0
 _PINS_BYTES: Final = 32 * 1024 * 1024
 
-_DAY_S: Final = 86_400
+
+def inactive_since(slot: Slot) -> float | None:
+    """When its last reader left, as Unix time; None while it is read. Known since Postgres 17."""
+    at = slot.inactive_since
+    return None if at is None or slot.active_pid is not None else at.timestamp()
 
 
-def size(nbytes: float) -> str:
-    """A size for people: `812 kB`, `1.4 GB`; what a slot that does not say retains is infinite."""
-    if math.isinf(nbytes):
-        return "lost (infinite)"
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} {unit}" if nbytes >= 10 or unit == "bytes" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: `40 s`, `12 min`, `3.5 h`, `12 days`; `never` if it is infinite or years away."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 2 * _DAY_S:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / _DAY_S:.0f} days" if seconds < 1000 * _DAY_S else "never"
-
-
-def since(at: float | None, now: float) -> str:
-    """` since 02:14 UTC`, with the date if that was not within the last day; nothing if it is not known."""
-    if at is None:
-        return ""
-    form = "%H:%M UTC" if now - at < _DAY_S else "%Y-%m-%d %H:%M UTC"
-    return f" since {datetime.fromtimestamp(at, UTC).strftime(form)}"
-
-
-def inactive_since(watched: WatchedSlot) -> float | None:
-    """Known since Postgres 17."""
-    at = watched.slot.inactive_since
-    return None if at is None or watched.reader is not None else at.timestamp()
+def lost_because(slot: Slot) -> str:
+    """Why a lost slot is lost, in Postgres's word."""
+    return slot.invalidation_reason or slot.wal_status or "conflicting"
 
 
 def pin_of(watched: WatchedSlot, observation: Observation) -> OpenTransaction | None:
@@ -75,9 +48,9 @@ def reason_of(watched: WatchedSlot, observation: Observation, growth: float) -> 
     if watched.unused:
         return "it has never been used, and retains nothing yet"
     if watched.lost:
-        return f"its WAL is gone ({watched.slot.invalidation_reason or watched.slot.wal_status})"
+        return f"its WAL is gone ({lost_because(watched.slot)})"
     if watched.reader is None:
-        return f"nobody reads it{since(inactive_since(watched), observation.at)}"
+        return f"nobody reads it{since(inactive_since(watched.slot), observation.at)}"
     pin = pin_of(watched, observation)
     if pin is not None:
         who = f"{name_of(pin)}{since(pin.since, observation.at)}"
