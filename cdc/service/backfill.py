@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from cdc.archive.state.gap_diff import Across
+from cdc.archive.state.gap_diff import GapDiff
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.order import is_time
 from cdc.cache.projection import WarmQuery
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 async def backfill(
-    settings: Settings, publication: Publication, archive: ArchiveSink, across: Across | None = None
+    settings: Settings, publication: Publication, archive: ArchiveSink, across: GapDiff | None = None
 ) -> None:
     """Create the slot and archive the rows that exist: the start of an archive, or the end of a gap.
 
@@ -50,7 +50,7 @@ async def backfill(
         raise Unavailable("another service made the slot since we looked; standing by", detail=error.detail) from None
 
 
-async def _backfill(settings: Settings, publication: Publication, archive: ArchiveSink, across: Across | None) -> None:
+async def _backfill(settings: Settings, publication: Publication, archive: ArchiveSink, across: GapDiff | None) -> None:
     """The numbers are those of `backfill`."""
     started = time.monotonic()
     async with create_slot(settings.postgres, settings.postgres.slot) as exported:  # 1
@@ -76,7 +76,7 @@ async def _backfill(settings: Settings, publication: Publication, archive: Archi
 
 
 async def _seen(
-    across: Across | None, relation: Relation, batches: AsyncIterator[list[Row]]
+    across: GapDiff | None, relation: Relation, batches: AsyncIterator[list[Row]]
 ) -> AsyncIterator[list[Row]]:
     async for rows in batches:
         if across is not None:

@@ -16,7 +16,7 @@ import structlog
 from cdc.archive.format.header import Source
 from cdc.archive.reader.lookback import read_last_look
 from cdc.archive.reader.tail import Tail
-from cdc.archive.state.gap_diff import Across
+from cdc.archive.state.gap_diff import GapDiff
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.config import Settings
 from cdc.crash import crash_point
@@ -125,7 +125,7 @@ async def close_gap(
         check_owner(slot, server.database)
         await drop_slot(connection, name)  # 3
     crash_point("repair_slot_dropped")
-    across = Across(gap_seq)
+    across = GapDiff(gap_seq)
     try:
         await across.replay(archive.bucket, archive.tail.seq if archive.tail else 0)  # 4
         await backfill(settings, publication, archive, across)  # 5

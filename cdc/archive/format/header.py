@@ -66,7 +66,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class ChangeCounts:
     """How many rows of a table differ between two states: only in the first, only in the second, not equal."""
 
     deleted: int
@@ -82,7 +82,7 @@ class Repair:
     """
 
     gap: int
-    tables: dict[str, Tally]
+    tables: dict[str, ChangeCounts]
     deleted: tuple[Chunk, ...] = ()
     unknown: dict[str, str] = field(default_factory=dict)
 

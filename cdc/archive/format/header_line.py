@@ -11,6 +11,7 @@ import msgspec
 
 from cdc.archive.format.header import (
     Base,
+    ChangeCounts,
     Chunk,
     Count,
     Encryption,
@@ -23,7 +24,6 @@ from cdc.archive.format.header import (
     Repair,
     Reshaped,
     Source,
-    Tally,
     Writer,
 )
 from cdc.change import format_time, parse_time
@@ -287,7 +287,7 @@ def decode_repair(repair: RepairNote | None) -> Repair | None:
     """As it was read."""
     if repair is None:
         return None
-    tables = {name: Tally(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
+    tables = {name: ChangeCounts(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
     return Repair(repair.gap, tables, tuple(map(_decode_chunk, repair.deleted)), repair.unknown)
 
 

@@ -5,8 +5,8 @@
 3. `conclude`: both, sorted by key, side by side. Rows that are only in the first were deleted inside the gap: their
    keys are archived, and all is counted for the record of the snapshot.
 
-Both sides are sorted outside of memory (`runs.py`), so that memory stays bounded whatever the tables' size. A gap must
-be closed even if it cannot be told what changed inside: what stands in the way becomes the reason that is recorded.
+Both sides are sorted outside of memory (`sorted_runs.py`), so that memory stays bounded whatever the tables' size. A
+gap must be closed even if it cannot be told what changed inside: the obstacle becomes the reason that is recorded.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from cdc.archive.bucket.bucket import Bucket, required
 from cdc.archive.bucket.read_ahead import read_ahead
 from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.encryption import NO_KEYS, Sealed
-from cdc.archive.format.header import Base, Chunk, Header, Part, Repair, Tally
+from cdc.archive.format.header import Base, ChangeCounts, Chunk, Header, Part, Repair
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.parts import Series
 from cdc.archive.format.segment import decode_segment, decode_segment_header
@@ -52,22 +52,22 @@ class Unknown(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """What is remembered of a segment with changes. Transactions that end beyond `upto_lsn` are a lost tail."""
+class _ChangedSegment:
+    """A segment with changes. Transactions that end beyond `upto_lsn` are a lost tail."""
 
     seq: int
     part: Part | None
     upto_lsn: int | None
 
 
-class Across:
-    """One gap's. `close` when it is closed, or the attempt is over."""
+class GapDiff:
+    """What changed across one gap. `close` it when the gap is closed, or the attempt is over."""
 
     def __init__(self, gap_seq: int, sorter: Sorter | None = None) -> None:
         self._gap_seq = gap_seq
         self._sorter = sorter or Sorter()
-        self._before: dict[str, _Table] = {}
-        self._after: dict[str, _Table] = {}
+        self._before: dict[str, _TableEntries] = {}
+        self._after: dict[str, _TableEntries] = {}
         self._order = 0
         self._consistent_lsn = 0
         self._problem = ""
@@ -102,7 +102,7 @@ class Across:
 
     async def conclude(self, archive: ArchiveSink, relations: Sequence[Relation], consistent_lsn: int) -> Repair:
         """3. Compare, archive the keys of deleted rows, and say what the snapshot's record shall say."""
-        tables: dict[str, Tally] = {}
+        tables: dict[str, ChangeCounts] = {}
         unknown: dict[str, str] = {}
         deleted: list[Chunk] = []
         for relation in relations:
@@ -128,8 +128,8 @@ class Across:
         log.warning("gap_not_compared", reason=self._problem)
         self._sorter.close()
 
-    def _begin(self, tables: "dict[str, _Table]", relation: Relation) -> "_Table":
-        table = tables[relation.qualified_name] = _Table(relation, self._sorter.new_runs())
+    def _begin(self, tables: "dict[str, _TableEntries]", relation: Relation) -> "_TableEntries":
+        table = tables[relation.qualified_name] = _TableEntries(relation, self._sorter.new_runs())
         return table
 
     def _apply_chunk(self, body: bytes) -> None:
@@ -168,7 +168,7 @@ class Across:
         return _Comparison(before, after)
 
 
-class _Table:
+class _TableEntries:
     """One table's rows, as entries that say of a key: here, with these digests, or gone.
 
     Without a key the whole row is the key. A column has its place from when it is first seen.
@@ -193,7 +193,7 @@ class _Table:
         return [c.name for c in self.relation.columns] == [c.name for c in relation.columns]
 
     def apply(self, change: RowChange, order: int) -> None:
-        """The next change."""
+        """Note what this change says of the rows it names."""
         relation, new, old = change.relation, change.new, change.old
         old_key = None if old is None else self._key(relation, old)
         if new is None:
@@ -204,7 +204,7 @@ class _Table:
         self.put(relation, new, order)
 
     def put(self, relation: Relation, row: Row, order: int) -> None:
-        """A row is there."""
+        """Note that this row is there."""
         self._meet(relation)
         self._add(relation, self._key(relation, row), order, _HERE + self._digests(relation, row))
 
@@ -248,7 +248,7 @@ class _Table:
 class _Comparison:
     """Two states side by side. Iterating gives the keys of rows that are only in the first, and counts on the way."""
 
-    def __init__(self, before: _Table, after: _Table) -> None:
+    def __init__(self, before: _TableEntries, after: _TableEntries) -> None:
         self._before = before
         self._after = after
         shared = before.places.keys() & after.places.keys()
@@ -256,8 +256,8 @@ class _Comparison:
         self._deleted = self._inserted = self._changed = 0
 
     @property
-    def tally(self) -> Tally:
-        return Tally(self._deleted, self._inserted, self._changed)
+    def tally(self) -> ChangeCounts:
+        return ChangeCounts(self._deleted, self._inserted, self._changed)
 
     def slices(self) -> Iterator[list[bytes]]:
         """The keys in runs; one may be empty, for there is one after each so many keys that were looked at."""
@@ -298,7 +298,7 @@ def _reason(error: Exception) -> str:
     return error.message if isinstance(error, DataError | Sealed) else str(error)
 
 
-def _tagged(table: _Table, side: int) -> Iterator[tuple[bytes, int, bytes]]:
+def _tagged(table: _TableEntries, side: int) -> Iterator[tuple[bytes, int, bytes]]:
     return ((key, side, state) for key, state in table.states())
 
 
@@ -336,12 +336,12 @@ def _key_of(relation: Relation) -> list[tuple[str, int]]:
 # The way to the gap --------------------------------------------------------------------------------------------------
 
 
-async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_Step]]:
+async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_ChangedSegment]]:
     """The last snapshot, and the segments with changes after it, found from the archive's end backwards.
 
     A fork may lie before the gap, or behind it: its record was written while the gap was open.
     """
-    steps: list[_Step] = []
+    steps: list[_ChangedSegment] = []
     switch_lsn: int | None = None
     async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(last_seq, -1, -1)])) as objects:
         async for key, body in objects:
@@ -349,7 +349,7 @@ async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_Step]]:
             if header.base is not None:
                 if switch_lsn is not None and header.base.consistent_lsn > switch_lsn:
                     raise Unknown("the last snapshot before the gap lies in a lost tail")
-                series = Series[_Step]()
+                series = Series[_ChangedSegment]()
                 return header.base, [step for one in reversed(steps) for step in series.add(one)]
             if header.fork is not None and (switch_lsn is None or header.fork.switch_lsn < switch_lsn):
                 switch_lsn = header.fork.switch_lsn
@@ -357,8 +357,8 @@ async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_Step]]:
     raise Unknown("there is no snapshot before the gap")
 
 
-def _step(header: Header, switch_lsn: int | None) -> list[_Step]:
-    return [] if header.part is None and not header.changes else [_Step(header.seq, header.part, switch_lsn)]
+def _step(header: Header, switch_lsn: int | None) -> list[_ChangedSegment]:
+    return [] if header.part is None and not header.changes else [_ChangedSegment(header.seq, header.part, switch_lsn)]
 
 
 async def _read_chunks(bucket: Bucket, chunks: Sequence[Chunk]) -> AsyncIterator[bytes]:

@@ -20,7 +20,7 @@ from cdc.archive.proof.audit import Report, verify
 from cdc.archive.proof.verification import Prover
 from cdc.archive.reader.history import RestorePoint, read_history
 from cdc.archive.reader.reader import cat_lines, list_segments
-from cdc.archive.state.gap_diff import Across
+from cdc.archive.state.gap_diff import GapDiff
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.errors import Unavailable
 from cdc.restore.chunk import copy_pieces
@@ -218,13 +218,13 @@ async def test_a_gap_is_closed_without_a_key_and_says_why_its_inside_is_unknown(
     sink = await opened(bucket, recipients=PUBLIC)
     await sink.write_gap(5000, "the slot is gone")
     for reader, known in ((bucket, False), (unlocked(bucket, BOX), True)):
-        across = Across(7)
+        diff = GapDiff(7)
         try:
-            await across.replay(reader, 8)
-            across.see(TURNS, ROWS)
-            repair = await across.conclude(sink, [TURNS], 6000)
+            await diff.replay(reader, 8)
+            diff.see(TURNS, ROWS)
+            repair = await diff.conclude(sink, [TURNS], 6000)
         finally:
-            across.close()
+            diff.close()
         assert bool(repair.tables) is known
         assert known or "are encrypted" in repair.unknown["public.turns"]
 

@@ -12,11 +12,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from cdc.archive.bucket.memory import MemoryBucket
-from cdc.archive.format.header import Repair, Tally
+from cdc.archive.format.header import ChangeCounts, Repair
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment
 from cdc.archive.proof.audit import verify
-from cdc.archive.state.gap_diff import Across
+from cdc.archive.state.gap_diff import GapDiff
 from cdc.archive.state.sorted_runs import Sorter
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.change import Change, Column, Relation, RowChange, Transaction, Truncate
@@ -57,16 +57,16 @@ async def compare(
     assert sink.tail is not None
     assert sink.tail.open_gap is not None
     lsn = sink.covered_upto + 1000
-    across = Across(sink.tail.open_gap, Sorter(memory_bytes))
-    await across.replay(bucket, sink.tail.seq)
+    diff = GapDiff(sink.tail.open_gap, Sorter(memory_bytes))
+    await diff.replay(bucket, sink.tail.seq)
     chunks = []
     for relation, rows in after.items():
         for at in range(0, len(rows), 3):
-            across.see(relation, rows[at : at + 3])
+            diff.see(relation, rows[at : at + 3])
         chunks += await sink.write_base(relation, in_batches(rows, 2), lsn)
-    repair = await across.conclude(sink, list(after), lsn)
+    repair = await diff.conclude(sink, list(after), lsn)
     await sink.write_snapshot(lsn, chunks, list(after), repair)
-    across.close()
+    diff.close()
     report = await verify(bucket)
     assert report.findings == []
     assert report.gaps[-1].repair == repair
@@ -170,10 +170,10 @@ def test_the_counts_and_keys_are_those_of_two_dictionaries(seed: int, before: in
         repair = await compare(bucket, sink, history.rows(), memory_bytes=history.dice.choice([1, 3000, 10**8]))
         changed = sum(notes[number] != now[number] for number in notes.keys() & now.keys())
         assert repair.unknown == {}
-        assert repair.tables["public.notes"] == Tally(len(notes.keys() - now), len(now.keys() - notes), changed)
+        assert repair.tables["public.notes"] == ChangeCounts(len(notes.keys() - now), len(now.keys() - notes), changed)
         assert ids(deleted_rows(bucket, repair, NOTES)) == sorted(notes.keys() - now)
         gone, come = loose - loose_now, loose_now - loose
-        assert repair.tables["public.loose"] == Tally(gone.total(), come.total(), 0)
+        assert repair.tables["public.loose"] == ChangeCounts(gone.total(), come.total(), 0)
         assert Counter(map(tuple, deleted_rows(bucket, repair, LOOSE))) == gone
 
     asyncio.run(story())
@@ -195,7 +195,7 @@ async def test_parts_that_were_abandoned_do_not_count(bucket: MemoryBucket) -> N
     await sink.write(batch(pieces(2, 4, of=2)[0]))
     await sink.write_gap(sink.covered_upto, "for a test")
     repair = await compare(bucket, sink, {TURNS: []})
-    assert repair.tables == {"public.turns": Tally(6, 0, 0)}
+    assert repair.tables == {"public.turns": ChangeCounts(6, 0, 0)}
 
 
 async def test_a_lost_tail_was_never_in_the_state_before_the_gap(bucket: MemoryBucket) -> None:
@@ -224,7 +224,7 @@ async def test_columns_that_one_side_does_not_know_are_not_compared(bucket: Memo
     await base(sink, 10, {NOTES: [note(1), note(2)]})
     await sink.write_gap(sink.covered_upto, "for a test")
     repair = await compare(bucket, sink, {WIDER_NOTES: [[*note(1), b"calm"], [*note(2, b"other"), b"calm"]]})
-    assert repair.tables == {"public.notes": Tally(0, 0, 1)}
+    assert repair.tables == {"public.notes": ChangeCounts(0, 0, 1)}
 
 
 async def test_line_breaks_of_a_json_are_no_change(bucket: MemoryBucket) -> None:
@@ -232,7 +232,7 @@ async def test_line_breaks_of_a_json_are_no_change(bucket: MemoryBucket) -> None
     await base(sink, 10, {NOTES: [note(1, doc=b'{\n"a": 1}')]})
     await sink.write_gap(sink.covered_upto, "for a test")
     repair = await compare(bucket, sink, {NOTES: [note(1, doc=b'{\n"a": 1}')]})
-    assert repair.tables == {"public.notes": Tally(0, 0, 0)}
+    assert repair.tables == {"public.notes": ChangeCounts(0, 0, 0)}
 
 
 async def test_tables_of_which_nothing_can_be_said_are_named_with_the_reason(bucket: MemoryBucket) -> None:
@@ -241,7 +241,7 @@ async def test_tables_of_which_nothing_can_be_said_are_named_with_the_reason(buc
     await sink.write_gap(sink.covered_upto, "for a test")
     repair = await compare(bucket, sink, {REKEYED_NOTES: [note(1)], TURNS: []})
     assert repair.unknown == {"public.notes": "its key has changed", "public.loose": "it is no longer published"}
-    assert repair.tables == {"public.turns": Tally(0, 0, 0)}
+    assert repair.tables == {"public.turns": ChangeCounts(0, 0, 0)}
 
 
 async def test_a_damaged_archive_does_not_keep_a_gap_open(bucket: MemoryBucket) -> None:
@@ -250,12 +250,12 @@ async def test_a_damaged_archive_does_not_keep_a_gap_open(bucket: MemoryBucket) 
     await sink.write(batch(transaction(1)))
     await sink.write_gap(sink.covered_upto, "for a test")
     assert sink.tail is not None
-    across = Across(sink.tail.open_gap or 0)
+    diff = GapDiff(sink.tail.open_gap or 0)
     whole = bucket.objects[log_key(2)]
     bucket.objects[log_key(2)] = whole[:-9] + b"\0" + whole[-8:]
-    await across.replay(bucket, sink.tail.seq)
-    across.see(TURNS, [])
-    repair = await across.conclude(sink, [TURNS], 2000)
+    await diff.replay(bucket, sink.tail.seq)
+    diff.see(TURNS, [])
+    repair = await diff.conclude(sink, [TURNS], 2000)
     assert repair.tables == {}
     assert "frame" in repair.unknown["public.turns"]
 
