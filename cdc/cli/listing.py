@@ -9,8 +9,8 @@ from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import Fork, Repair
 from cdc.archive.format.header_line import header_facts
 from cdc.archive.format.object_key import log_key
-from cdc.archive.proof.audit import Break
-from cdc.archive.proof.verification import Prover, Proving
+from cdc.archive.proof.audit import RecordedGap
+from cdc.archive.proof.verification import Prover, VerificationRun
 from cdc.archive.reader.reader import SegmentFacts, cat_lines, list_segments
 from cdc.change import format_time
 from cdc.config import ArchiveSettings
@@ -73,7 +73,7 @@ async def _check_there(bucket: Bucket, first: int) -> None:
         raise Invalid(what, hint="cdc archive ls; cdc status")
 
 
-async def prove(settings: ArchiveSettings, *, full: bool) -> Proving:
+async def prove(settings: ArchiveSettings, *, full: bool) -> VerificationRun:
     """Verify what is new, or everything. Raises Unavailable or Invalid if it cannot be read or is not there."""
     bucket = open_bucket(settings)
     try:
@@ -83,7 +83,7 @@ async def prove(settings: ArchiveSettings, *, full: bool) -> Proving:
         await bucket.close()
 
 
-def report_facts(run: Proving) -> dict[str, Any]:
+def report_facts(run: VerificationRun) -> dict[str, Any]:
     """The report as plain values, for `--json`. Counts are of the whole archive, `segments_read` of this run."""
     report, since = run.report, run.since
     return {
@@ -107,13 +107,13 @@ def report_facts(run: Proving) -> dict[str, Any]:
         "unremembered": run.unremembered or None,
         "last_commit_lsn": format_lsn(report.last_commit_lsn),
         "covered_upto": format_lsn(report.covered_upto),
-        "gaps": [_gap_facts(broken) for broken in report.gaps],
+        "gaps": [_gap_facts(recorded) for recorded in report.gaps],
         "forks": [_fork_facts(fork) for fork in report.forks],
         "findings": [{"key": finding.key, "problem": finding.problem} for finding in report.findings],
     }
 
 
-def report_lines(run: Proving) -> Iterator[str]:
+def report_lines(run: VerificationRun) -> Iterator[str]:
     """The report for people; what is wrong comes last, where it is seen."""
     report = run.report
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
@@ -127,7 +127,7 @@ def report_lines(run: Proving) -> Iterator[str]:
         yield f"left by interrupted work, and of no consequence: {left}"
     if report.sealed:
         yield f"{report.sealed} encrypted objects, of which all is proved but what their lines say: no archive.identity"
-    yield from (_gap_line(broken) for broken in report.gaps)
+    yield from (_gap_line(recorded) for recorded in report.gaps)
     for fork in report.forks:
         yield f"fork: timeline {fork.previous.timeline} was left at {format_lsn(fork.switch_lsn)} ({fork.reason})"
     yield from _reach_lines(run)
@@ -136,7 +136,7 @@ def report_lines(run: Proving) -> Iterator[str]:
     yield "intact" if report.intact else f"NOT INTACT: {len(report.findings)} findings"
 
 
-def _reach_lines(run: Proving) -> Iterator[str]:
+def _reach_lines(run: VerificationRun) -> Iterator[str]:
     """From where to where it was read this time."""
     report, since = run.report, run.since
     if run.restarted:
@@ -150,15 +150,15 @@ def _reach_lines(run: Proving) -> Iterator[str]:
         yield f"this could not be remembered: {run.unremembered}"
 
 
-def _gap_facts(broken: Break) -> dict[str, Any]:
-    gap = broken.gap
+def _gap_facts(recorded: RecordedGap) -> dict[str, Any]:
+    gap = recorded.gap
     return {
-        "seq": broken.seq,
+        "seq": recorded.seq,
         "from": format_lsn(gap.from_lsn),
         "reason": gap.reason,
         "time": format_time(gap.time_us) if gap.time_us else None,
-        "closed_by_snapshot_at": format_lsn(broken.closed_lsn) if broken.closed_lsn else None,
-        "changed_inside": None if broken.repair is None else _repair_facts(broken.repair),
+        "closed_by_snapshot_at": format_lsn(recorded.closed_lsn) if recorded.closed_lsn else None,
+        "changed_inside": None if recorded.repair is None else _repair_facts(recorded.repair),
     }
 
 
@@ -167,11 +167,11 @@ def _repair_facts(repair: Repair) -> dict[str, Any]:
     return {"tables": repair.facts(), "unknown": repair.unknown, "deleted_keys": keys}
 
 
-def _gap_line(broken: Break) -> str:
-    since = f"gap: changes after {format_lsn(broken.gap.from_lsn)} are lost ({broken.gap.reason})"
-    if broken.closed_lsn:
-        return f"{since}; closed by the snapshot at {format_lsn(broken.closed_lsn)}{_inside(broken.repair)}"
-    return f"{since}; OPEN since segment {broken.seq}: cdc repair"
+def _gap_line(recorded: RecordedGap) -> str:
+    since = f"gap: changes after {format_lsn(recorded.gap.from_lsn)} are lost ({recorded.gap.reason})"
+    if recorded.closed_lsn:
+        return f"{since}; closed by the snapshot at {format_lsn(recorded.closed_lsn)}{_inside(recorded.repair)}"
+    return f"{since}; OPEN since segment {recorded.seq}: cdc repair"
 
 
 def _inside(repair: Repair | None) -> str:

@@ -24,7 +24,7 @@ import structlog
 
 from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.opening import open_bucket
-from cdc.archive.proof.proofs import AGAINST_KEY, remember_trial, success
+from cdc.archive.proof.proofs import AGAINST_KEY, remember_run, success
 from cdc.archive.reader.history import History, RestorePoint, read_history
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.archive.state.digests import as_archived
@@ -111,7 +111,7 @@ async def compare_and_remember(settings: ArchiveSettings, dsn: str, *, patience_
 
 async def _remember(bucket: Bucket, archive: str, differs: str, equal: Comparison | None) -> None:
     now_us = time.time_ns() // 1000
-    unremembered = await remember_trial(
+    unremembered = await remember_run(
         bucket,
         AGAINST_KEY,
         archive=archive,

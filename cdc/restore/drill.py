@@ -24,7 +24,7 @@ from typing import Any
 from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.header import relation_of
-from cdc.archive.proof.proofs import DRILL_KEY, Trial, only_of, read_proofs, remember_trial, success
+from cdc.archive.proof.proofs import DRILL_KEY, RememberedRun, only_of, read_proofs, remember_run, success
 from cdc.archive.reader.history import History, RestorePoint
 from cdc.archive.reader.tail import Tail, read_tail
 from cdc.archive.state.table_state import TableState
@@ -119,7 +119,7 @@ async def _remember(
     good = None
     if found is not None and outcome is not None and not failure:
         good = success(now_us, found.lsn, found.rows, changes=outcome.changes, seconds=outcome.seconds)
-    return await remember_trial(
+    return await remember_run(
         bucket, DRILL_KEY, archive=tail.archive, command="cdc drill", now_us=now_us, failure=failure, success=good
     )
 
@@ -140,7 +140,7 @@ class _Rehearsal:
     @classmethod
     async def of(cls, settings: Settings, plan: Plan, tail: Tail, bucket: Bucket) -> "_Rehearsal":
         """One that knows the pace of the last good drill."""
-        last: Trial | None = only_of(await read_proofs(bucket), tail.archive).drill
+        last: RememberedRun | None = only_of(await read_proofs(bucket), tail.archive).drill
         good = None if last is None else last.success
         return cls(settings, plan, tail, good.rows_per_s if good is not None and good.seconds else _ROWS_PER_S)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cdc.archive.format.header import Gap
-from cdc.archive.proof.proofs import Proof, Proofs, Trial
+from cdc.archive.proof.proofs import Proof, Proofs, RememberedRun
 from cdc.change import format_time
 from cdc.lsn import format_lsn
 from cdc.monitor import table as slots
@@ -56,14 +56,14 @@ def _archive_facts(archive: ArchiveStatus, current_lsn: int | None) -> dict[str,
     }
 
 
-def _proof_facts(kept: Proof | Trial | None) -> dict[str, Any] | None:
+def _proof_facts(kept: Proof | RememberedRun | None) -> dict[str, Any] | None:
     """`time` and `ok` are the last run's, `held_at` and `lsn` those of the last one that succeeded."""
     if kept is None:
         return None
     facts = {"ok": kept.ok, "time": kept.time, "failure": kept.failure or None, "held_at": None, "lsn": None}
     if kept.held is not None:
         facts |= {"held_at": format_time(kept.held[0]), "lsn": format_lsn(kept.held[1])}
-    if isinstance(kept, Trial) and kept.success is not None and kept.success.seconds:
+    if isinstance(kept, RememberedRun) and kept.success is not None and kept.success.seconds:
         facts |= {"seconds": kept.success.seconds, "rows_per_s": round(kept.success.rows_per_s)}
     return facts
 

@@ -5,7 +5,8 @@ names the SHA-256 of the one before; no number is missing; ordinals are dense an
 series of parts are complete or visibly abandoned; coverage never goes back; and what the header counts is what the
 lines hold. For each snapshot record: every chunk is there, with the recorded bytes, checksum and rows.
 
-Of an object that none of the bucket's keys opens, all is proved but what is in the lines; `Report.sealed` counts them.
+Of an object that none of the bucket's keys opens, all is proved but what is in the lines. `AuditReport.sealed` counts
+them.
 
 Damage is collected, not raised: one bad object must not hide the next. Only being unable to read raises.
 
@@ -33,12 +34,12 @@ from cdc.lsn import format_lsn
 Progress = Callable[[int, int], None]
 """Called with the objects read so far, and how many there are."""
 
-Passed = Callable[["Report"], Awaitable[None]]
+Passed = Callable[["AuditReport"], Awaitable[None]]
 """Called after each segment up to which nothing is wrong, a snapshot's chunks included."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Damage:
     """Something that an intact archive does not have."""
 
     key: str
@@ -46,7 +47,7 @@ class Finding:
 
 
 @dataclass(slots=True)
-class Break:
+class RecordedGap:
     """Where the history is not whole, as the archive itself records: no damage. `closed_lsn` 0: no snapshot yet."""
 
     seq: int
@@ -56,7 +57,7 @@ class Break:
 
 
 @dataclass(slots=True)
-class Report:
+class AuditReport:
     """What an archive holds, and what is wrong with it.
 
     `open_parts` are those of `abandoned_parts` with which the archive ends: the last of their series may yet come.
@@ -80,9 +81,9 @@ class Report:
     last_commit_lsn: int = 0
     covered_upto: int = 0
     next_ordinal: int = 0
-    gaps: list[Break] = field(default_factory=list)
+    gaps: list[RecordedGap] = field(default_factory=list)
     forks: list[Fork] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Damage] = field(default_factory=list)
 
     @property
     def intact(self) -> bool:
@@ -91,14 +92,14 @@ class Report:
 
 async def verify(
     bucket: Bucket, *, audit: "Audit | None" = None, progress: Progress | None = None, passed: Passed | None = None
-) -> Report:
+) -> AuditReport:
     """Read the archive from where the audit stands and report. Raises Unavailable or Invalid if it cannot be read."""
     audit = audit or Audit(keys_of(bucket))
     from_start = audit.report.last_seq < 0
     after = "" if from_start else log_key(audit.report.last_seq)
     keys = [key async for key in bucket.list(LOG, after=after)]
     foreign = [key for key in keys if seq_of(key) is None]
-    audit.report.findings += [Finding(key, "is not a segment's key") for key in foreign]
+    audit.report.findings += [Damage(key, "is not a segment's key") for key in foreign]
     log_keys = [key for key in keys if seq_of(key) is not None]
     done = 0
     async for key, body in read_ahead(bucket, log_keys):
@@ -132,7 +133,7 @@ class Audit:
     """
 
     def __init__(self, keys: Keys = NO_KEYS) -> None:
-        self.report = Report()
+        self.report = AuditReport()
         self._keys = keys
         self.bases: list[Base] = []
         self.chunks: set[str] = set()
@@ -143,7 +144,7 @@ class Audit:
         self._series: Header | None = None
 
     @classmethod
-    def after(cls, report: Report, header: Header, digest: str, keys: Keys = NO_KEYS) -> "Audit":
+    def after(cls, report: AuditReport, header: Header, digest: str, keys: Keys = NO_KEYS) -> "Audit":
         """An audit that has proved everything up to this segment, whose bytes have this SHA-256."""
         audit = cls(keys)
         audit.report, audit._previous, audit._digest = report, header, digest
@@ -209,7 +210,7 @@ class Audit:
         self._expect(header.relations.keys() <= {chunk.table}, f"holds rows of other tables than {chunk.table}")
 
     def _find(self, problem: str) -> None:
-        self.report.findings.append(Finding(self._key, problem))
+        self.report.findings.append(Damage(self._key, problem))
 
     def _expect(self, true: bool, problem: str) -> None:
         if not true:
@@ -289,7 +290,7 @@ class Audit:
     def _check_gap(self, header: Header) -> None:
         """A gap is carried from header to header until a snapshot closes it; no transaction may lie between."""
         if header.gap is not None:
-            self.report.gaps.append(Break(header.seq, header.gap))
+            self.report.gaps.append(RecordedGap(header.seq, header.gap))
         before = None if self._previous is None else self._previous.open_gap
         expected = header.seq if header.kind == "gap" else None if header.kind == "snapshot" else before
         if not self._damaged:

@@ -126,7 +126,7 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
         return (self.rows + self.changes) / max(self.seconds, 0.001)
 
 
-class Trial(_Ended, frozen=True, kw_only=True):
+class RememberedRun(_Ended, frozen=True, kw_only=True):
     """The last comparison or drill, and the last one that succeeded."""
 
     success: Success | None = None
@@ -141,11 +141,11 @@ class Proofs(msgspec.Struct, frozen=True):
     """All that is remembered of an archive."""
 
     verify: Proof | None = None
-    against: Trial | None = None
-    drill: Trial | None = None
+    against: RememberedRun | None = None
+    drill: RememberedRun | None = None
 
 
-_Kept = TypeVar("_Kept", Proof, Trial)
+_Kept = TypeVar("_Kept", Proof, RememberedRun)
 
 
 async def _read(bucket: Bucket, key: str, kind: type[_Kept]) -> _Kept | None:
@@ -167,7 +167,9 @@ async def read_proof(bucket: Bucket) -> Proof | None:
 async def read_proofs(bucket: Bucket) -> Proofs:
     """All three objects. Raises Unavailable or Invalid."""
     return Proofs(
-        await read_proof(bucket), await _read(bucket, AGAINST_KEY, Trial), await _read(bucket, DRILL_KEY, Trial)
+        await read_proof(bucket),
+        await _read(bucket, AGAINST_KEY, RememberedRun),
+        await _read(bucket, DRILL_KEY, RememberedRun),
     )
 
 
@@ -182,7 +184,7 @@ async def write_proof(bucket: Bucket, proof: Proof) -> None:
     await _replace(bucket, VERIFY_KEY, proof)
 
 
-async def remember_trial(
+async def remember_run(
     bucket: Bucket, key: str, *, archive: str, command: str, now_us: int, failure: str = "", success: Success | None
 ) -> str:
     """Write down how a comparison or a drill ended; without `success` the last one that had it is kept.
@@ -190,9 +192,9 @@ async def remember_trial(
     Returns why that was not possible, or nothing: a result is a result though nobody will remember it.
     """
     try:
-        before = await _read(bucket, key, Trial)
+        before = await _read(bucket, key, RememberedRun)
         kept = before.success if before is not None and before.archive == archive else None
-        trial = Trial(
+        run = RememberedRun(
             archive=archive,
             ok=not failure,
             time=format_time(now_us),
@@ -200,7 +202,7 @@ async def remember_trial(
             failure=failure,
             success=success or kept,
         )
-        await _replace(bucket, key, trial)
+        await _replace(bucket, key, run)
     except CdcError as error:
         return error.message
     return ""
@@ -218,7 +220,7 @@ def success(now_us: int, lsn: int, rows: dict[str, int], *, changes: int = 0, se
     )
 
 
-async def _replace(bucket: Bucket, key: str, kept: Proof | Trial) -> None:
+async def _replace(bucket: Bucket, key: str, kept: Proof | RememberedRun) -> None:
     body = msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n"
     for attempt in range(_ATTEMPTS):
         try:
@@ -244,7 +246,7 @@ async def watch(bucket: Bucket, archive: str) -> None:
 def export(proofs: Proofs) -> None:
     """Set the gauges. What nobody has proved has none."""
     for name in Proofs.__struct_fields__:
-        kept: Proof | Trial | None = getattr(proofs, name)
+        kept: Proof | RememberedRun | None = getattr(proofs, name)
         if kept is None:
             continue
         metrics.proof_ok.labels(name).set(kept.ok)

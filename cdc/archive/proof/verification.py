@@ -25,7 +25,7 @@ from cdc.archive.format.header import Fork, Gap, Header
 from cdc.archive.format.header_line import decode_repair, encode_repair
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment_header
-from cdc.archive.proof.audit import Audit, Break, Finding, Progress, Report, verify
+from cdc.archive.proof.audit import Audit, AuditReport, Damage, Progress, RecordedGap, verify
 from cdc.archive.proof.proofs import VERIFY_KEY, ForkNote, GapNote, Proof, Proved, read_proof, write_proof
 from cdc.change import format_time, parse_time
 from cdc.errors import CdcError, DataError
@@ -37,14 +37,14 @@ _NOTE_S = 60.0
 
 
 @dataclass(slots=True)
-class Proving:
+class VerificationRun:
     """A run: what the archive is known to hold after it, and how much of that it read itself.
 
     `since` is the remembered proof that it went on from, `whole_since` when its first segment was read; `restarted` is
     why there was none to go on from though one is remembered, `unremembered` why the result could not be written down.
     """
 
-    report: Report
+    report: AuditReport
     since: Proved | None = None
     whole_since: str = ""
     restarted: str = ""
@@ -68,10 +68,10 @@ class Prover:
         self._whole_since = ""
         self._noted_s = time.monotonic()
 
-    async def run(self, progress: Progress | None = None) -> Proving:
+    async def run(self, progress: Progress | None = None) -> VerificationRun:
         """Raises Unavailable or Invalid if the archive cannot be read; then nothing is remembered."""
         self._known = await read_proof(self._bucket)
-        run = Proving(Report())
+        run = VerificationRun(AuditReport())
         audit = None if self._full else await self._go_on(run)  # 1
         self._good = run.since
         self._whole_since = run.whole_since = run.since.whole_since if run.since else _now()
@@ -80,7 +80,7 @@ class Prover:
         run.unremembered = await self._remember(run.report)  # 3
         return run
 
-    async def _go_on(self, run: Proving) -> Audit | None:
+    async def _go_on(self, run: VerificationRun) -> Audit | None:
         """An audit that stands where the remembered proof ended; None where there is nothing to go on from."""
         proved = self._known.proved if self._known else None
         if self._known is None or proved is None:
@@ -104,16 +104,16 @@ class Prover:
             return Audit.after(_report_of(self._known.archive, proved), header, proved.sha256, keys)
         return None
 
-    def _check_not_shrunk(self, report: Report) -> None:
+    def _check_not_shrunk(self, report: AuditReport) -> None:
         known = self._known
         if self._full or known is None or known.proved is None or known.archive != report.archive:
             return
         if report.last_seq < known.proved.seq:
             ended = f"is the last segment, but the archive was proved up to segment {known.proved.seq}"
-            report.findings.append(Finding(log_key(report.last_seq), f"{ended} at {known.proved.time}"))
+            report.findings.append(Damage(log_key(report.last_seq), f"{ended} at {known.proved.time}"))
             self._good = known.proved  # or the next run would know nothing of it
 
-    async def _note(self, report: Report) -> None:
+    async def _note(self, report: AuditReport) -> None:
         """How far it is whole. A run that only comes again through what was proved before writes nothing down."""
         if time.monotonic() - self._noted_s < self._note_s:
             return
@@ -132,7 +132,7 @@ class Prover:
         )
         await self._write(noted)
 
-    async def _remember(self, report: Report) -> str:
+    async def _remember(self, report: AuditReport) -> str:
         if not report.archive:
             return ""  # not one object could be read: there is nothing that a proof could be of
         if report.intact:
@@ -182,7 +182,7 @@ def _fits(proved: Proved, header: Header) -> bool:
     return remembered == (header.seq, format_lsn(header.covered_upto), format_lsn(header.last_lsn), ordinal)
 
 
-def _failure(report: Report) -> str:
+def _failure(report: AuditReport) -> str:
     if report.intact:
         return ""
     first = report.findings[0]
@@ -193,7 +193,7 @@ def _now() -> str:
     return format_time(time.time_ns() // 1000)
 
 
-def _proved_of(report: Report, whole_since: str) -> Proved:
+def _proved_of(report: AuditReport, whole_since: str) -> Proved:
     return Proved(
         seq=report.last_seq,
         sha256=report.last_sha256,
@@ -212,7 +212,7 @@ def _proved_of(report: Report, whole_since: str) -> Proved:
         abandoned_parts=report.abandoned_parts - report.open_parts,
         uncommitted_chunks=report.uncommitted_chunks,
         sealed=report.sealed,
-        gaps=[_gap_note(broken) for broken in report.gaps],
+        gaps=[_gap_note(recorded) for recorded in report.gaps],
         forks=[
             ForkNote(f.previous.system_identifier, f.previous.timeline, format_lsn(f.switch_lsn), f.reason)
             for f in report.forks
@@ -220,21 +220,21 @@ def _proved_of(report: Report, whole_since: str) -> Proved:
     )
 
 
-def _gap_note(broken: Break) -> GapNote:
-    gap = broken.gap
+def _gap_note(recorded: RecordedGap) -> GapNote:
+    gap = recorded.gap
     found = format_time(gap.time_us) if gap.time_us else None
-    closed_lsn, repair = format_lsn(broken.closed_lsn), encode_repair(broken.repair)
-    return GapNote(broken.seq, format_lsn(gap.from_lsn), gap.reason, found, closed_lsn, repair)
+    closed_lsn, repair = format_lsn(recorded.closed_lsn), encode_repair(recorded.repair)
+    return GapNote(recorded.seq, format_lsn(gap.from_lsn), gap.reason, found, closed_lsn, repair)
 
 
-def _break_of(note: GapNote) -> Break:
+def _recorded_gap_of(note: GapNote) -> RecordedGap:
     gap = Gap(parse_lsn(note.from_lsn), note.reason, _time_us(note.time))
-    return Break(note.seq, gap, parse_lsn(note.closed_lsn), decode_repair(note.repair))
+    return RecordedGap(note.seq, gap, parse_lsn(note.closed_lsn), decode_repair(note.repair))
 
 
-def _report_of(archive: str, proved: Proved) -> Report:
+def _report_of(archive: str, proved: Proved) -> AuditReport:
     """The totals, as the report of the run that proved them had them."""
-    return Report(
+    return AuditReport(
         segments=proved.segments,
         transactions=proved.transactions,
         changes=proved.changes,
@@ -251,7 +251,7 @@ def _report_of(archive: str, proved: Proved) -> Report:
         last_commit_lsn=parse_lsn(proved.last_commit_lsn),
         covered_upto=parse_lsn(proved.covered_upto),
         next_ordinal=proved.next_ordinal,
-        gaps=[_break_of(note) for note in proved.gaps],
+        gaps=[_recorded_gap_of(note) for note in proved.gaps],
         forks=[
             Fork(Epoch(note.system_identifier, note.timeline), parse_lsn(note.switch_lsn), note.reason)
             for note in proved.forks

@@ -16,7 +16,7 @@ from cdc.archive.bucket.unlocked import UnlockedBucket
 from cdc.archive.format.encryption import Keys, Sealed, generate_key
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment
-from cdc.archive.proof.audit import Report, verify
+from cdc.archive.proof.audit import AuditReport, verify
 from cdc.archive.proof.verification import Prover
 from cdc.archive.reader.history import RestorePoint, read_history
 from cdc.archive.reader.reader import cat_lines, list_segments
@@ -76,7 +76,7 @@ def told(body: bytes) -> bytes:
     return body + text
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: AuditReport) -> list[str]:
     return [f"{finding.key} {finding.problem}" for finding in report.findings]
 
 

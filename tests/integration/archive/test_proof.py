@@ -16,7 +16,7 @@ from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.format.object_key import log_key
 from cdc.archive.proof.audit import verify
 from cdc.archive.proof.proofs import VERIFY_KEY, Proof, read_proof
-from cdc.archive.proof.verification import Prover, Proving
+from cdc.archive.proof.verification import Prover, VerificationRun
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.errors import Invalid, Unavailable
 from tests.support.s3 import S3Server
@@ -41,7 +41,7 @@ async def begun(bucket: Bucket) -> ArchiveSink:
     return sink
 
 
-async def prove(bucket: Bucket, *, full: bool = False, **options: Any) -> Proving:
+async def prove(bucket: Bucket, *, full: bool = False, **options: Any) -> VerificationRun:
     return await Prover(bucket, full=full, **options).run()
 
 
@@ -67,7 +67,7 @@ def flip(bucket: MemoryBucket, seq: int) -> bytes:
     return before
 
 
-def problems(run: Proving) -> str:
+def problems(run: VerificationRun) -> str:
     return "\n".join(f"{finding.key} {finding.problem}" for finding in run.report.findings)
 
 

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 
 from cdc.archive.bucket.memory import MemoryBucket
 from cdc.archive.proof import proofs as proof
-from cdc.archive.proof.proofs import AGAINST_KEY, DRILL_KEY, VERIFY_KEY, read_proofs, remember_trial, success, watch
+from cdc.archive.proof.proofs import AGAINST_KEY, DRILL_KEY, VERIFY_KEY, read_proofs, remember_run, success, watch
 from cdc.archive.proof.verification import Prover
 from cdc.errors import Unavailable
 from cdc.metrics import REGISTRY
@@ -41,8 +41,8 @@ async def test_gauges_say_what_was_proved_last_and_go_red(monkeypatch: pytest.Mo
     archive = await proved(bucket)
     equal = success(NOW_US, 148, {"public.turns": 10})
     restored = success(NOW_US, 148, {"public.turns": 10}, changes=30, seconds=2.0)
-    await remember_trial(bucket, AGAINST_KEY, archive=archive, command="", now_us=NOW_US, success=equal)
-    await remember_trial(bucket, DRILL_KEY, archive=archive, command="", now_us=NOW_US, success=restored)
+    await remember_run(bucket, AGAINST_KEY, archive=archive, command="", now_us=NOW_US, success=equal)
+    await remember_run(bucket, DRILL_KEY, archive=archive, command="", now_us=NOW_US, success=restored)
     await watch_once(bucket, archive, monkeypatch)
     assert [value("cdc_proof_ok", proof=name) for name in ("verify", "against", "drill")] == [1, 1, 1]
     assert value("cdc_proof_lsn", proof="verify") == 148
@@ -52,7 +52,7 @@ async def test_gauges_say_what_was_proved_last_and_go_red(monkeypatch: pytest.Mo
     bucket.objects["log/strange"] = b""
     assert not (await Prover(bucket).run()).report.intact
     failed = "2 differences"
-    await remember_trial(
+    await remember_run(
         bucket, DRILL_KEY, archive=archive, command="", now_us=NOW_US + 9_000_000, failure=failed, success=None
     )
     await watch_once(bucket, archive, monkeypatch)
@@ -80,7 +80,7 @@ async def test_a_bucket_that_is_away_does_not_matter(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_result_that_cannot_be_written_down_says_why() -> None:
-    why = await remember_trial(Away(), DRILL_KEY, archive="a", command="", now_us=NOW_US, success=None)
+    why = await remember_run(Away(), DRILL_KEY, archive="a", command="", now_us=NOW_US, success=None)
     assert why == "the bucket does not answer"
 
 

@@ -10,7 +10,7 @@ from cdc.archive.bucket.memory import MemoryBucket
 from cdc.archive.format.header import Header
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment, encode_segment
-from cdc.archive.proof.audit import Report, verify
+from cdc.archive.proof.audit import AuditReport, verify
 from tests.support.transactions import OUTBOX, batch, opened, pieces, transaction, write_chunk
 
 SEGMENTS = 11
@@ -32,7 +32,7 @@ async def bucket() -> MemoryBucket:
     return bucket
 
 
-def problems(report: Report) -> str:
+def problems(report: AuditReport) -> str:
     return "\n".join(f"{finding.key} {finding.problem}" for finding in report.findings)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cdc import status
 from cdc.archive.format.header import Gap, Source
-from cdc.archive.proof.proofs import Proof, Proofs, Proved, Success, Trial
+from cdc.archive.proof.proofs import Proof, Proofs, Proved, RememberedRun, Success
 from cdc.archive.reader.tail import Tail
 from cdc.cache.server import Reached
 from cdc.errors import DataError, Unavailable
@@ -64,9 +64,9 @@ def verified(ok: bool = True, failure: str = "") -> Proof:
     return Proof(archive="a", ok=ok, time="1970-01-01T00:00:11Z", command="", failure=failure, proved=proved)
 
 
-def tried(failure: str = "", succeeded: bool = True) -> Trial:
+def tried(failure: str = "", succeeded: bool = True) -> RememberedRun:
     success = Success(time="1970-01-01T00:00:10Z", lsn="0/9C4", rows=900, tables=["a.b"], changes=100, seconds=2.0)
-    return Trial(
+    return RememberedRun(
         archive="a", ok=not failure, time="1970-01-01T00:00:11Z", command="", failure=failure,
         success=success if succeeded else None,
     )  # fmt: skip
