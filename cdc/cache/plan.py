@@ -22,7 +22,7 @@ from cdc.row import Row, RowCodec
 _SET, _UNLINK, _ADD, _REPLACE, _NEWEST, _REVISE = range(1, 7)
 
 
-class Identity:
+class MemberIdentity:
     """Which history member is meant: its exact JSON, and for when that is not there, its score and key columns."""
 
     __slots__ = ("key_tokens", "member", "score")
@@ -36,7 +36,7 @@ class Identity:
 class _Replacement:
     __slots__ = ("expiry_ms", "identity", "pair", "reordered")
 
-    def __init__(self, identity: Identity, pair: list[bytes], expiry_ms: int, reordered: bool) -> None:
+    def __init__(self, identity: MemberIdentity, pair: list[bytes], expiry_ms: int, reordered: bool) -> None:
         self.identity = identity
         self.pair = pair
         self.expiry_ms = expiry_ms
@@ -158,7 +158,7 @@ class Plan:
             history.expiry_ms = expiry_ms
 
     def replace(
-        self, key: bytes, limit: int, old: Identity, pair: list[bytes], expiry_ms: int, *, reordered: bool
+        self, key: bytes, limit: int, old: MemberIdentity, pair: list[bytes], expiry_ms: int, *, reordered: bool
     ) -> None:
         """Take the old member out of a history and put the new `pair` (score, member; or nothing) in its place."""
         self._settled(key, limit).append(_Replacement(old, pair, expiry_ms, reordered))

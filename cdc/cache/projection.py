@@ -32,7 +32,7 @@ import orjson
 
 from cdc.cache.checkpoint import META_KEY
 from cdc.cache.order import is_time, order_kind, score_of_type, time_us
-from cdc.cache.plan import Identity, LatestShape, Plan
+from cdc.cache.plan import LatestShape, MemberIdentity, Plan
 from cdc.change import UPDATE, Relation, RowChange, Transaction, Truncate
 from cdc.config import HistoryProjection, LatestProjection, Projection, RowProjection
 from cdc.errors import Invalid
@@ -232,13 +232,13 @@ class BoundHistory(Bound):
     def _delete(self, key: bytes, old: Row, expiry_ms: int, plan: Plan) -> None:
         plan.replace(key, self._limit, self._identity(old, None), [], expiry_ms, reordered=False)
 
-    def _identity(self, old: Row | None, new: Row | None) -> Identity:
+    def _identity(self, old: Row | None, new: Row | None) -> MemberIdentity:
         if old is None:
-            return Identity(None, None, self._key_tokens(new))
+            return MemberIdentity(None, None, self._key_tokens(new))
         order = old[self._order]
         score = self._score(order) if isinstance(order, bytes) else None
         member = None if ABSENT in old else self._relation.codec.encode(old)
-        return Identity(member, score, self._key_tokens(old))
+        return MemberIdentity(member, score, self._key_tokens(old))
 
     def _key_tokens(self, row: Row | None) -> list[bytes]:
         """`"id"`, `42`, and so on for every key column: as they stand in a member. Empty if one is not known."""

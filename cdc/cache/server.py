@@ -18,7 +18,7 @@ OLDEST_VERSION: Final = (6, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class CachedPosition:
     """What `cdc:meta` holds: the cache is complete up to `lsn` of `epoch`."""
 
     lsn: int
@@ -37,7 +37,7 @@ class CacheServer:
     maxmemory_bytes: int
     maxmemory_policy: str
     append_only: bool
-    checkpoint: Reached | None
+    checkpoint: CachedPosition | None
     used_bytes: int = 0
     loading: bool = False
 
@@ -97,11 +97,11 @@ def _parse_info(info: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
 
 
-def _reached(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> Reached | None:
+def _reached(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> CachedPosition | None:
     """None for a cache that has not been warmed, or whose checkpoint is not one of ours."""
     try:
         system_identifier, _, timeline = (epoch or b"").decode().partition("/")
         position = parse_lsn((lsn or b"").decode())
-        return Reached(position, Epoch(system_identifier, int(timeline)), (updated_at or b"").decode())
+        return CachedPosition(position, Epoch(system_identifier, int(timeline)), (updated_at or b"").decode())
     except ValueError:
         return None

@@ -9,7 +9,7 @@ from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment_header
 from cdc.archive.proof.proofs import Proofs, only_of, read_proofs
 from cdc.archive.reader.tail import Tail, read_tail
-from cdc.cache.server import Reached, read_cache_server
+from cdc.cache.server import CachedPosition, read_cache_server
 from cdc.config import ArchiveSettings, CacheSettings, PostgresSettings
 from cdc.errors import CdcError
 from cdc.postgres.server import Server, current_wal_lsn, read_server
@@ -48,7 +48,7 @@ class CacheStatus:
     """`checkpoint` is None while the cache is empty or being warmed."""
 
     configured: bool
-    checkpoint: Reached | None = None
+    checkpoint: CachedPosition | None = None
     error: CdcError | None = None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cdc.cache.plan import Identity, Plan
+from cdc.cache.plan import MemberIdentity, Plan
 from cdc.cache.projection import Template, bind, find_conflicts, find_mistakes, warm_queries
 from cdc.change import UPDATE, Column, Relation, RowChange
 from cdc.config import TURNS_PROJECTIONS, HistoryProjection, LatestProjection, Projection, RowProjection
@@ -183,7 +183,7 @@ def test_a_table_without_a_key_has_no_second_way_to_a_member() -> None:
 
 def test_an_identity_may_be_all_unknown() -> None:
     plan = Plan()
-    plan.replace(b"k", 3, Identity(None, None, []), [], 1, reordered=False)
+    plan.replace(b"k", 3, MemberIdentity(None, None, []), [], 1, reordered=False)
     ((_, _, _, _, member, score, first, last, *_),) = operations(plan)
     assert (member, score) == (0, 0)
     assert first > last

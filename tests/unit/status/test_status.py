@@ -10,7 +10,7 @@ from cdc import status
 from cdc.archive.format.header import Gap, Source
 from cdc.archive.proof.proofs import Proof, Proofs, Proved, RememberedRun, Success
 from cdc.archive.reader.tail import Tail
-from cdc.cache.server import Reached
+from cdc.cache.server import CachedPosition
 from cdc.errors import DataError, Unavailable
 from cdc.position import Epoch
 from cdc.postgres.server import Server
@@ -42,7 +42,7 @@ def archive(covered_upto: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> A
 
 
 def cache(lsn: int = 2500, epoch: Epoch = EPOCH, **changed: Any) -> CacheStatus:
-    facts: dict[str, Any] = {"checkpoint": Reached(lsn, epoch, "")}
+    facts: dict[str, Any] = {"checkpoint": CachedPosition(lsn, epoch, "")}
     return CacheStatus(True, **(facts | changed))
 
 
