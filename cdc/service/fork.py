@@ -11,7 +11,7 @@ earlier timeline, or on one that left before the archived one began, stays a per
 import structlog
 
 from cdc import metrics
-from cdc.archive.reader.lookback import find_lost_snapshot
+from cdc.archive.reader.tail import find_lost_snapshot
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.config import Settings
 from cdc.crash import crash_point

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 import structlog
 
 from cdc.archive.format.header import Source
-from cdc.archive.reader.lookback import read_last_look
-from cdc.archive.reader.tail import Tail
+from cdc.archive.reader.tail import Tail, read_last_look
 from cdc.archive.state.gap_diff import GapDiff
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.config import Settings

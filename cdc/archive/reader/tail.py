@@ -1,8 +1,9 @@
-"""Where an archive stands: how its last segment is found and checked, and whose history it tells.
+"""Where an archive stands: how its last segment is found and checked, what lies behind it, and whose history it tells.
 
 Keys are dense: segment n exists only if all before it do. So the last one is found by asking for single keys, first
 from where the hint points (which is never trusted), then in doubling steps, then by halving. The tail's header says
-all that a writer must know, because every header does.
+all that a writer must know, because every header does. What a starting writer must know beside stands in the headers
+behind it.
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from hashlib import sha256
 
 from cdc.archive.bucket.bucket import Bucket, read_object
 from cdc.archive.bucket.unlocked import keys_of
-from cdc.archive.format.header import Header, Source
+from cdc.archive.format.header import Fork, Header, Source
 from cdc.archive.format.object_key import LOG, log_key, seq_of
-from cdc.archive.format.segment import Segment, inspect_segment
+from cdc.archive.format.segment import Segment, decode_segment_header, inspect_segment
 from cdc.archive.reader.hint import read_hint
 from cdc.errors import DataError, Diverged
+
+# Segments in which a last coverage is looked for, one GET each; a fence behind them is found by halving.
+_LOOKED_BACK = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +128,43 @@ async def _first_beyond(bucket: Bucket, seq: int) -> str | None:
 
 async def _exists(bucket: Bucket, seq: int) -> bool:
     return await bucket.head(log_key(seq)) is not None
+
+
+async def read_last_look(bucket: Bucket, tail: Tail) -> int:
+    """`covered_upto` when a writer last looked at the publication: before it covered idle WAL, or at its start.
+
+    The first is looked for among the last segments only, the second by halving: each start raises `writer.epoch`.
+    """
+    for seq in range(tail.seq, max(-1, tail.seq - _LOOKED_BACK), -1):
+        header = await _read_header(bucket, seq)
+        if header.kind in {"fence", "coverage", "snapshot"}:
+            return header.covered_upto
+    low, high = -1, tail.seq
+    while high - low > 1:
+        middle = (low + high) // 2
+        before = (await _read_header(bucket, middle)).writer.epoch < tail.writer_epoch
+        low, high = (middle, high) if before else (low, middle)
+    return (await _read_header(bucket, high)).covered_upto
+
+
+async def find_lost_snapshot(bucket: Bucket, tail: Tail) -> int | None:
+    """The switch point of a fork behind which nothing was written yet, if the last snapshot is in its lost tail."""
+    fork: Fork | None = None
+    for seq in range(tail.seq, -1, -1):
+        header = await _read_header(bucket, seq)
+        if fork is None:
+            fork = header.fork
+            if header.kind not in ("fence", "fork") or seq <= tail.seq - _LOOKED_BACK:
+                return None
+        elif header.base is not None and header.base.consistent_lsn > fork.switch_lsn:
+            return fork.switch_lsn
+        elif header.covered_upto <= fork.switch_lsn:
+            return None
+    return None
+
+
+async def _read_header(bucket: Bucket, seq: int) -> Header:
+    return decode_segment_header(await read_segment(bucket, seq))
 
 
 def check_source(url: str, archived: Source, source: Source) -> None:

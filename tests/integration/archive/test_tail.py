@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cdc.archive.bucket.memory import MemoryBucket
-from cdc.archive.reader.lookback import find_lost_snapshot, read_last_look
+from cdc.archive.reader.tail import find_lost_snapshot, read_last_look
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.position import Epoch
 from tests.support.transactions import EPOCH, SOURCE, TURNS, batch, opened, transaction
