@@ -1,14 +1,16 @@
 """What the first line of every object says: what it is, where it came from, and what its lines must add up to.
 
-Positions are integers and times microseconds since 1970; `header_line.py` prints them as people read them.
+Positions are integers and times microseconds since 1970; `header_line.py` prints them as people read them. What has
+neither is a `msgspec.Struct`, which stands in the line as it is.
 """
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import msgspec
+import msgspec.structs
 
 from cdc.change import Column, Relation
 from cdc.position import Epoch
@@ -35,12 +37,11 @@ class Source:
     tables: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
+class Writer(msgspec.Struct, frozen=True):
     """Who wrote: a name drawn at start, and how many writers there have been, this one included."""
 
     id: str
-    epoch: int
+    epoch: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +55,38 @@ class Part:
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """One object of snapshot rows, as the `snapshot` record names it. `bytes` and `sha256` are of the object."""
 
     key: str
     table: str
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeCounts:
+class ChangeCounts(msgspec.Struct, frozen=True):
     """How many rows of a table differ between two states: only in the first, only in the second, not equal."""
 
-    deleted: int
-    inserted: int
-    changed: int
+    deleted: Count
+    inserted: Count
+    changed: Count
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(msgspec.Struct, frozen=True):
     """What a snapshot that closes the gap of segment `gap` found changed inside, by table.
 
     `deleted` are objects with the keys of deleted rows. `unknown` are tables of which nothing can be said, and why.
     """
 
-    gap: int
+    gap: Count
     tables: dict[str, ChangeCounts]
-    deleted: tuple[Chunk, ...] = ()
-    unknown: dict[str, str] = field(default_factory=dict)
+    deleted: tuple[Chunk, ...]
+    unknown: dict[str, str]
 
     def facts(self) -> dict[str, dict[str, int]]:
         """The counts as plain values, by table."""
-        return {name: asdict(tally) for name, tally in self.tables.items()}
+        return {name: msgspec.structs.asdict(counts) for name, counts in self.tables.items()}
 
 
 @dataclass(frozen=True, slots=True)

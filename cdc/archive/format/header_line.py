@@ -1,8 +1,8 @@
 """The header as it stands in an object: its first line, as JSON.
 
 Positions and times are printed as people read them (`16/B374D848`, `2026-11-22T18:07:13.802498Z`). The names of the
-fields are a public contract (DESIGN, "Archive"). Fields that a later version adds are ignored here; anything else that
-does not fit raises DataError.
+fields are a public contract (`docs/archive-format.md`). Fields that a later version adds are ignored here. Anything
+else that does not fit raises DataError.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -11,7 +11,6 @@ import msgspec
 
 from cdc.archive.format.header import (
     Base,
-    ChangeCounts,
     Chunk,
     Count,
     Encryption,
@@ -36,11 +35,6 @@ FORMAT_VERSION: Final = 1
 _Position = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
 
 
-class _Writer(msgspec.Struct):
-    id: str
-    epoch: Count
-
-
 class _Source(msgspec.Struct, omit_defaults=True):
     system_identifier: str
     timeline: Count
@@ -61,34 +55,11 @@ class _Part(msgspec.Struct):
     xid: Count
 
 
-class _Chunk(msgspec.Struct):
-    key: str
-    table: str
-    rows: Count
-    bytes: Count
-    sha256: str
-
-
-class _Tally(msgspec.Struct):
-    deleted: Count
-    inserted: Count
-    changed: Count
-
-
-class RepairNote(msgspec.Struct):
-    """A `Repair` as it is written."""
-
-    gap: Count
-    tables: dict[str, _Tally]
-    deleted: list[_Chunk]
-    unknown: dict[str, str]
-
-
 class _Base(msgspec.Struct, omit_defaults=True):
     seq: Count
     consistent_lsn: _Position
-    chunks: list[_Chunk]
-    repair: RepairNote | None = None
+    chunks: tuple[Chunk, ...]
+    repair: Repair | None = None
 
 
 class _Gap(msgspec.Struct, rename={"from_lsn": "from"}, omit_defaults=True):
@@ -110,7 +81,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     seq: Count
     kind: Kind
     prev_sha256: str | None
-    writer: _Writer
+    writer: Writer
     source: _Source
     first_lsn: _Position | None
     last_lsn: _Position
@@ -146,7 +117,7 @@ def encode_header(header: Header) -> bytes:
             seq=header.seq,
             kind=header.kind,
             prev_sha256=header.prev_sha256,
-            writer=_Writer(header.writer.id, header.writer.epoch),
+            writer=header.writer,
             source=_Source(
                 source.epoch.system_identifier,
                 source.epoch.timeline,
@@ -197,7 +168,7 @@ def _from_wire(wire: _Header) -> Header:
         seq=wire.seq,
         kind=wire.kind,
         prev_sha256=wire.prev_sha256,
-        writer=Writer(wire.writer.id, wire.writer.epoch),
+        writer=wire.writer,
         source=Source(
             epoch=Epoch(source.system_identifier, source.timeline),
             database=source.database,
@@ -253,42 +224,11 @@ def _decode_part(part: _Part | None) -> Part | None:
 
 
 def _encode_base(base: Base | None) -> _Base | None:
-    if base is None:
-        return None
-    return _Base(
-        base.seq, format_lsn(base.consistent_lsn), list(map(_encode_chunk, base.chunks)), encode_repair(base.repair)
-    )
+    return None if base is None else _Base(base.seq, format_lsn(base.consistent_lsn), base.chunks, base.repair)
 
 
 def _decode_base(base: _Base | None) -> Base | None:
-    if base is None:
-        return None
-    chunks = tuple(map(_decode_chunk, base.chunks))
-    return Base(base.seq, parse_lsn(base.consistent_lsn), chunks, decode_repair(base.repair))
-
-
-def _encode_chunk(chunk: Chunk) -> _Chunk:
-    return _Chunk(chunk.key, chunk.table, chunk.rows, chunk.bytes, chunk.sha256)
-
-
-def _decode_chunk(chunk: _Chunk) -> Chunk:
-    return Chunk(chunk.key, chunk.table, chunk.rows, chunk.bytes, chunk.sha256)
-
-
-def encode_repair(repair: Repair | None) -> RepairNote | None:
-    """As it is written."""
-    if repair is None:
-        return None
-    tables = {name: _Tally(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
-    return RepairNote(repair.gap, tables, list(map(_encode_chunk, repair.deleted)), repair.unknown)
-
-
-def decode_repair(repair: RepairNote | None) -> Repair | None:
-    """As it was read."""
-    if repair is None:
-        return None
-    tables = {name: ChangeCounts(one.deleted, one.inserted, one.changed) for name, one in repair.tables.items()}
-    return Repair(repair.gap, tables, tuple(map(_decode_chunk, repair.deleted)), repair.unknown)
+    return None if base is None else Base(base.seq, parse_lsn(base.consistent_lsn), base.chunks, base.repair)
 
 
 def _encode_gap(gap: Gap | None) -> _Gap | None:

@@ -19,7 +19,7 @@ import structlog
 
 from cdc import metrics
 from cdc.archive.bucket.bucket import Bucket
-from cdc.archive.format.header_line import RepairNote
+from cdc.archive.format.header import Repair
 from cdc.change import format_time, parse_time
 from cdc.errors import CdcError, Unavailable
 from cdc.lsn import format_lsn, parse_lsn
@@ -49,7 +49,7 @@ class GapNote(msgspec.Struct, frozen=True, rename={"from_lsn": "from"}, omit_def
     reason: str
     time: str | None
     closed_lsn: _Position
-    repair: RepairNote | None = None
+    repair: Repair | None = None
 
 
 class ForkNote(msgspec.Struct, frozen=True):

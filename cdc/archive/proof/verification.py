@@ -22,7 +22,6 @@ from hashlib import sha256
 from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.bucket.unlocked import UnlockedBucket, keys_of
 from cdc.archive.format.header import Fork, Gap, Header
-from cdc.archive.format.header_line import decode_repair, encode_repair
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment_header
 from cdc.archive.proof.audit import Audit, AuditReport, Damage, Progress, RecordedGap, verify
@@ -223,13 +222,13 @@ def _proved_of(report: AuditReport, whole_since: str) -> Proved:
 def _gap_note(recorded: RecordedGap) -> GapNote:
     gap = recorded.gap
     found = format_time(gap.time_us) if gap.time_us else None
-    closed_lsn, repair = format_lsn(recorded.closed_lsn), encode_repair(recorded.repair)
-    return GapNote(recorded.seq, format_lsn(gap.from_lsn), gap.reason, found, closed_lsn, repair)
+    closed_lsn = format_lsn(recorded.closed_lsn)
+    return GapNote(recorded.seq, format_lsn(gap.from_lsn), gap.reason, found, closed_lsn, recorded.repair)
 
 
 def _recorded_gap_of(note: GapNote) -> RecordedGap:
     gap = Gap(parse_lsn(note.from_lsn), note.reason, _time_us(note.time))
-    return RecordedGap(note.seq, gap, parse_lsn(note.closed_lsn), decode_repair(note.repair))
+    return RecordedGap(note.seq, gap, parse_lsn(note.closed_lsn), note.repair)
 
 
 def _report_of(archive: str, proved: Proved) -> AuditReport:

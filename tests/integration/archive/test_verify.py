@@ -7,7 +7,7 @@ from hashlib import sha256
 import pytest
 
 from cdc.archive.bucket.memory import MemoryBucket
-from cdc.archive.format.header import Header
+from cdc.archive.format.header import Header, Writer
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import decode_segment, encode_segment
 from cdc.archive.proof.audit import AuditReport, verify
@@ -149,7 +149,7 @@ DAMAGE: list[tuple[Callable[[Header, list[bytes]], Header], str]] = [
     (lambda header, lines: replace(header, to_time_us=1), "other commit times"),
     (lambda header, lines: replace(header, archive="other"), "another archive"),
     (lambda header, lines: replace(header, kind="coverage"), "holds changes, though it is a coverage segment"),
-    (lambda header, lines: replace(header, writer=replace(header.writer, epoch=2)), "is of writer 2, not 1"),
+    (lambda header, lines: replace(header, writer=Writer(header.writer.id, 2)), "is of writer 2, not 1"),
     (lambda header, lines: replace(header, source=replace(header.source, database="x")), "of another database"),
 ]
 
