@@ -1,5 +1,5 @@
 """The archive: every committed change, off the box, append-only. The only room that imports aioboto3.
 
-`segment` and `header` say what an object holds (pure), `bucket` where objects live, `tail` how far the archive is,
-`cut` how a batch becomes segments (pure), `sink` writes, `reader` and `verify` read.
+Its floors, from below: `format` holds what an object's bytes mean (pure), `bucket` where objects live, `proof` that all
+of them are there, `reader` the tail and the history, `writer` the sink, `state` the tables that the log adds up to.
 """

@@ -1,9 +1,9 @@
 """The cache's checkpoint: the hash `cdc:meta` in Redis, which moves in the same script call as the data.
 
-It holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (which filling of the cache
-this is, and of which projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not applied
-yet) while a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a TRUNCATE,
-count themselves behind it (`commit_lsn:seq:step-writer.call`).
+It holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (names this filling of the
+cache and its projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not applied yet) while
+a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a TRUNCATE, count
+themselves behind it (`commit_lsn:seq:step-writer.call`).
 """
 
 from typing import Final, NamedTuple

@@ -56,7 +56,7 @@ _ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
 
 
 class NoScript(Exception):
-    """The server does not have the script: it restarted, failed over, or somebody flushed its scripts."""
+    """The server does not have the script: it restarted, failed over, or its scripts were flushed."""
 
 
 class Connection:

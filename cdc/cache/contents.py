@@ -1,4 +1,4 @@
-"""What is in the Redis that holds the cache: a sample of its keys, the time that an answer takes, and its clock."""
+"""A look into the Redis that holds the cache: a sample of its keys, the time an answer takes, and its clock."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What one script call shall do: operations gathered by key, then flattened into keys, values and numbers. Pure.
+"""The operations of one script call: gathered by key, then flattened into keys, values and numbers. Pure.
 
 Every operation touches one key, so operations on different keys may change places and those on one key keep their
 order. That is what may be joined:
@@ -23,7 +23,7 @@ _SET, _UNLINK, _ADD, _REPLACE, _NEWEST, _REVISE = range(1, 7)
 
 
 class MemberIdentity:
-    """Which history member is meant: its exact JSON, and for when that is not there, its score and key columns."""
+    """Names a member of a history: its exact JSON, and in case that is not there, its score and key columns."""
 
     __slots__ = ("key_tokens", "member", "score")
 
@@ -136,7 +136,7 @@ class Plan:
         self.rows = 0
         self.nbytes = 0
         self.unreachable: set[str] = set()
-        """Tables of which a change's old key is not known, for want of REPLICA IDENTITY FULL."""
+        """Tables where a change's old key is not known, for want of REPLICA IDENTITY FULL."""
         self.unlinked: list[bytes] = []
         self._strings: dict[bytes, tuple[bytes, int] | None] = {}
         self._histories: dict[bytes, _History] = {}

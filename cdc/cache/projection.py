@@ -16,7 +16,7 @@ an insert or by a row that moves to it. Rows without an order (NULL) stay out.
 
 **latest** - chosen columns of the newest row of a key, the order column first. Insert takes the place of a row whose
 order is the same or lower. Update replaces only the row that is there, or takes its place by a higher order; it never
-creates. When the newest row goes or moves back, the key goes: nobody here knows which row is the newest now.
+creates. When the newest row goes or moves back, the key goes: the newest row is not known then.
 
 **Holes.** Where Postgres did not send an unchanged TOAST value, the key goes (of a history: the whole history): a miss
 is honest, a hole is not. Where the old row's key is not known (no REPLICA IDENTITY FULL) it is taken to be the new
@@ -75,7 +75,7 @@ class _Key:
         self._literals = template.literals
         self._indexes = [relation.column_index[column] for column in template.columns]
         self.single = self._indexes[0] if len(self._indexes) == 1 else -1
-        """The only column's index: for the many projections with one, whoever is in a hurry joins the key himself."""
+        """The index of the only column, or -1: hot paths join a key of one column themselves."""
         self.prefix = template.literals[0]
         self.suffix = template.literals[-1]
 

@@ -27,7 +27,7 @@ class Bucket(Protocol):
 
     @property
     def url(self) -> str:
-        """The address, for messages."""
+        """The bucket's address, as messages print it."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What the bucket's operations cost: list prices, and what a configuration comes to (pure).
+"""Costs of the bucket's operations, by list prices, and of a month with a configuration (pure).
 
 Cloudflare R2, standard storage, beyond the free million of Class A operations (PUT, LIST) a month
 (https://developers.cloudflare.com/r2/pricing/). Reading is for starts and catch-ups, and costs a twelfth.

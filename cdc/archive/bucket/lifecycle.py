@@ -1,4 +1,4 @@
-"""What the bucket does to objects by itself: rules that delete or move them, locks, versions, and its clock.
+"""Rules by which a bucket deletes or moves objects by itself, its locks and versions, and its clock.
 
 Only a bucket on S3 has such rules, and not every store answers, nor may every key ask: what is not told is None.
 """

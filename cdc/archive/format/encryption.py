@@ -3,7 +3,7 @@ as they are stored, so `verify`, `ls` and the writer itself need no key.
 
 An object draws a key of its own (32 bytes) and carries it in its header, wrapped for each recipient with HPKE (RFC
 9180: base mode, X25519, HKDF-SHA256, AES-256-GCM). Each zstd frame of lines becomes one zstd *skippable* frame, so that
-the object still is a run of zstd frames, of which `zstdcat` shows the header:
+the object still is a run of zstd frames, and `zstdcat` shows its header:
 
     50 2A 4D 18 | length, 4 bytes little-endian | AES-256-GCM of the frame, its tag at the end | check, 8 bytes
 

@@ -1,4 +1,4 @@
-"""What the first line of every object says: what it is, where it came from, and what its lines must add up to.
+"""The first line of every object: what it is, where it came from, and what its lines must add up to.
 
 Positions are integers and times microseconds since 1970; `header_line.py` prints them as people read them. What has
 neither is a `msgspec.Struct`, which stands in the line as it is.
@@ -46,7 +46,7 @@ class Writer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which piece of which large transaction a `part` segment holds. The commit is in the last one."""
+    """A `part` segment's place in its large transaction. The commit is in the last one."""
 
     commit_lsn: int
     index: int
@@ -76,7 +76,8 @@ class ChangeCounts(msgspec.Struct, frozen=True):
 class Repair(msgspec.Struct, frozen=True):
     """What a snapshot that closes the gap of segment `gap` found changed inside, by table.
 
-    `deleted` are objects with the keys of deleted rows. `unknown` are tables of which nothing can be said, and why.
+    `deleted` are objects with the keys of deleted rows. `unknown` are tables that were not compared, each with the
+    reason.
     """
 
     gap: Count

@@ -1,4 +1,4 @@
-"""A new pair of keys: the private one into a file that only its owner reads, the public one to whoever asked."""
+"""A new pair of keys. The private one goes into a file that only its owner reads, the public one to the caller."""
 
 import os
 from pathlib import Path

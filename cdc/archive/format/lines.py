@@ -1,4 +1,4 @@
-"""The lines of a segment: one change a line, in JSON, as DESIGN's archive contract writes them. Pure, and compiled.
+"""The lines of a segment: one change a line, in JSON, as `docs/archive-format.md` has them. Pure, and compiled.
 
 The hot path of the archive. What is the same for a whole transaction or relation is made once, a row's JSON is shared
 with the other sinks (`RowChange.after`), and a line is a few appends.
@@ -102,7 +102,7 @@ class Encoder:
             self.relations[name] = shape
         elif known != shape:
             self.reshaped.append(Reshaped(line, name, shape))
-            # The shape may change back: whoever comes next under this name must be looked at again.
+            # The shape may change back, so the next relation of this name is described anew.
             for other in [other for other in self._pieces if other.qualified_name == name]:
                 del self._pieces[other]
         self._current[name] = shape

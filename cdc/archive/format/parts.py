@@ -1,4 +1,4 @@
-"""Which segments count: parts of a large transaction do when the last of them is there, and else never happened."""
+"""Series of `part` segments. A series counts once its last part has arrived; an incomplete one is ignored."""
 
 from typing import Generic, Protocol, TypeVar
 

@@ -62,7 +62,7 @@ def compress_header(header: Header, level: int) -> bytes:
 
 
 def encode_segment(header: Header, lines: Sequence[bytes], level: int) -> bytes:
-    """A whole object from its header and its lines, each of which ends in a line break."""
+    """A whole object from its header and its lines; each line ends in a line break."""
     body = b"".join(lines)
     frames = [compress_frame(body[at : at + FRAME_BYTES], level) for at in range(0, len(body), FRAME_BYTES)]
     return b"".join([compress_header(header, level), *frames])

@@ -171,7 +171,7 @@ class Audit:
         self._digest = self.report.last_sha256 = sha256(body).hexdigest()
 
     def finish(self) -> None:
-        """After the last object."""
+        """Note what is still open after the last object."""
         before = self.report.abandoned_parts
         self._abandon_series()
         self.report.open_parts = self.report.abandoned_parts - before

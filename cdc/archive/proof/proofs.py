@@ -1,5 +1,7 @@
-"""What was proved of an archive, remembered beside it: so that the next proof begins where the last one ended, and so
-that somebody who was not there can tell when an archive was last proved, compared and restored.
+"""Remembered proofs, in objects beside the archive.
+
+The next verification goes on where the last one ended, and `cdc status` and the metrics tell when the archive was last
+proved, compared and restored.
 
 One small object for each kind of proof, because nothing but its own command writes it:
 
@@ -7,8 +9,8 @@ One small object for each kind of proof, because nothing but its own command wri
     proof/against.json   `cdc archive verify --against`   archive and live tables were equal at an LSN
     proof/drill.json     `cdc drill`                      a restore gave the live tables at an LSN
 
-Each is overwritten, and is a hint like `hint.json`: it may be absent, old, or of another archive, and whoever goes on
-from it looks first whether what it names is there. A failure stays written down until a later proof has covered it.
+Each is overwritten, and is a hint like `hint.json`: it may be absent, old, or of another archive. A run that goes on
+from it first checks that the segment it names is there. A failure stays written down until a later proof covers it.
 """
 
 import asyncio
@@ -90,7 +92,7 @@ class Proved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """Of which archive, when, by which command, and how: `failure` says what was found, for people."""
+    """How a run ended: the archive, the time, the command, and in `failure` what it found, for people."""
 
     cdc: Literal[1] = 1
     archive: str
@@ -149,7 +151,7 @@ _Kept = TypeVar("_Kept", Proof, RememberedRun)
 
 
 async def _read(bucket: Bucket, key: str, kind: type[_Kept]) -> _Kept | None:
-    """None where there is nothing, or nothing that this version understands: then it is as if nobody had proved."""
+    """Read one object; None where there is none, or none that this version understands."""
     body = await bucket.get(key)
     try:
         kept = None if body is None else msgspec.json.decode(body, type=kind)
@@ -160,7 +162,7 @@ async def _read(bucket: Bucket, key: str, kind: type[_Kept]) -> _Kept | None:
 
 
 async def read_proof(bucket: Bucket) -> Proof | None:
-    """What `cdc archive verify` remembers. Raises Unavailable or Invalid."""
+    """Read what `cdc archive verify` remembers. Raises Unavailable or Invalid."""
     return await _read(bucket, VERIFY_KEY, Proof)
 
 
@@ -180,7 +182,7 @@ def only_of(proofs: Proofs, archive: str) -> Proofs:
 
 
 async def write_proof(bucket: Bucket, proof: Proof) -> None:
-    """Raises Unavailable or Invalid."""
+    """Write what `cdc archive verify` remembers. Raises Unavailable or Invalid."""
     await _replace(bucket, VERIFY_KEY, proof)
 
 
@@ -189,7 +191,7 @@ async def remember_run(
 ) -> str:
     """Write down how a comparison or a drill ended; without `success` the last one that had it is kept.
 
-    Returns why that was not possible, or nothing: a result is a result though nobody will remember it.
+    Returns why that was not possible, or ''. The result of the run holds either way.
     """
     try:
         before = await _read(bucket, key, RememberedRun)
@@ -244,7 +246,7 @@ async def watch(bucket: Bucket, archive: str) -> None:
 
 
 def export(proofs: Proofs) -> None:
-    """Set the gauges. What nobody has proved has none."""
+    """Set the gauges. A proof that was never run has none."""
     for name in Proofs.__struct_fields__:
         kept: Proof | RememberedRun | None = getattr(proofs, name)
         if kept is None:

@@ -1,4 +1,6 @@
-"""`cdc archive verify`, which proves only what no earlier run has: incremental, and never on a remembered word alone.
+"""`cdc archive verify`: incremental verification.
+
+It reads only the segments after the last proof, and first checks that the segment named in it is unchanged.
 
 1. read `proof/verify.json`, and the segment that it names: the archive's UUID, the object's SHA-256 and what its header
    says of positions must be as remembered, or the proof begins with segment 0, and the report says why;
@@ -7,7 +9,7 @@
 3. remember the result. A failure never moves the proof forward. After a run from segment 0 it takes the proof back to
    what that run had proved itself, so that no later run can pass the damage by.
 
-What happens to bytes behind the remembered segment (a disk's rot, somebody's hand) is seen by `full` alone, except that
+A change of bytes behind the remembered segment (a disk's rot, a person's hand) is seen by `full` alone, except that
 an archive never shrinks: ending before the remembered segment is a finding.
 
 Two at once do not harm each other: each writes down only what it has seen itself. A success never takes the place of a
@@ -147,7 +149,7 @@ class Prover:
         return await self._write(proof)
 
     async def _write(self, proof: Proof) -> str:
-        """Why it could not be written down; a result is a result though nobody will remember it."""
+        """Write a proof down; return why that was not possible. The result of the run holds either way."""
         try:
             there = await read_proof(self._bucket)
             if there is not None and there != self._known and _says_more(there, proof):

@@ -54,7 +54,7 @@ class HintWriter:
             self._task = asyncio.create_task(self._write(seq), name="archive hint")
 
     async def close(self, seq: int | None) -> None:
-        """Leave a hint for the next start, unless nobody knows the last segment or the key wants to rest."""
+        """Leave a hint for the next start, unless the last segment is not known (None) or the key must rest."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -149,8 +149,8 @@ class ArchiveReader:
     async def _behind(self, last: int, after: Position) -> int:
         """The first segment to read when the tail is covered, and more may be written any moment.
 
-        A part moves nothing, so it looks covered while its series still grows: whoever began behind it would take the
-        rest of the series for one that was abandoned.
+        A part moves nothing, so it looks covered while its series still grows. A reader that began behind it would take
+        the rest of the series for an abandoned one.
         """
         header = await self._header_surely(last)
         growing = header.part is not None and not header.part.last and header.epoch == after.epoch

@@ -119,7 +119,7 @@ async def _probe_forward(bucket: Bucket, start: int) -> int:
 
 
 async def _first_beyond(bucket: Bucket, seq: int) -> str | None:
-    """Any log key after `seq`: one listing at start, lest a hole be taken for the end."""
+    """Any log key after `seq`. One listing at start tells a hole from the end."""
     async for key in bucket.list(LOG, after=log_key(seq) if seq >= 0 else LOG):
         if seq_of(key) is not None:
             return key

@@ -1,1 +1,1 @@
-"""What the tables were: rows folded from the log, compared by digest or by sorted runs."""
+"""The tables as they were: rows folded from the log, compared by digest or by sorted runs."""

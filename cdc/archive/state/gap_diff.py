@@ -1,4 +1,4 @@
-"""What changed across a gap: the state before it, as the archive's transactions give it, against the new snapshot.
+"""The changes across a gap: the state before it, as the archive's transactions give it, against the new snapshot.
 
 1. `replay`: from the last snapshot before the gap on, every change: a row's key, and digests of its values;
 2. `see`: the same of the rows that the new snapshot reads, on their way into the archive;
@@ -48,7 +48,7 @@ _SLICE_KEYS: Final = 5000
 
 
 class Unknown(Exception):
-    """Why it cannot be told what changed."""
+    """It cannot be told what changed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,9 +331,6 @@ def _key_of(relation: Relation) -> list[tuple[str, int]]:
     """The key's columns and types; none if the whole row stands for a key. Integers are one type: they print alike."""
     key = [(c.name, _INT8 if c.type_oid in _INTEGERS else c.type_oid) for c in relation.columns if c.key]
     return [] if relation.replica_identity == "f" and len(key) == len(relation.columns) else key
-
-
-# The way to the gap --------------------------------------------------------------------------------------------------
 
 
 async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_ChangedSegment]]:

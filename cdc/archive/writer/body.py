@@ -1,4 +1,4 @@
-"""What an object will hold, on its way there: lines are encoded, gathered into frames, and frozen with their header.
+"""An object while it is made: lines are encoded, gathered into frames, and frozen with their header.
 
 Encoding happens in slices with a pause after each, compression of anything large in a thread: the loop that we share
 with the cache is never held for more than about a millisecond.

@@ -51,7 +51,7 @@ _MAX_RETRY_S = 10.0
 
 @dataclass(slots=True)
 class _Series:
-    """A large transaction of which some part segments are in the archive."""
+    """A large transaction whose first part segments are in the archive."""
 
     commit_lsn: int
     index: int
@@ -142,8 +142,8 @@ class ArchiveSink:
     async def write(self, batch: Batch) -> int:
         """Archive a batch. Pieces of a large transaction go out as parts and move nothing until the last.
 
-        While the bucket is away this waits and tries again, for ever (`struggling` says so). Raises Fenced when another
-        writer took over, Moved when the sink must be opened and fenced (again) first.
+        While the bucket is away this tries again without end (`struggling` says so). Raises Fenced when another writer
+        took over, Moved when the sink must be opened and fenced (again) first.
         """
         async with self._writing:
             tail = self._writable()
@@ -292,7 +292,7 @@ class ArchiveSink:
         """Freeze the next segment, and PUT it until it is there."""
         header = next_header(self._writable(), kind, self._writer_id, **facts)
         frozen = await (body or self._new_body()).freeze(header)
-        self._ours = False  # until the PUT is settled, nobody knows; a cancellation leaves it so
+        self._ours = False  # not known until the PUT is settled; a cancellation leaves it so
         crash_point("segment_put_unsent")
         crash_soon("segment_put_in_flight")
         await self._puts.settle(log_key(header.seq), frozen.data)
