@@ -203,6 +203,16 @@ def commands_of_the_table() -> set[str]:
     return named
 
 
+def test_each_question_of_a_newcomer_is_answered_with_one_file() -> None:
+    _, _, section = (ROOT / "ARCHITECTURE.md").read_text().partition("## Where to look")
+    questions, additions = ([*table.splitlines()[2:]] for table in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE))
+    answers = [re.findall(r"`(cdc/[\w/]+\.py)`", line) for line in questions]
+    assert len(answers) >= 10
+    assert [line for line, files in zip(questions, answers, strict=True) if len(files) != 1] == []
+    begins = " ".join(re.findall(r"^\| (?:a|an) (\w+)", "\n".join(additions), re.MULTILINE))
+    assert {"sink", "metric", "option", "command"} <= set(begins.split())
+
+
 def test_every_command_is_in_the_readme_and_no_other() -> None:
     program = typer.main.get_command(app)
     assert isinstance(program, TyperGroup)
