@@ -34,6 +34,7 @@ from cdc.postgres.refusal import (
     wal_level_is_too_low,
 )
 from cdc.postgres.session import Connection, connect
+from cdc.words import duration
 
 log = structlog.get_logger()
 
@@ -267,7 +268,7 @@ async def _blocked(settings: PostgresSettings, pid: int) -> Unavailable:
 
 def _describe(pid: int, state: str | None, age_s: float | None) -> str:
     who = f"pid {pid}" if pid else "no pid"
-    age = "of unknown age" if age_s is None else f"{age_s:.0f} s old"
+    age = "of unknown age" if age_s is None else f"{duration(age_s)} old"
     return f"{who} ({state or 'state hidden: GRANT pg_read_all_stats'}, {age})"
 
 
