@@ -77,13 +77,12 @@ class PostgresServer(Server):
         port: int | None = None,
         encoding: str = "UTF8",
     ) -> None:
+        super().__init__(port)
         self.data_dir = Path(data_dir).absolute()
         self.settings = {**_SETTINGS, **(settings or {})}
         self.encoding = encoding
         self._binaries = find_postgres(Path(bin_dir) if bin_dir else None)
-        self._port = port
         self._socket_dir: Path | None = None
-        self._process: ServerProcess | None = None
 
     @property
     def bin_dir(self) -> Path:
@@ -99,25 +98,10 @@ class PostgresServer(Server):
         return self.data_dir.with_name(self.data_dir.name + ".log")
 
     @property
-    def port(self) -> int:
-        if self._port is None:
-            raise RuntimeError("the server has not been started")
-        return self._port
-
-    @property
     def socket_dir(self) -> Path:
         if self._socket_dir is None:
             raise RuntimeError("the server has not been started")
         return self._socket_dir
-
-    @property
-    def pid(self) -> int:
-        """The process id of the postmaster."""
-        return self._started().pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
 
     def dsn(self, *, user: str = "postgres", database: str = "postgres") -> str:
         """A connection string; `postgres` is the superuser, and no role needs a password."""
@@ -149,12 +133,6 @@ class PostgresServer(Server):
         self.stop(mode, timeout_s=timeout_s)
         self.start()
 
-    def kill(self) -> None:
-        """SIGKILL the postmaster; returns when its children are gone too. The next `start` recovers from the crash."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-
     def close(self) -> None:
         """Stop the server; kill it if it does not stop."""
         try:
@@ -162,11 +140,6 @@ class PostgresServer(Server):
         except Unavailable:
             self.kill()
             self.stop()
-
-    def _started(self) -> ServerProcess:
-        if self._process is None:
-            raise RuntimeError("the server is not running")
-        return self._process
 
     def _prepare(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

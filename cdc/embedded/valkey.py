@@ -37,11 +37,10 @@ class ValkeyServer(Server):
         program: Path | str | None = None,
         port: int | None = None,
     ) -> None:
+        super().__init__(port)
         self.work_dir = Path(work_dir).absolute()
         self.settings = {**_SETTINGS, **(settings or {})}
         self.program = find_valkey(Path(program) if program else None)
-        self._port = port
-        self._process: ServerProcess | None = None
 
     @property
     def bin_dir(self) -> Path:
@@ -50,22 +49,6 @@ class ValkeyServer(Server):
     @property
     def log_path(self) -> Path:
         return self.work_dir / "valkey.log"
-
-    @property
-    def port(self) -> int:
-        if self._port is None:
-            raise RuntimeError("the server has not been started")
-        return self._port
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise RuntimeError("the server is not running")
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
 
     @property
     def url(self) -> str:
@@ -87,17 +70,6 @@ class ValkeyServer(Server):
             self._process.wait(timeout_s)
             self._process = None
             log.info("valkey_stopped", port=self.port)
-
-    def restart(self) -> None:
-        """Stop and start on the same port, with the present `settings`."""
-        self.stop()
-        self.start()
-
-    def kill(self) -> None:
-        """Send SIGKILL: the server loses what it has not persisted."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
 
     def close(self) -> None:
         """Stop the server; kill it if it hangs or was stopped by SIGSTOP."""
