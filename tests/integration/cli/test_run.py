@@ -3,35 +3,11 @@
 import json
 import signal
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
-import pytest
 import redis
 
 from tests.support.cdc_process import Command
-
-
-@pytest.fixture
-def slot() -> str:
-    return f"cdc_{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-def cdc(database: str, redis_url: str, archive_dir: str, slot: str, tmp_path: Path) -> Command:
-    command = Command(
-        {
-            "CDC_POSTGRES__DSN": database,
-            "CDC_POSTGRES__ALLOW_INSECURE": "true",
-            "CDC_POSTGRES__SLOT": slot,
-            "CDC_ARCHIVE__URL": archive_dir,
-            "CDC_ARCHIVE__LINGER_S": "0.1",
-            "CDC_CACHE__URL": redis_url,
-        },
-        tmp_path,
-    )
-    assert command("init").returncode == 0
-    return command
 
 
 def say(database: str, *contents: str) -> None:
