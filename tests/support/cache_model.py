@@ -4,6 +4,7 @@ It is written from the rules in `cdc/cache/projection.py`, and shares nothing wi
 """
 
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 from cdc.cache.connection import Connection
 from cdc.change import CREATE, DELETE, UPDATE, Batch, Change, Column, Relation, RowChange, Transaction, Truncate
 from cdc.config import CacheSettings, HistoryProjection, LatestProjection, RowProjection
+from cdc.position import Epoch, Position
 from cdc.row import Row
 
 TURNS = Relation(
@@ -35,6 +37,11 @@ LATEST = LatestProjection(
     table="public.turns", key="session:{session_hash}:state", order_by="pos", columns=("id", "pos", "content")
 )
 PROJECTIONS = (HISTORY, ROW, LATEST)
+
+EPOCH = Epoch("7", 1)
+START = Position(EPOCH, 8)
+"""Where a cache stands that was warmed with `snapshot()`, before the first transaction."""
+NOW_US = time.time_ns() // 1000
 
 Turn = dict[str, Any]
 

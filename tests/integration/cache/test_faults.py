@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -17,11 +16,14 @@ from cdc.change import Batch, Relation, Transaction
 from cdc.config import CacheSettings
 from cdc.embedded import ValkeyServer
 from cdc.errors import Invalid, Moved, Unavailable
-from cdc.position import Epoch, Position
+from cdc.position import Position
 from cdc.row import Row
 from tests.conftest import MakeValkey
 from tests.support.cache_model import (
+    EPOCH,
+    NOW_US,
     PROJECTIONS,
+    START,
     CacheModel,
     created,
     end_lsn,
@@ -33,10 +35,6 @@ from tests.support.cache_model import (
     turn,
     updated,
 )
-
-EPOCH = Epoch("7", 1)
-START = Position(EPOCH, 8)
-NOW_US = time.time_ns() // 1000
 
 
 def settings_of(url: str, **other: float) -> CacheSettings:

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from contextlib import suppress
 
 import pytest
@@ -12,9 +11,11 @@ from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
 from cdc.config import CacheSettings
 from cdc.errors import Moved
-from cdc.position import Epoch, Position
 from tests.support.cache_model import (
+    EPOCH,
+    NOW_US,
     PROJECTIONS,
+    START,
     CacheModel,
     created,
     end_lsn,
@@ -24,9 +25,6 @@ from tests.support.cache_model import (
     turn,
     updated,
 )
-
-EPOCH = Epoch("7", 1)
-NOW_US = time.time_ns() // 1000
 
 
 def _settings(redis_url: str, batch_rows: int) -> CacheSettings:
@@ -54,7 +52,7 @@ async def settings(redis_url: str) -> CacheSettings:
     settings = _settings(redis_url, 4)
     sink = CacheSink(settings, EPOCH)
     await sink.open()
-    await sink.warm(snapshot(), Position(EPOCH, 8), NOW_US)
+    await sink.warm(snapshot(), START, NOW_US)
     await sink.close()
     return settings
 

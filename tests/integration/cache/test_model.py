@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Change, RowChange, Transaction
 from cdc.config import CacheSettings
-from cdc.position import Epoch, Position
+from cdc.position import Position
 from tests.support.cache_model import (
+    EPOCH,
     PROJECTIONS,
     CacheModel,
     Turn,
@@ -27,8 +28,6 @@ from tests.support.cache_model import (
     turn,
     updated,
 )
-
-EPOCH = Epoch("7", 1)
 
 
 class Table:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -15,10 +14,8 @@ from cdc.cache.order import time_us
 from cdc.cache.sink import CacheSink
 from cdc.change import CREATE, Batch, Column, Relation, RowChange
 from cdc.config import CacheSettings, LatestProjection
-from cdc.position import Epoch, Position
-from tests.support.cache_model import snapshot, transaction
+from tests.support.cache_model import EPOCH, NOW_US, START, snapshot, transaction
 
-NOW_US = time.time_ns() // 1000
 PROJECTION = LatestProjection(table="public.t", key="k:{k}", order_by="o", columns=("n",), time_column=None)
 quick = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -27,10 +24,10 @@ async def _newest(url: str, type_oid: int, texts: Sequence[str]) -> int:
     """Insert rows with these orders, one call each; which is the latest then?"""
     columns = [Column(name, name, oid, -1, False) for name, oid in (("k", 25), ("o", type_oid), ("n", 23))]
     relation = Relation(1, "public", "t", "f", columns)
-    sink = CacheSink(CacheSettings(url=SecretStr(url), projections=(PROJECTION,)), Epoch("7", 1))
+    sink = CacheSink(CacheSettings(url=SecretStr(url), projections=(PROJECTION,)), EPOCH)
     try:
         await sink.open()
-        await sink.warm(snapshot(), Position(Epoch("7", 1), 8), NOW_US)
+        await sink.warm(snapshot(), START, NOW_US)
         for number, text in enumerate(texts, 1):
             change = RowChange(CREATE, 0, relation, [b"a", text.encode(), b"%d" % number], None)
             await sink.write(Batch([transaction(number, NOW_US, change)]))

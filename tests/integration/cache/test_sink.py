@@ -20,10 +20,13 @@ from cdc.errors import Invalid, Moved
 from cdc.position import Epoch, Position
 from cdc.row import ABSENT, Row
 from tests.support.cache_model import (
+    EPOCH,
     HISTORY,
     LATEST,
+    NOW_US,
     PROJECTIONS,
     ROW,
+    START,
     TURNS,
     CacheModel,
     Entry,
@@ -39,10 +42,6 @@ from tests.support.cache_model import (
     turn,
     updated,
 )
-
-EPOCH = Epoch("7", 1)
-START = Position(EPOCH, 8)
-NOW_US = time.time_ns() // 1000
 
 
 def settings_of(url: str, *projections: Projection, **other: int) -> CacheSettings:
