@@ -1,8 +1,8 @@
-"""What flows: a `Batch`, a run of transactions, each a run of changes.
+"""The values that flow from sources to sinks: a `Batch` is a run of transactions, each a run of changes.
 
-Three springs make batches (the replication stream, a snapshot, the archive's reader) and two basins take them (the
-cache and the archive). A transaction is identified by `commit_lsn`, acknowledged by `end_lsn`; a change is
-`(commit_lsn, seq)`. All of it is immutable by custom: whoever is handed a change does not alter it.
+Three sources make batches: the replication stream, a snapshot and the archive's reader. Two sinks take them: the cache
+and the archive. A transaction is identified by `commit_lsn` and acknowledged by `end_lsn`. A change is identified by
+`(commit_lsn, seq)`. All of it is immutable by custom: no sink alters a change.
 
 A large transaction flows in pieces, so that memory stays bounded. `Transaction.first_seq` says where a piece begins
 and `Transaction.last` whether the commit is in it: a transaction counts only when its last piece is there.
@@ -89,7 +89,7 @@ class RowChange:
 
     @property
     def before(self) -> bytes | None:
-        """What is known of the old row, as JSON."""
+        """The old row as JSON, as far as it is known; None if Postgres sent nothing of it."""
         return None if self.old is None else self.relation.codec.encode(self.old)
 
     @property
@@ -119,7 +119,7 @@ class Truncate:
 
 
 class LogicalMessage:
-    """What `pg_logical_emit_message(transactional, prefix, content)` put into the stream."""
+    """A message that `pg_logical_emit_message(transactional, prefix, content)` put into the stream."""
 
     __slots__ = ("content", "prefix", "seq", "transactional")
 
@@ -192,12 +192,12 @@ class Batch:
 
 
 def format_time(time_us: int) -> str:
-    """Microseconds since 1970 as `2026-11-22T18:07:13.802498Z`."""
+    """Print microseconds since 1970 as `2026-11-22T18:07:13.802498Z`."""
     moment = _UNIX_EPOCH + timedelta(microseconds=time_us)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_time(text: str) -> int:
-    """Microseconds since 1970 of a time as `format_time` prints it. Raises ValueError."""
+    """Read a time as `format_time` prints it; return microseconds since 1970. Raises ValueError."""
     delta = datetime.fromisoformat(text) - _UNIX_EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

@@ -1,9 +1,9 @@
-"""The few kinds of error, each of which tells the caller what to do.
+"""The few kinds of error. Each kind tells the caller what to do:
 
 `Unavailable`  try again: a server is away, slow or refuses for now
 `Invalid`      mend the configuration or the database's setup (exit 2)
 `DataError`    bytes are not what their format says; stop and keep the evidence (exit 1)
-`Moved`        a sink's destination is not where it was left (flushed, failed over, restored): open it again
+`Moved`        a sink's destination is not where we left it (flushed, failed over, restored): open it again
 `Fenced`       another writer owns the archive; end at once and touch nothing (exit 75)
 `Diverged`     source and archive no longer tell one history; a person must decide (exit 78)
 `ChangesLost`  the same, and what is missing is written into the archive as a gap, which `cdc repair` closes (exit 78)
@@ -15,8 +15,9 @@ command or a line of configuration that can be pasted.
 
 
 class CdcError(Exception):
-    """Base of all errors that we raise on purpose. `str()` gives the message alone, `one_line()` also its detail, and
-    `explain()` all three parts.
+    """Base of all errors that we raise on purpose.
+
+    `str()` gives the message alone, `one_line()` also its detail, and `explain()` all three parts.
     """
 
     exit_code = 1
@@ -28,7 +29,7 @@ class CdcError(Exception):
         self.hint = hint
 
     def one_line(self) -> str:
-        """Message and detail; a detail may hold what a server said in several lines."""
+        """The message with its detail on one line, also if a server's words in the detail have several lines."""
         return f"{self.message} ({' '.join(self.detail.split())})" if self.detail else self.message
 
     def explain(self) -> str:
@@ -68,7 +69,7 @@ class Diverged(CdcError):
 
 
 class ChangesLost(Diverged):
-    """Changes can no longer be read from the WAL. `from_lsn` says where they begin; None: at the archive's end."""
+    """Changes can no longer be read from the WAL. They begin at `from_lsn`; None: at the archive's end."""
 
     def __init__(self, message: str, *, detail: str = "", hint: str = "", from_lsn: int | None = None) -> None:
         super().__init__(message, detail=detail, hint=hint)

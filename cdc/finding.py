@@ -1,4 +1,4 @@
-"""One thing that was looked at, and how it is (pure): what doctor, status, readiness and warnings are made of."""
+"""Findings, which doctor, status, readiness and warnings are made of: a thing that was examined, its state, a hint."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +13,11 @@ Subject = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Who it concerns, what it is, and a line to paste.
+    """One statement about a subject, with its level and a hint that can be pasted.
 
     `sql` (for an administrator of the database) and `command` (for a shell) mend it as they stand; neither holds a
-    secret. `optional` says that a person must want that: it ends something of somebody else's, or costs something.
-    `needs_person` says that it will not mend itself.
+    secret. `optional` means that a person must agree first, because the line ends something that others own, or costs
+    something. `needs_person` means that the trouble does not go away by itself.
     """
 
     subject: Subject
@@ -30,18 +30,18 @@ class Finding:
     optional: bool = False
 
     def __str__(self) -> str:
-        """One line, whatever the parts hold."""
+        """Everything on one line, also if a part holds line breaks."""
         hint = f"; hint: {self.hint}" if self.hint else ""
         return " ".join(f"{self.subject}: {self.message}{hint}".split())
 
     @property
     def told(self) -> dict[str, str]:
-        """Its three parts, as JSON has them."""
+        """The three parts as they stand in JSON."""
         return {"subject": self.subject, "message": self.message, "hint": self.hint}
 
 
 def failure(subject: Subject, error: CdcError) -> Finding:
-    """The neighbour could not be asked, or refused."""
+    """The finding that a neighbour could not be asked, or refused."""
     person = isinstance(error, DataError) or error.exit_code == Diverged.exit_code
     return Finding(subject, error.one_line(), error.hint, level="error", needs_person=person)
 

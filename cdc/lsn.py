@@ -1,4 +1,4 @@
-"""Log sequence numbers: plain integers inside, `16/B374D848` wherever a person or a file sees them.
+"""Log sequence numbers are plain integers inside, and `16/B374D848` wherever a person or a file sees them.
 
 The printed form is Postgres's own (manual, "pg_lsn Type"): two hexadecimal halves of a 64-bit byte position.
 """

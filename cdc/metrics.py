@@ -1,10 +1,10 @@
 """Every metric's name, in one place. Labels are few and never hold a row's content.
 
-Nothing reads the registry back by name. A `Total` and a `Level` say themselves what was counted and what was set; the
-positions are `cdc/health/vitals.py`'s, and shown here when somebody asks (`cdc/web/exposition.py`).
+No code reads the registry back by name. A `Total` gives back what was counted, a `Level` what was set. Positions come
+from `cdc/health/vitals.py`, and are set here at each request for `/metrics` (`cdc/web/exposition.py`).
 
-Positions are WAL byte positions (LSNs as numbers), times seconds, sizes bytes, as the Prometheus conventions ask.
-docs/metrics.md says of each what it is good for, and a test compares it with this file.
+Positions are WAL byte positions (LSNs as numbers), times are seconds and sizes bytes, by the conventions of Prometheus.
+docs/metrics.md explains each metric, and a test compares it with this file.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class Total(Counter):
         super().__init__(*args, **kwargs)
 
     def labels(self, *labelvalues: Any, **labelkwargs: Any) -> "Total":
-        """The counter of these labels; what it counts is in our `total`, too."""
+        """The counter of these labels. Its counts are in our `total`, too."""
         child: Total = super().labels(*labelvalues, **labelkwargs)
         child._whole = self
         return child
@@ -37,7 +37,7 @@ class Total(Counter):
 
 
 class Level(Gauge):
-    """A gauge that says what was set; None before that, for a number that nobody measured is not 0."""
+    """A gauge whose `value` is what was set last; None before that, for a number without a measurement is not 0."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.value: float | None = None
@@ -51,12 +51,12 @@ class Level(Gauge):
         return child
 
     def of(self, *labelvalues: str) -> float | None:
-        """What was set for these labels. Unlike `labels` it begins no series."""
+        """The value that was set for these labels; None if none was. Unlike `labels` this begins no series."""
         child = self._by_labels.get(labelvalues)
         return None if child is None else child.value
 
     def set(self, value: float) -> None:
-        """Show `value`."""
+        """Set the gauge, and keep the value for `value` and `of`."""
         self.value = value
         super().set(value)
 
@@ -95,7 +95,7 @@ drill_s = Gauge("cdc_drill_seconds", "Time that the restore of the last good dri
 drill_rows_per_s = Gauge("cdc_drill_rows_per_second", "Rows and changes a second of that restore", registry=REGISTRY)
 archive_seq = Level("cdc_archive_seq", "Number of the last segment that this service wrote", registry=REGISTRY)
 
-# Of every slot of the server, ours and others'. Infinite where there is no limit; a lost slot retains infinitely much.
+# Every slot of the server has these, ours and others'. No limit is infinite; a lost slot retains infinitely much.
 slot_retained_bytes = Gauge("cdc_slot_retained_bytes", "WAL kept for the slot", ["slot"], registry=REGISTRY)
 slot_unacknowledged_bytes = Gauge(
     "cdc_slot_unacknowledged_bytes", "WAL that the slot's reader has not acknowledged", ["slot"], registry=REGISTRY
@@ -103,7 +103,7 @@ slot_unacknowledged_bytes = Gauge(
 slot_safe_wal_bytes = Gauge(
     "cdc_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost", ["slot"], registry=REGISTRY
 )
-slot_active = Gauge("cdc_slot_active", "Whether somebody reads the slot", ["slot"], registry=REGISTRY)
+slot_active = Gauge("cdc_slot_active", "Whether the slot has a reader", ["slot"], registry=REGISTRY)
 slot_ours = Gauge("cdc_slot_ours", "Whether the slot is that of postgres.slot", ["slot"], registry=REGISTRY)
 slot_wal_status = Gauge(
     "cdc_slot_wal_status", "1 for the wal_status that the slot has", ["slot", "wal_status"], registry=REGISTRY
@@ -116,7 +116,7 @@ slot_forecast_seconds = Gauge(
     registry=REGISTRY,
 )
 slot_inactive_seconds = Gauge(
-    "cdc_slot_inactive_seconds", "Time since somebody read the slot", ["slot"], registry=REGISTRY
+    "cdc_slot_inactive_seconds", "Time since the slot had a reader", ["slot"], registry=REGISTRY
 )
 slot_catalog_xmin_age = Gauge(
     "cdc_slot_catalog_xmin_age", "Transactions for which the slot holds back VACUUM", ["slot"], registry=REGISTRY
@@ -128,7 +128,7 @@ oldest_transaction_seconds = Gauge(
 disk_free_bytes = Gauge("cdc_disk_free_bytes", "Free space on the disk of the server's WAL", registry=REGISTRY)
 monitor_up = Gauge("cdc_monitor_up", "Whether the last look at the slots succeeded", registry=REGISTRY)
 
-# What the service knows of itself, as it is when somebody asks (cdc/web/exposition.py). NaN: not known.
+# The service's own state at the time of the request (cdc/web/exposition.py). NaN: not known.
 ready = Gauge("cdc_ready", "Whether the service does its work: the verdict of /readyz", registry=REGISTRY)
 alive = Gauge("cdc_alive", "Whether starting the service again cannot help: the verdict of /livez", registry=REGISTRY)
 phase = Gauge("cdc_phase", "1 for what the service is doing", ["phase"], registry=REGISTRY)

@@ -1,4 +1,4 @@
-"""How far a destination is: a position in the WAL, and the history that it counts in (pure)."""
+"""Positions of destinations: an LSN, and the history of the cluster that it belongs to (pure)."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a destination is: complete up to `lsn` (an `end_lsn`) in `epoch`.
+    """A destination's position: it is complete up to `lsn` (an `end_lsn`) in `epoch`.
 
     If a large transaction was being applied in pieces, `part_commit_lsn` names it and `part_seq` the first of its
     changes that is not there yet.
@@ -32,7 +32,10 @@ class Position:
 
 
 def check_wal_end(wal_lsn: int, covered_upto: int) -> None:
-    """The server's WAL goes as far as the archive. `wal_lsn` is read after the archive's tail. Raises Diverged."""
+    """Check that the server's WAL goes as far as the archive. Raises Diverged if it ends earlier.
+
+    `wal_lsn` must be read after the archive's tail, whose `covered_upto` it is compared with.
+    """
     if wal_lsn < covered_upto:
         raise set_back(
             f"The archive covers everything up to {format_lsn(covered_upto)}; the server's WAL ends at "
@@ -41,7 +44,10 @@ def check_wal_end(wal_lsn: int, covered_upto: int) -> None:
 
 
 def set_back(detail: str) -> Diverged:
-    """The error of a server that is an older image of itself: same cluster, same timeline, and LSNs used again."""
+    """The error for a server that was set back to an older image of itself.
+
+    Cluster and timeline are the same, and LSNs are used again.
+    """
     return Diverged(
         "the server was set back: it no longer has commits that the archive holds",
         detail=detail,

@@ -1,14 +1,14 @@
-"""A row as Postgres printed it, and the same row as JSON: the public contract's value rules, in both directions.
+"""Rows as Postgres printed them, and the same rows as JSON: the public contract's value rules, in both directions.
 
 A `Row` is a list with one value for each column of its relation: the bytes of Postgres's text output, None for NULL,
-or ABSENT where Postgres sent nothing (an unchanged TOAST value, the rest of a key-only old tuple). No value is ever
-parsed in order to store it, so `NaN`, `infinity`, BC dates and 16 kB numerics survive as they are:
+or ABSENT where Postgres sent nothing (an unchanged TOAST value, the rest of a key-only old tuple). Values are stored
+without being parsed, so `NaN`, `infinity`, BC dates and 16 kB numerics survive as they are:
 
 - NULL is `null`; booleans are JSON booleans; int2/4/8 and finite floats are JSON numbers, digits unchanged;
 - json and jsonb are embedded (line breaks, which JSON allows only as white space, become spaces);
 - everything else is the string that Postgres printed;
-- `{"$base64": "..."}` is bytes that are not UTF-8, or a `json` value that Postgres takes and strict parsers do not
-  (half a surrogate pair as an escape, thousands of levels): every line can be read;
+- `{"$base64": "..."}` is bytes that are not UTF-8, or a `json` value that Postgres accepts and strict parsers do not
+  (half a surrogate pair as an escape, thousands of levels): so a parser can read every line;
 - a JSON `null`, which is not NULL, and a JSON object that starts with one of our own marks, are `{"$json": ...}`.
 
 `RowCodec.decode` inverts `RowCodec.encode`, but for the white space of `json`.

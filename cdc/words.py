@@ -1,4 +1,4 @@
-"""Sizes, durations and moments as people read them (pure): one way for every command, page and message."""
+"""Prints sizes, durations and times for people (pure), in one way for every command, page and message."""
 
 import math
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ _DAY_S: Final = 86_400
 
 
 def size(nbytes: float) -> str:
-    """A size in Postgres's units of 1024: `812 kB`, `1.4 GB`, or `infinite`."""
+    """Print a size in Postgres's units of 1024: `812 kB`, `1.4 GB`, or `infinite`."""
     if math.isinf(nbytes):
         return "infinite"
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -21,9 +21,9 @@ def size(nbytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time or an age: `0.8 ms`, `12 ms`, `1.2 s`, `40 s`, `12 min`, `3.5 h`, `12 days`.
+    """Print seconds as a duration: `0.8 ms`, `12 ms`, `1.2 s`, `40 s`, `12 min`, `3.5 h`, `12 days`.
 
-    Each unit lasts for two of the next, so that no digit is wasted. `never` if it is infinite.
+    Seconds, minutes and hours are used up to two of the next unit: `90 min`, not `1.5 h`. Infinity is `never`.
     """
     if 0 < seconds < 0.9995:
         return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
@@ -37,12 +37,12 @@ def duration(seconds: float) -> str:
 
 
 def remaining(seconds: float) -> str:
-    """A time until something, as `duration` has it; `never` if that is years away."""
+    """Print the seconds until something as `duration` does; `never` from 1000 days on."""
     return duration(seconds if seconds < 1000 * _DAY_S else math.inf)
 
 
 def since(at: float | None, now: float) -> str:
-    """` since 02:14 UTC`, with the date if that was a day ago or more; nothing if `at` is not known.
+    """Print ` since 02:14 UTC`, with the date if that was a day ago or more; nothing if `at` is not known.
 
     Both are Unix times in seconds.
     """
@@ -53,5 +53,5 @@ def since(at: float | None, now: float) -> str:
 
 
 def iso(at: float) -> str:
-    """A Unix time in seconds as ISO 8601 in UTC, to the millisecond: `2026-11-22T02:14:00.000Z`."""
+    """Print a Unix time in seconds as ISO 8601 in UTC, to the millisecond: `2026-11-22T02:14:00.000Z`."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

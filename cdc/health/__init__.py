@@ -1,1 +1,1 @@
-"""How the service is, and who is told: what it knows of itself, the verdict on it, heartbeat, ping and systemd."""
+"""Collects the service's vitals, judges them, and reports the verdict to a heartbeat, a ping and systemd."""

@@ -1,7 +1,7 @@
-"""Feels the pulse: whether the loop turns, and whether the archive moves while WAL waits for it.
+"""The heartbeat measures whether the event loop turns, and whether the archive moves while WAL waits for it.
 
-The loop is measured by how late a sleep ends. A loop that is held for good answers nobody, which every prober and the
-watchdog take for what it is; one that is held again and again answers late, and says so here.
+The loop is measured by how late a sleep ends. A loop that is blocked for good answers no request: every prober and the
+watchdog notice that by themselves. A loop that is blocked again and again answers late: the heartbeat notices that.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ class Heartbeat:
         self._tried: tuple[int, ...] = ()
 
     async def run(self) -> None:
-        """Beat until cancelled."""
+        """Measure once a second until cancelled."""
         while True:
             self.feel(time.time())
             started = time.monotonic()
@@ -29,7 +29,7 @@ class Heartbeat:
             self._vitals.pulse.late_s = max(0.0, time.monotonic() - started - BEAT_S)
 
     def feel(self, now: float) -> None:
-        """Compare with the last beat."""
+        """Compare the vitals with those of the last beat, and note in `vitals.pulse` what moved. `now` is Unix time."""
         pulse, positions, archive = self._vitals.pulse, self._vitals.positions, self._vitals.archive
         streaming = self._vitals.phase is Phase.STREAMING
         pulse.waiting_bytes = max(0, positions.received - positions.archived) if streaming else 0

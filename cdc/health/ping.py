@@ -1,7 +1,7 @@
 """The dead man's switch: while the service is ready it calls an address again and again, so that silence means trouble.
 
-Whoever waits there (an uptime service, another machine) hears nothing when we are not ready, when we are gone, and when
-the network between us is: what no alert of ours could say. The address is a secret, because the usual ones hold a
+The receiver is an uptime service or another machine. It hears nothing when we are not ready, when we are gone, and when
+the network between us is down. No alert of ours could say that. The address is a secret, because the usual ones hold a
 token in their path: it is in no log line and no error.
 """
 
@@ -22,7 +22,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 
 
 class Ping:
-    """GET `url` every `interval_s` while the verdict is ready."""
+    """Sends a GET to `url` every `interval_s` seconds while the verdict is ready."""
 
     def __init__(self, url: str, interval_s: float, verdict: Callable[[], Health]) -> None:
         self._url = url
@@ -31,7 +31,7 @@ class Ping:
         self._outcome = ""
 
     async def run(self) -> None:
-        """Call until cancelled."""
+        """Call the address at every interval until cancelled."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT, headers={"User-Agent": f"waltier/{__version__}"}) as session:
             while True:
                 started = time.monotonic()
@@ -39,7 +39,7 @@ class Ping:
                 await asyncio.sleep(max(0.0, self._interval_s - (time.monotonic() - started)))
 
     async def _call(self, session: aiohttp.ClientSession) -> str:
-        """What came of one call, in words that hold nothing of the address."""
+        """Call once. Return the outcome, in words that hold nothing of the address."""
         try:
             async with session.get(self._url, allow_redirects=False) as response:
                 return "accepted" if response.status < HTTPStatus.MULTIPLE_CHOICES else f"status {response.status}"
@@ -47,7 +47,7 @@ class Ping:
             return f"failed: {type(error).__name__}"
 
     def _note(self, outcome: str) -> None:
-        """Once for each change, not for each call."""
+        """Log an outcome that differs from the last one."""
         if outcome == self._outcome:
             return
         self._outcome = outcome

@@ -1,11 +1,11 @@
-"""What systemd is told through $NOTIFY_SOCKET (sd_notify(3), Type=notify); nothing where there is none.
+"""Tells systemd the service's state through $NOTIFY_SOCKET (sd_notify(3), Type=notify). Without the variable: nothing.
 
-- `READY=1` when the service first streams or stands by. A standby is up: to wait is its work, and it may last for ever;
-  that it does not replicate is what /readyz says. Until then the start's deadline is extended for as long as we live,
-  because to fill an archive with the rows that exist may take hours, and a Postgres that is away is waited for.
+- `READY=1` when the service first streams or stands by. A standby is up: its work is to wait, without a limit. That it
+  does not replicate is what /readyz says. Until then we extend the deadline of the start for as long as we are alive.
+  Filling an archive with the rows that exist may take hours, and a Postgres that is away is waited for.
 - `STATUS=` the phase and what is wrong, whenever it changes, for `systemctl status`.
-- `WATCHDOG=1` at half of $WATCHDOG_USEC or sooner, from the event loop, and only while alive: a loop that is held, a
-  task that has died, an archive that is wedged let the watchdog bark.
+- `WATCHDOG=1` at half of $WATCHDOG_USEC or sooner, from the event loop, and only while alive. A blocked loop, a dead
+  task or a wedged archive lets the watchdog expire.
 - `STOPPING=1` when asked to stop, and at the end.
 """
 
@@ -22,13 +22,13 @@ from cdc.health.vitals import Phase, Vitals
 log = structlog.get_logger()
 
 _TICK_S = 0.5
-# How much longer a start may take from each time that we say so.
+# How much longer a start may take, counted from each EXTEND_TIMEOUT_USEC.
 _EXTEND_US = 30_000_000
 _UP = frozenset({Phase.STREAMING, Phase.STANDING_BY})
 
 
 class Supervisor:
-    """Tells it. Made by `of_environment`, which knows whether anybody listens."""
+    """Sends the service's state to systemd. `of_environment` makes one where systemd listens."""
 
     def __init__(self, address: str, watchdog_s: float | None, vitals: Vitals, verdict: Callable[[], Health]) -> None:
         # "@name" is systemd's spelling of an address in Linux's abstract namespace.
@@ -44,7 +44,10 @@ class Supervisor:
     def of_environment(
         cls, vitals: Vitals, verdict: Callable[[], Health], environ: Mapping[str, str] = os.environ
     ) -> "Supervisor | None":
-        """None where nobody listens. A watchdog that was meant for another process is none of ours."""
+        """Make a supervisor from the variables that systemd sets; None without $NOTIFY_SOCKET.
+
+        A $WATCHDOG_PID of another process means that the watchdog is not for us.
+        """
         address = environ.get("NOTIFY_SOCKET", "")
         if not address.startswith(("/", "@")):
             return None
@@ -53,7 +56,7 @@ class Supervisor:
         return cls(address, int(microseconds) / 1_000_000 if ours else None, vitals, verdict)
 
     async def run(self) -> None:
-        """Tell it until cancelled, and then that we stop."""
+        """Send the state at every tick until cancelled; then send that we stop."""
         interval_s = _TICK_S if self._watchdog_s is None else min(_TICK_S, self._watchdog_s / 2)
         try:
             while True:
@@ -63,7 +66,7 @@ class Supervisor:
             self._once("STOPPING=1")
 
     def tell(self) -> None:
-        """Say what there is to say now."""
+        """Send the state of this moment; a message that is sent once is not repeated."""
         verdict, phase = self._verdict(), self._vitals.phase
         if phase in _UP:
             self._once("READY=1")

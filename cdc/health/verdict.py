@@ -1,14 +1,14 @@
-"""Alive, ready, and why not (pure): from the vitals to a verdict that an orchestrator or a person can act on.
+"""Judges the vitals (pure): is the service alive, is it ready, and why not. An orchestrator or a person acts on that.
 
-**Alive** means that starting the service again could not help: the loop turns, every task that was to last lives, and
-the archive, while it owes something, at least tries. A bucket that is away is no reason to be dead. The tasks of
-replication itself are looked at by their groups: one that dies ends its session or the service.
+**Alive** means that a restart could not help. The loop turns, every long-lived task lives, and the archive tries to
+write while something waits for it. A bucket that is away does not make the service dead. The tasks of replication are
+watched by their own groups: one that dies ends its session or the service.
 
-**Ready** means that it replicates, that the archive is not further behind than its budget and moves, that the server is
-told so, that no gap waits for its snapshot, and that it is alive. A service that is alive and does not replicate is
-not ready. A fenced one has ended (exit 75), so it says nothing at all.
+**Ready** means that the service is alive and replicates. The archive moves and is no further behind than its budget,
+the server is told so, and no gap waits for its snapshot. A service that is alive and does not replicate is not ready.
+A fenced service has ended (exit 75), so it says nothing at all.
 
-**Warnings** are what will hurt, or hurts others: they do not make the service unready.
+**Warnings** name what will hurt, or what hurts others. They do not make the service unready.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,19 +19,21 @@ from cdc.finding import Finding
 from cdc.health.vitals import CacheState, Phase, Vitals
 from cdc.words import duration, size
 
-# Later than this, and whatever has a deadline on this loop misses it: pings, watchdog, status updates.
+# A loop later than this misses its deadlines: pings, watchdog, status updates.
 LOOP_LATE_S = 5.0
-# Between the announcement of a new session and its first status update; a loaded machine needs its time.
+# Allowed between the announcement of a new session and its first status update; a loaded machine needs its time.
 _GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long things may take until they count as wrong.
+    """The seconds that each thing may take until it counts as wrong.
 
-    `archive_lag_s`: age of the oldest change not archived. `stall_s`: the archive moves not at all while WAL waits;
-    idle WAL is covered once in `archive.coverage_interval_s`. `silence_s`: no status update. `wedge_s`: no attempt to
-    write while something waits, where one PUT and the pause after it are over within `archive.put_timeout_s` and 15 s.
+    - `archive_lag_s`: the age of the oldest change that is not archived.
+    - `stall_s`: the archive does not move while WAL waits. Idle WAL is covered once in `archive.coverage_interval_s`.
+    - `silence_s`: no status update was sent.
+    - `wedge_s`: no write was tried while something waits. One PUT and the pause after it are over within
+      `archive.put_timeout_s` and 15 s.
     """
 
     archive_lag_s: float
@@ -52,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`alive` and `ready` are the absence of reasons."""
+    """The verdict: the service is alive without a finding in `not_alive`, and ready without any in both."""
 
     not_alive: tuple[Finding, ...] = ()
     not_ready: tuple[Finding, ...] = ()
@@ -64,7 +66,7 @@ class Health:
 
     @property
     def reasons(self) -> tuple[Finding, ...]:
-        """Why it is not ready: what ails it, and what keeps it from its work."""
+        """The reasons why it is not ready: those why it is not alive, then the others."""
         return self.not_alive + self.not_ready
 
     @property
@@ -75,7 +77,7 @@ class Health:
 def judge(
     vitals: Vitals, now: float, budget: Budget, *, reasons: Iterable[Finding] = (), warnings: Iterable[Finding] = ()
 ) -> Health:
-    """The verdict. `reasons` and `warnings` are the slot watch's, which go with our own."""
+    """Judge the vitals at `now` (Unix time). `reasons` and `warnings` of the slot watch are added to our own."""
     return Health(
         tuple(_not_alive(vitals, now, budget)),
         (*_not_ready(vitals, now, budget), *reasons),

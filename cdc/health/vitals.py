@@ -1,8 +1,7 @@
-"""What the running service knows of itself: its phase, whose changes it reads, how far it is, and what waits.
+"""The vitals hold what the running service knows of itself: its phase, its source, its positions, and what waits.
 
-Written by the service, its pipeline and the slot watch; heartbeat, health verdict, `/status.json` and `/metrics` are
-views of it. Positions are integers, 0 while they are unknown. Times are seconds since 1970, as `time.time()` gives
-them.
+The service, its pipeline and the slot watch write them. Heartbeat, health verdict, `/status.json` and `/metrics` read
+them. Positions are LSNs as integers, 0 while they are unknown. Times are seconds since 1970, as from `time.time()`.
 """
 
 import enum
@@ -15,13 +14,13 @@ from cdc import metrics
 from cdc.change import Transaction
 from cdc.errors import CdcError
 
-# Marks of the backlog are so far apart, and so many at most; beyond that they grow coarser. A day fits.
+# Marks of the backlog are this far apart in time, and this many at most. More than that make them coarser: a day fits.
 _MARK_S = 0.25
 _MARKS = 4096
 
 
 class Phase(enum.StrEnum):
-    """What the service is doing. Only `streaming` replicates."""
+    """The service's activity. Only `streaming` replicates."""
 
     STARTING = "starting"
     BACKFILLING = "backfilling"
@@ -32,7 +31,7 @@ class Phase(enum.StrEnum):
 
 
 class CacheState(enum.StrEnum):
-    """What the cache is doing. Only `live` is fresh."""
+    """The cache's activity. Only `live` is fresh."""
 
     OPENING = "opening"
     AWAY = "away"
@@ -54,7 +53,7 @@ class Interruption:
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """Whose changes are read: the server, the slot and the publication."""
+    """The source of the changes: the server, the slot and the publication."""
 
     system_identifier: str
     timeline: int
@@ -66,10 +65,10 @@ class SourceFacts:
 
 @dataclass(slots=True)
 class Positions:
-    """Every place that a change passes, as LSNs; 0 while it is unknown.
+    """The places that a change passes, as LSNs; 0 while one is unknown.
 
-    `server` is where the server wrote WAL when the slot watch looked last; `received` the end of what it has sent;
-    `archived` and `cached` how far those two are durable; `acknowledged` what the server was told.
+    `server` is where the server wrote WAL at the slot watch's last look. `received` is the end of what it has sent.
+    `archived` and `cached` are how far those two are durable. `acknowledged` is the position reported to the server.
     """
 
     server: int = 0
@@ -80,9 +79,9 @@ class Positions:
 
 
 class ArchiveCounts:
-    """What this process has done to the archive, as integers. They are counted where it happens, in the archive's room.
+    """This process's writes to the archive, as integers. The archive's own code counts them.
 
-    `seq` is the last segment that was written, None before the first; `retries` are of failed PUTs.
+    `seq` is the last segment that was written, None before the first. `retries` counts failed PUTs.
     """
 
     @property
@@ -119,7 +118,7 @@ class ArchiveCounts:
 
 
 class _Marks(deque[tuple[int, float]]):
-    """Places that a sink has not reached: the commit_lsn of the last change there, the commit time of the first."""
+    """Marks that a sink has not reached: the commit_lsn of a mark's last change, the commit time of its first."""
 
     def note(self, transaction: Transaction) -> None:
         committed_at = transaction.commit_time_us / 1_000_000
@@ -139,19 +138,19 @@ class _Marks(deque[tuple[int, float]]):
 
 
 class Backlog:
-    """What was received and is not in a sink, by the time of its commit; bounded, so coarse where it is long."""
+    """The age of what was received and is not in a sink yet. It is bounded, so a long backlog is measured coarsely."""
 
     def __init__(self) -> None:
         self._archive = _Marks()
         self._cache = _Marks()
 
     def clear(self) -> None:
-        """A new connection begins: what the last one received and did not archive will be sent again."""
+        """Forget everything: a new connection begins, and the server sends again what was not archived."""
         self._archive.clear()
         self._cache.clear()
 
     def received(self, transactions: Sequence[Transaction]) -> None:
-        """Note what one read gave: transactions, or pieces of a large one."""
+        """Note the transactions, or pieces of a large one, that one read gave."""
         for marks in (self._archive, self._cache):
             marks.note(transactions[0])
             marks.note(transactions[-1])
@@ -165,21 +164,26 @@ class Backlog:
         self._cache.reach(lsn)
 
     def age_s(self, now: float | None = None) -> float:
-        """How long ago the oldest change was committed that is not archived; 0 if there is none."""
+        """The age of the oldest change that is not archived, in seconds since its commit; 0 if there is none."""
         return self._archive.age_s(now)
 
     def cache_age_s(self, now: float | None = None) -> float:
-        """The same of the cache, as far as this connection knows: what is caught up from the archive is not in it."""
+        """The age of the oldest change that is not in the cache, in seconds; 0 if there is none.
+
+        Only this connection's changes count, not those that the cache catches up from the archive.
+        """
         return self._cache.age_s(now)
 
 
 @dataclass(slots=True)
 class Pulse:
-    """What the heartbeat felt last (`cdc/health/heartbeat.py`), a second ago at most while the loop turns.
+    """The heartbeat's last measurement (`cdc/health/heartbeat.py`), at most a second old while the loop turns.
 
-    `late_s` is how much later the loop came back than it should have. `dead` names tasks that have ended although they
-    were to last, with the error. `waiting_bytes` is the WAL that was received and is not archived; `moved_at` when the
-    archive last held more of it, or nothing waited; `tried_at` when it last was seen to do anything at all.
+    - `late_s`: how much later than planned the loop came back.
+    - `dead`: the long-lived tasks that have ended, with the error.
+    - `waiting_bytes`: the WAL that was received and is not archived.
+    - `moved_at`: when the archive last held more of it, or nothing waited.
+    - `tried_at`: when the archive was last seen to do anything at all, or nothing waited.
     """
 
     late_s: float = 0.0
@@ -200,22 +204,23 @@ class Barrier:
 
 @dataclass(slots=True)
 class Recovery:
-    """What barriers have proved (`cdc/monitor/barriers.py`): the archive holds what was committed at `proved_at`."""
+    """The barriers' proof (`cdc/monitor/barriers.py`): the archive holds what was committed at `proved_at`."""
 
     waiting: Barrier | None = None
     proved_at: float | None = None
 
     def age_s(self, now: float | None = None) -> float | None:
-        """How old the newest proof is, or the first attempt at one; None if none was begun."""
+        """The age in seconds of the newest proof, or else of the attempt under way; None if there is neither."""
         since = self.proved_at if self.proved_at is not None or self.waiting is None else self.waiting.at
         return None if since is None else max(0.0, (time.time() if now is None else now) - since)
 
 
 @dataclass(slots=True)
 class Vitals:
-    """One service's. `cache_state` is None without a cache; `archived_at` is when the archive last took something.
+    """The vitals of one service.
 
-    `reported_at` is when the server was last told how far we are; None while nothing is streamed.
+    `cache_state` is None without a cache. `archived_at` is when the archive last took something. `reported_at` is when
+    the server was last told how far we are; None before the first stream.
     """
 
     started_at: float = field(default_factory=time.time)
@@ -233,14 +238,14 @@ class Vitals:
     pulse: Pulse = field(default_factory=Pulse)
 
     def enter(self, phase: Phase) -> None:
-        """The service now does this; `since` is when it began to. One that stops does nothing else any more."""
+        """Begin a phase, and set `since` to now. `STOPPING` is the last phase: nothing follows it."""
         if phase is not self.phase and self.phase is not Phase.STOPPING:
             self.phase, self.since = phase, time.time()
 
     def stream(self, upstream: SourceFacts, archived_lsn: int = 0) -> None:
-        """A connection of this upstream is at work, and the archive holds all up to `archived_lsn`.
+        """Note that a connection to `upstream` streams, and that the archive holds all up to `archived_lsn`.
 
-        How far the archive was of another upstream says nothing of this one.
+        An archived position of another upstream says nothing of this one, and is forgotten.
         """
         known = self.positions.archived if upstream == self.upstream else 0
         self.positions.archived = max(known, archived_lsn)
@@ -250,17 +255,17 @@ class Vitals:
         self.enter(Phase.STREAMING)
 
     def archived(self, lsn: int) -> None:
-        """The archive is durable up to `lsn`."""
+        """Note that the archive is durable up to `lsn`."""
         self.archived_at = time.time()
         self.positions.archived = max(self.positions.archived, lsn)
         self.backlog.archived(lsn)
 
     def reported(self, received_lsn: int, acknowledged_lsn: int) -> None:
-        """The server was told how far we are."""
+        """Note the positions that the server was told."""
         self.reported_at = time.time()
         self.positions.received, self.positions.acknowledged = received_lsn, acknowledged_lsn
 
     def interrupted(self, error: CdcError) -> None:
-        """An error ended an attempt; another follows."""
+        """Note the error that ended an attempt; another attempt follows."""
         self.interruption = Interruption(type(error).__name__, error.message, error.detail, error.hint, time.time())
         self.enter(Phase.WAITING)

@@ -1,8 +1,8 @@
-"""The recovery point, measured: barriers are written into the WAL, and found again when the archive holds their place.
+"""Barriers measure the recovery point: marks are written into the WAL, and arrive when the archive holds their place.
 
-This asks none of our own accounts of what was received or is owed: whatever keeps the archive from following, known or
-not, keeps a barrier from being found. One is under way at a time, so that a day without a bucket writes one. Only a
-service that streams writes any: one that stands by would measure the other one's archive, and know nothing of it.
+The measure does not rely on our own counts of what was received or waits. Anything that keeps the archive from
+following, known or unknown, keeps a barrier from arriving. One barrier is under way at a time, so a day without a
+bucket writes one. Only a service that streams writes barriers: a standby does not know the archive of the other one.
 
 The first comes one interval after the stream began: a service that is started again and again writes none.
 """
@@ -22,14 +22,14 @@ from cdc.postgres.session import Connection
 
 log = structlog.get_logger()
 
-# How often it is looked whether the barrier under way has arrived: what round trips are told apart by.
+# The pause between two checks for the barrier under way, and so the resolution of the measured times.
 TICK_S = 0.05
 # The statement has its own limit on the server; this one is for a network that swallows answers.
 DEADLINE_S = 20.0
 
 
 class Barriers:
-    """`run` it as a task of its own; what it finds is in `vitals.recovery`."""
+    """Writes barriers and notes in `vitals.recovery` which of them the archive holds. `run` it as a task of its own."""
 
     def __init__(self, postgres: PostgresSettings, interval_s: float, vitals: Vitals) -> None:
         self._postgres = postgres
@@ -42,7 +42,7 @@ class Barriers:
         self._connection: Connection | None = None
 
     async def run(self) -> None:
-        """Measure until cancelled."""
+        """Write a barrier at every interval, and check for the one under way, until cancelled."""
         try:
             while True:
                 self.look(time.time())
@@ -53,7 +53,10 @@ class Barriers:
             await self._close()
 
     def look(self, now: float) -> None:
-        """Note whether the barrier that is under way has arrived, and forget what was measured of another server."""
+        """Note whether the barrier under way has arrived, and forget what was measured of another server.
+
+        `now` is Unix time in seconds.
+        """
         vitals, recovery = self._vitals, self._vitals.recovery
         if vitals.upstream != self._upstream or vitals.phase is Phase.STANDING_BY:
             self._upstream, recovery.waiting, recovery.proved_at = vitals.upstream, None, None

@@ -1,7 +1,7 @@
-"""The disk of the server's WAL, if it is this machine's: how much is free, and how large it is.
+"""Measures the disk of the server's WAL, if it is on this machine: the free space and the size.
 
-That the server is here is not to be taken from its address, which may be a tunnel's or a container's. The process that
-serves us must be one of this machine's, and a Postgres. Where that cannot be seen, `monitor.disk_path` says it.
+The server's address does not prove that it is here: it may be a tunnel's or a container's. The process that serves us
+must run on this machine and be a Postgres. Where that cannot be seen, `monitor.disk_path` says it.
 """
 
 import os
@@ -12,13 +12,13 @@ from cdc.postgres.observation import Observation
 
 
 def find_disk(observation: Observation, disk_path: str | None) -> Disk | None:
-    """Blocks as long as the file system does. None where the disk is not ours to see."""
+    """Measure the disk; None where it is not on this machine, or cannot be read. Blocks as the file system does."""
     if disk_path is not None:
         return _measure(Path(disk_path))
     if observation.data_directory is None or not _is_here(observation.backend_pid):
         return None
     data_directory = Path(observation.data_directory)
-    # pg_wal is often a link to another disk; who may not look into the data directory sees its own.
+    # pg_wal is often a link to another disk. Without the right to look into the data directory, its own disk is taken.
     return _measure(data_directory / "pg_wal") or _measure(data_directory)
 
 

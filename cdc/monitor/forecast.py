@@ -1,11 +1,12 @@
-"""When a slot is lost, or the disk full, if everything goes on as it was measured (pure).
+"""Forecasts when a slot is lost, or the disk full, if everything goes on as it was measured (pure).
 
-A slot is forecast to the moment when it retains all that it may: `max_slot_wal_keep_size`, or the free space of the
-disk if that is used up sooner. Postgres then calls it `unreserved`, and invalidates it at its next checkpoint, which
-under traffic is a matter of `max_wal_size` and otherwise of `checkpoint_timeout`: so a slot lives a little longer than
-its forecast, but cannot count on it. The disk is forecast as if nothing but this slot's WAL were written to it.
+A forecast ends when the slot retains all that it may: `max_slot_wal_keep_size`, or the free space of the disk if that
+is used up sooner. Postgres then calls the slot `unreserved`, and invalidates it at its next checkpoint. Under traffic
+that comes after `max_wal_size`, otherwise after `checkpoint_timeout`. So a slot may live a little longer than its
+forecast, but cannot count on it. The disk is forecast as if nothing but this slot's WAL were written to it.
 
-A slot that advances as fast as WAL grows never gets there, and neither does one that is lost already: infinite, not 0.
+A slot that advances as fast as WAL grows never reaches its limit: the forecast is infinite, not 0. So is that of a
+slot that is lost already.
 """
 
 import math
@@ -16,7 +17,7 @@ from cdc.monitor.meter import Meter, Sample
 from cdc.monitor.reason import BEHIND_BYTES, pin_of, reason_of
 from cdc.postgres.observation import Observation, WatchedSlot
 
-# A checkpoint's time is in whole seconds, so a young one says little; what was an hour ago does not say how it is now.
+# A checkpoint's time is in whole seconds, so a young one gives a poor rate. One of an hour ago gives an outdated rate.
 _YOUNGEST_CHECKPOINT_S, _OLDEST_CHECKPOINT_S = 10.0, 3600.0
 
 Limit = Literal["max_slot_wal_keep_size", "disk", "none"]
@@ -32,7 +33,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`seconds` is infinite where the limit is never reached, `room_bytes` where there is none."""
+    """The forecast of one slot. `seconds` is infinite if the limit is never reached, `room_bytes` if there is none."""
 
     seconds: float
     limit: Limit
@@ -42,7 +43,7 @@ class Forecast:
 
 
 def note(meter: Meter, observation: Observation) -> None:
-    """Let the meter see it. At first sight the last checkpoint tells where the WAL was before."""
+    """Feed the meter an observation. Before the first one, the last checkpoint tells where the WAL was earlier."""
     history, lsn = observation.epoch, observation.wal_lsn
     age_s = observation.at - observation.checkpoint_at
     if meter.empty and _YOUNGEST_CHECKPOINT_S < age_s < _OLDEST_CHECKPOINT_S and observation.checkpoint_lsn <= lsn:
@@ -59,7 +60,7 @@ def note(meter: Meter, observation: Observation) -> None:
 
 
 def forecast(watched: WatchedSlot, observation: Observation, disk: Disk | None, meter: Meter) -> Forecast:
-    """Of one slot, from the last observation that the meter has seen."""
+    """Forecast one slot, from the last observation that the meter has seen. `disk` is None where it is not known."""
     growth = growth_of(watched, observation, meter)
     reason = reason_of(watched, observation, growth)
     if watched.lost or watched.unused:
@@ -74,7 +75,7 @@ def forecast(watched: WatchedSlot, observation: Observation, disk: Disk | None, 
 
 
 def room_bytes(watched: WatchedSlot, observation: Observation) -> float:
-    """How much more WAL may be written before the slot exceeds what it may retain; infinite without a limit."""
+    """The WAL in bytes that may be written before the slot exceeds `max_slot_wal_keep_size`; infinite without it."""
     if math.isinf(observation.keep_bytes):
         return math.inf
     if watched.slot.safe_wal_size is not None:
@@ -84,24 +85,29 @@ def room_bytes(watched: WatchedSlot, observation: Observation) -> float:
 
 
 def growth_of(watched: WatchedSlot, observation: Observation, meter: Meter) -> float:
-    """Bytes a second by which the slot retains more.
+    """The bytes a second by which the slot retains more; 0 for a slot that is lost or was never used.
 
-    Nobody reads it: all of the WAL. Else as it was measured; and while that has not lasted for long, a slot that is not
-    far behind is taken to be healthy, unless a transaction holds it back.
+    The first case that fits counts:
+
+    1. the slot has no reader: the rate of the WAL;
+    2. it was measured for four minutes or more, in three looks at least: the measured rate;
+    3. a transaction pins it: the rate of the WAL;
+    4. it is at most 64 MB behind: 0, for a short measurement does not show that it is unhealthy;
+    5. otherwise the drift so far, or the rate of the WAL after only one look.
     """
     if watched.lost or watched.unused:
         return 0.0
     name, rate = watched.slot.name, meter.wal_rate()
-    if watched.reader is None:
+    if watched.reader is None:  # 1
         return rate
-    measured = meter.growth(name)
+    measured = meter.growth(name)  # 2
     if measured is not None:
         return measured
-    if pin_of(watched, observation) is not None:
+    if pin_of(watched, observation) is not None:  # 3
         return rate
-    if watched.unacknowledged_bytes(observation.wal_lsn) <= BEHIND_BYTES:
+    if watched.unacknowledged_bytes(observation.wal_lsn) <= BEHIND_BYTES:  # 4
         return 0.0
-    drift = meter.drift(name)
+    drift = meter.drift(name)  # 5
     return rate if drift is None else drift
 
 

@@ -1,4 +1,4 @@
-"""The slot watch as metrics. A slot that is gone takes its series with it."""
+"""Shows the slot watch's reports as metrics. The series of a slot that is gone are removed."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ _BY_SLOT = (
 
 
 class Gauges:
-    """Writes what was found, and remembers whose series there are."""
+    """Sets the gauges from each report, and remembers which slots have series."""
 
     def __init__(self) -> None:
         self._slots: set[str] = set()
@@ -61,7 +61,7 @@ def _show_slot(watched: WatchedSlot, found: Report) -> None:
 
 
 def _safe_wal_bytes(watched: WatchedSlot) -> float:
-    """A lost slot is past its limit, whatever else it leaves unsaid; no limit is infinite."""
+    """The bytes that may be written before the slot may be lost: 0 for a lost one, infinite without a limit."""
     if watched.lost:
         return 0
     safe = None if watched.unused else watched.slot.safe_wal_size

@@ -1,11 +1,12 @@
-"""How fast WAL grows, and how fast what a slot retains does (pure): measured from positions and the server's clock.
+"""The meter measures how fast the WAL grows, and how fast each slot's retained WAL does (pure).
 
-Two measures, because the two move differently. WAL only grows, in bursts and spells: its rate is the slope of a line
-through the last minutes, in which the newest positions count most. A slot's distance is a saw: a reader acknowledges in
-steps (coverage once a minute, running transactions every 15 s), so its growth is that of the saw's troughs.
+It works from positions and the server's clock. The two need two measures, because they move differently. WAL only
+grows, in bursts and pauses: its rate is the slope of a line through the last minutes, in which the newest positions
+count most. A slot's distance is a sawtooth, because a reader acknowledges in steps (coverage once a minute, running
+transactions every 15 s): its growth is that of the troughs.
 
-A restart leaves the position where it was, which is a spell without WAL. A position that goes back (a crash lost the
-end, another timeline) makes what was measured before worthless, and it is forgotten.
+A restart leaves the position where it was, which looks like a pause. A position that goes back (a crash lost the end,
+another timeline) makes the earlier samples worthless: they are forgotten.
 """
 
 import math
@@ -14,16 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# The saw of an idle but healthy reader has teeth of a minute (`archive.coverage_interval_s`): a third holds more.
+# The sawtooth of an idle but healthy reader has teeth of a minute (`archive.coverage_interval_s`). A third of the
+# window is longer than that.
 WINDOW_S: Final = 300.0
 
-# A position so old counts half.
+# A position of this age counts half.
 HALF_LIFE_S: Final = 60.0
 
-# Shorter than this, troughs cannot be told from teeth.
+# In less time than this, troughs cannot be told from teeth.
 SETTLED_S: Final = 240.0
 
-# A trough that rises by less than this part of the WAL's rate stands still as far as can be measured.
+# A trough that rises by less than this part of the WAL's rate counts as standing still: the measure is no finer.
 NOISE: Final = 0.1
 
 
@@ -33,7 +35,10 @@ _LEAST_WEIGHT: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Where the WAL was at a time, and how far behind it each slot was: by what it retains, and by what is read."""
+    """One look: the WAL's position at Unix time `at`, and the bytes by which each slot was behind it.
+
+    The distance is by the WAL that a slot retains, and by the WAL that its reader has not acknowledged.
+    """
 
     at: float
     wal_lsn: int
@@ -42,7 +47,7 @@ class Sample:
 
 
 class Meter:
-    """Feed it every observation; ask it between."""
+    """Keeps the samples of the last minutes, and answers with rates. Feed it every observation."""
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
@@ -54,11 +59,11 @@ class Meter:
 
     @property
     def span_s(self) -> float:
-        """How much time it has seen."""
+        """The seconds between the first sample and the last."""
         return self._samples[-1].at - self._samples[0].at if self._samples else 0.0
 
     def note(self, history: object, sample: Sample) -> None:
-        """Take a sample of this history (system identifier and timeline); another one begins anew."""
+        """Take a sample of a history (system identifier and timeline). Another history discards the earlier samples."""
         last = self._samples[-1] if self._samples else None
         if last is not None and (history != self._history or sample.wal_lsn < last.wal_lsn or sample.at <= last.at):
             self._samples.clear()
@@ -68,7 +73,7 @@ class Meter:
             self._samples.popleft()
 
     def wal_rate(self) -> float:
-        """Bytes of WAL a second; 0 while fewer than two positions are known."""
+        """The bytes of WAL a second; 0 while fewer than two positions are known."""
         if len(self._samples) < 2:
             return 0.0
         last = self._samples[-1]
@@ -76,7 +81,7 @@ class Meter:
         return max(0.0, _slope(points))
 
     def growth(self, slot: str) -> float | None:
-        """Bytes a second by which the slot retains more; None until that can be told from the saw's teeth."""
+        """The bytes a second by which the slot retains more; None until troughs can be told from teeth."""
         known = _known(slot, [(sample.at, sample.retained_bytes) for sample in self._samples])
         if len(known) < 3 or known[-1][0] - known[0][0] < SETTLED_S:
             return None
@@ -86,7 +91,7 @@ class Meter:
         return self._beyond_noise((late[0] - early[0]) / (late[1] - early[1]))
 
     def drift(self, slot: str) -> float | None:
-        """Bytes a second by which the reader falls behind, from the little that was seen; None after one look."""
+        """The bytes a second by which the reader falls behind, from two looks or more; None after one look."""
         known = _known(slot, [(sample.at, sample.unacknowledged_bytes) for sample in self._samples])
         if len(known) < 2:
             return None
@@ -97,7 +102,7 @@ class Meter:
 
 
 def _known(slot: str, samples: Sequence[tuple[float, Mapping[str, float]]]) -> list[tuple[float, float]]:
-    """The slot's bytes since it is there and says so."""
+    """The slot's finite sizes, oldest first, back to the last sample without one."""
     known: list[tuple[float, float]] = []
     for at, bytes_of in reversed(samples):
         nbytes = bytes_of.get(slot, math.inf)
@@ -108,7 +113,7 @@ def _known(slot: str, samples: Sequence[tuple[float, Mapping[str, float]]]) -> l
 
 
 def _slope(points: list[tuple[float, int]]) -> float:
-    """Of the line with the least squares, weighed by age. Coordinates are differences, so floats are exact enough."""
+    """The slope by least squares, weighed by age. Coordinates are differences, so floats are exact enough."""
     weights = [max(_LEAST_WEIGHT, 0.5 ** (-at / HALF_LIFE_S)) for at, _ in points]
     total = sum(weights)
     mean_at = sum(weight * at for weight, (at, _) in zip(weights, points, strict=True)) / total

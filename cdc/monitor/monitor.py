@@ -1,7 +1,7 @@
-"""The slot watch as a task beside the service: looks every few seconds, keeps the last report, and never ends anything.
+"""Runs the slot watch beside the service: it looks every few seconds, keeps the last report, and never ends anything.
 
-It has a connection of its own, so that it sees the slots also while the service stands by, waits or starves. That
-nobody can look is said once, when it begins, and once when it ends; the last report stays, with its time.
+It has a connection of its own, so it sees the slots also while the service stands by, waits or starves. When it cannot
+look, it logs that once at the beginning and once at the end. The last report stays, with its time.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 
 class Monitor:
-    """`run` it as a task of its own; it writes `positions.server`.
+    """Keeps the latest report, and writes `positions.server`. `run` it as a task of its own.
 
-    `latest` is None until the first look succeeded, `mishap` while they do.
+    `latest` is None until the first look succeeds. `mishap` is the error of the last look; None if it succeeded.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class Monitor:
 
     @property
     def reasons(self) -> list[Finding]:
-        """Why the service is not ready, as far as slots can tell."""
+        """The reasons why the service is not ready, as far as slots tell; none before the first report."""
         return [] if self.latest is None else self.latest.reasons
 
     @property
     def warnings(self) -> list[Finding]:
-        """What somebody should look at, and is no reason already."""
+        """The warnings that are not among the reasons. One of them is that the slots cannot be watched, if so."""
         reasons = self.reasons
         warnings = [] if self.latest is None else self.latest.warnings(self._settings.warn_s)
         found = [warning for warning in warnings if warning not in reasons]
@@ -77,7 +77,7 @@ class Monitor:
         return None if self.latest is None else finite(self.latest.observation.keep_bytes)
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Look at every interval until cancelled."""
         try:
             while True:
                 await self._look()

@@ -1,4 +1,4 @@
-"""Why a slot retains what it does, as people read it (pure)."""
+"""Explains why a slot retains what it does, in words for people (pure)."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ from cdc.postgres.observation import Observation, OpenTransaction, WatchedSlot
 from cdc.postgres.slot import Slot
 from cdc.words import since, size
 
-# Less than this behind is traffic, not trouble: two queues' worth and the WAL around it.
+# A reader less far behind than this is normal under traffic: two queues' worth and the WAL around it.
 BEHIND_BYTES: Final = 64 * 1024 * 1024
 
 # `restart_lsn` follows the reader in steps of 15 s (the background writer notes running transactions that often), and
@@ -16,13 +16,13 @@ _PINS_BYTES: Final = 32 * 1024 * 1024
 
 
 def inactive_since(slot: Slot) -> float | None:
-    """When its last reader left, as Unix time; None while it is read. Known since Postgres 17."""
+    """The Unix time when its last reader left; None while it is read, and before Postgres 17, which tells it first."""
     at = slot.inactive_since
     return None if at is None or slot.active_pid is not None else at.timestamp()
 
 
 def lost_because(slot: Slot) -> str:
-    """Why a lost slot is lost, in Postgres's word."""
+    """The cause of a lost slot's loss, in Postgres's word."""
     return slot.invalidation_reason or slot.wal_status or "conflicting"
 
 
@@ -42,7 +42,10 @@ def pin_of(watched: WatchedSlot, observation: Observation) -> OpenTransaction | 
 
 
 def reason_of(watched: WatchedSlot, observation: Observation, growth: float) -> str | None:
-    """Why the slot retains what it does; None if there is nothing to explain."""
+    """The reason why the slot retains what it does; None if there is nothing to explain.
+
+    `growth` is in bytes a second, as of `growth_of`.
+    """
     retained = watched.retained_bytes(observation.wal_lsn)
     behind = watched.unacknowledged_bytes(observation.wal_lsn)
     if watched.unused:

@@ -1,7 +1,7 @@
-"""What the slot watch found: the facts as plain values, and what somebody should do something about (pure).
+"""Reports the slot watch's findings: the facts as plain values, and what a person should act on (pure).
 
-Every slot counts, whoever made it. Our own slot on the brink keeps the service from being ready (`reasons`); a
-stranger's slot that nobody drains is a warning, because it fills our disk all the same.
+Every slot counts, ours and others'. Our own slot on the brink keeps the service from being ready (`reasons`). A
+stranger's slot without a reader is a warning, because it fills the disk all the same.
 """
 
 import math
@@ -31,7 +31,7 @@ class Report:
 
     @property
     def reasons(self) -> list[Finding]:
-        """Why the service is not ready: our own slot is lost, or about to be."""
+        """The reasons why the service is not ready: our own slot is lost, or about to be."""
         return [
             found
             for watched in self.observation.slots
@@ -41,17 +41,17 @@ class Report:
 
     @property
     def retained_bytes(self) -> int | None:
-        """WAL that our slot keeps; None if it is not there, or lost."""
+        """The WAL in bytes that our slot keeps; None if it is not there, or lost."""
         ours = (watched for watched in self.observation.slots if watched.slot.name == self.ours)
         return next((finite(watched.retained_bytes(self.observation.wal_lsn)) for watched in ours), None)
 
     def warnings(self, warn_s: float) -> list[Finding]:
-        """All that somebody should look at; `warn_s` is the forecast that is too near."""
+        """Everything that a person should look at. A forecast of fewer than `warn_s` seconds is too near."""
         return list(_warnings(self, warn_s))
 
 
 def report(observation: Observation, disk: Disk | None, meter: Meter, ours: str) -> Report:
-    """Show the meter the observation, and forecast every slot."""
+    """Feed the meter the observation, and forecast every slot. `ours` is the name of our slot."""
     note(meter, observation)
     forecasts = {watched.slot.name: forecast(watched, observation, disk, meter) for watched in observation.slots}
     return Report(observation, disk, meter.wal_rate(), forecasts, ours)
@@ -76,7 +76,10 @@ def _warnings(found: Report, warn_s: float) -> Iterator[Finding]:
 
 
 def _judge(watched: WatchedSlot, found: Report, warn_s: float) -> Iterator[Finding]:
-    """Lost, read by nobody, or near its limit. Who reads ours is told by the service's own phase."""
+    """Judge one slot: is it lost, without a reader, or near its limit?
+
+    A missing reader of ours is left out: the service's own phase tells that.
+    """
     slot, now, expected = watched.slot, found.observation.at, found.forecasts[watched.slot.name]
     end = _end(expected) if expected.seconds < warn_s and slot.wal_status != "unreserved" else ""
     judged = judge_slot(slot, found.ours, wal_lsn=found.observation.wal_lsn, now=now, end=end)
@@ -176,7 +179,7 @@ def _forecast_facts(expected: Forecast, now: float) -> dict[str, Any]:
 
 
 def postgres_facts(found: Report) -> dict[str, Any]:
-    """The server's part."""
+    """The server's facts for `--json` and /status.json: positions as LSNs, sizes in bytes, unknown is null."""
     observation = found.observation
     return {
         "observed_at": _iso(observation.at),
@@ -213,7 +216,7 @@ def _transaction_facts(transaction: OpenTransaction) -> dict[str, Any]:
 
 
 def finite(value: float) -> int | None:
-    """JSON has no infinity."""
+    """The value as an integer; None for infinity, which JSON does not have."""
     return int(value) if math.isfinite(value) else None
 
 

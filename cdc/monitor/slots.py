@@ -1,6 +1,6 @@
-"""What is not well with one slot, ours or a stranger's (pure): the one place where that is judged and worded.
+"""Judges one slot, ours or a stranger's, and words the findings (pure). No other module does.
 
-Doctor, status, readiness and warnings all say the same of the same slot; each takes what concerns it.
+So doctor, status, readiness and warnings say the same of the same slot; each takes the findings that concern it.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ _UNLIMITED = "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_con
 
 
 def judge_slot(slot: Slot, ours: str, *, wal_lsn: int = 0, now: float = 0.0, end: str = "") -> Iterator[Finding]:
-    """What is not well with `slot`, the gravest first; `ours` is the name of our slot.
+    """Judge `slot`: yield what is wrong with it, the gravest first. `ours` is the name of our slot.
 
-    That nobody reads our own is only `info`: the service may be about to start. Of a stranger's it is said what it
-    retains and since when: `wal_lsn` and `now` are the server's position and clock; `end` says when that becomes too
-    much, if it is near.
+    A missing reader of our own slot is only `info`: the service may be about to start. The finding on a stranger's slot
+    tells what it retains and since when it has no reader. `wal_lsn` and `now` are the server's position and clock (Unix
+    time). `end` says when the slot reaches its limit, if that is near.
     """
     yield from judge_brink(slot, ours)
     if _is_lost(slot, ours) or slot.active_pid is not None:
@@ -32,7 +32,7 @@ def judge_slot(slot: Slot, ours: str, *, wal_lsn: int = 0, now: float = 0.0, end
 
 
 def judge_brink(slot: Slot, ours: str) -> Iterator[Finding]:
-    """Lost, or about to be."""
+    """Judge whether `slot` is lost, or about to be. `ours` is the name of our slot."""
     what = f"slot {slot.name}" if slot.name == ours else f"slot {slot.name}, not ours,"
     if _is_lost(slot, ours):
         message = f"{what} is lost ({lost_because(slot)}): its WAL is gone"
@@ -57,5 +57,5 @@ def _dropped(slot: Slot, message: str) -> Finding:
 
 
 def drop_sql(slot: Slot) -> str:
-    """The line that drops it."""
+    """The SQL that drops the slot."""
     return f"SELECT pg_drop_replication_slot('{slot.name}');"

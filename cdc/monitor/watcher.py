@@ -1,4 +1,4 @@
-"""Looks at the server's slots, again and again over one connection, and forecasts from all that it has seen."""
+"""Watches the server's slots over one connection, and forecasts from all the looks together."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -19,7 +19,7 @@ _BETWEEN_LOOKS_S = 1.0
 
 
 class Watcher:
-    """`look` connects when it must. Close it at the end."""
+    """Looks at the slots when asked. It connects at the first look and after an error. Close it at the end."""
 
     def __init__(self, postgres: PostgresSettings, settings: MonitorSettings) -> None:
         self._postgres = postgres
@@ -50,7 +50,7 @@ class Watcher:
 
 
 async def look(postgres: PostgresSettings, settings: MonitorSettings) -> Report:
-    """All slots now, with forecasts. Raises Unavailable or Invalid."""
+    """Report on all slots now, with forecasts from two looks a second apart. Raises Unavailable or Invalid."""
     watcher = Watcher(postgres, settings)
     try:
         await watcher.look()
@@ -63,7 +63,10 @@ async def look(postgres: PostgresSettings, settings: MonitorSettings) -> Report:
 async def watch(
     postgres: PostgresSettings, settings: MonitorSettings, interval_s: float
 ) -> AsyncGenerator[Report | CdcError, None]:
-    """A report every `interval_s`, or the error that kept us from one. The second is soon: the first knows no rate."""
+    """Yield a report every `interval_s` seconds, or the error that kept us from one.
+
+    The second comes within a second, because the first knows no rate.
+    """
     watcher, pause_s = Watcher(postgres, settings), min(interval_s, _BETWEEN_LOOKS_S)
     try:
         while True:

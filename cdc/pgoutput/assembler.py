@@ -1,15 +1,15 @@
-"""The assembler: CopyData in, committed transactions out.
+"""The assembler turns CopyData into committed transactions.
 
 One `Assembler` belongs to one connection, because the server describes each table once per connection. With protocol
 version 1 it sends a transaction only after its commit, in one run from Begin to Commit; there is nothing to roll back.
-What leaves here:
+It returns:
 
-- each transaction with changes, in pieces if it is large. One without, as Postgres 14 sends those of other tables, is
-  only a position, like a keepalive's: `wal_end` has it;
-- each logical message that was emitted outside any transaction's fate, as a transaction of its own.
+- each transaction with changes, in pieces if it is large. A transaction without changes, which Postgres 14 sends for
+  other tables, is only a position, like a keepalive's: `wal_end` has it;
+- each logical message that is not transactional, as a transaction of its own.
 
-A stream that contradicts itself (a row outside a transaction, a table never described, a Commit that is not its
-Begin's) raises DataError, and so does a time that no calendar has.
+A stream that contradicts itself raises DataError: a row outside a transaction, a table that was never described, a
+Commit that does not belong to its Begin. So does a commit time before 1970 or after the year 9999.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,15 +50,15 @@ PIECE_BYTES: Final = 1024 * 1024
 # The year 10000, in microseconds since 1970: the archive prints times with four digits of year.
 _END_OF_TIME_US: Final = 253_402_300_800_000_000
 
-# What things hold in memory beside the bytes of their values, measured (tests/unit/pgoutput/test_assembler.py). The
-# bytes count twice: once in the row, once in its JSON, which the first sink that asks for it makes.
+# The memory of objects beside the bytes of their values, measured (tests/unit/pgoutput/test_assembler.py). The bytes
+# count twice: once in the row, once in its JSON, which is made when the first sink asks for it.
 _TRANSACTION_BYTES: Final = 300
 _CHANGE_BYTES: Final = 150
 _VALUE_BYTES: Final = 40
 
 
 class Received:
-    """What one `feed` gave. `wal_end` is the highest that any frame of this connection named."""
+    """The result of one `feed`. `wal_end` is the highest LSN that any frame of this connection named."""
 
     __slots__ = ("reply_requested", "transactions", "wal_end")
 
@@ -90,11 +90,14 @@ class Assembler:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a Begin has come whose Commit has not."""
+        """True between a Begin and its Commit."""
         return self._begin is not None
 
     def feed(self, copy_data: Iterable[bytes]) -> Received:
-        """Take CopyData as they came; give what they completed, in order. Raises DataError."""
+        """Take CopyData messages as they came; return the transactions that they completed, in order.
+
+        Raises DataError for a stream that contradicts itself.
+        """
         done: list[Transaction] = []
         reply_requested = False
         # In network order eight bytes compare like the number they are: the hot path makes no frame object.
@@ -169,7 +172,7 @@ class Assembler:
         self._first_seq = 0
 
     def _take(self, begin: Begin, end_lsn: int, last: bool) -> Transaction:
-        """What has gathered, as a piece; the next one begins behind it."""
+        """Take the gathered changes as a piece; the next piece begins behind them."""
         changes, first_seq, nbytes = self._changes, self._first_seq, self._nbytes
         self._changes = []
         self._first_seq = first_seq + len(changes)
@@ -212,12 +215,12 @@ class Assembler:
         return relation
 
     def _old_row(self, relation_oid: int, old: Row, old_is_key: bool, new: Row | None) -> Row:
-        """The old row as it is meant. A new row takes unchanged TOAST values from it, if it is whole."""
+        """The old row, with ABSENT for what was not sent. A whole old row gives `new` its unchanged TOAST values."""
         relation = self._relation(relation_oid)
         if len(old) != len(relation.columns):
             raise _wrong_width(old, relation)
         if old_is_key:
-            # What is not in the key was sent as NULL, which means nothing.
+            # Postgres sends NULL for the columns outside the key: those values are not known.
             return [value if column.key else ABSENT for value, column in zip(old, relation.columns, strict=True)]
         if new is not None and ABSENT in new and len(new) == len(old):
             new[:] = [before if after is ABSENT else after for before, after in zip(old, new, strict=True)]
@@ -253,8 +256,8 @@ class Assembler:
         if self._begin is not None or message.transactional:
             self._add(change, nbytes, done)
         else:
-            # Its record ends at `lsn`, and a commit record may begin just there. The last byte of its own record is a
-            # position that no other transaction has.
+            # The message's record ends at `lsn`, and a commit record may begin just there. The last byte of its own
+            # record is a position that no other transaction has.
             time_us = decode_frame(data).send_time_us
             _check_time(time_us)
             done.append(
