@@ -23,13 +23,16 @@ class Heartbeat:
     async def run(self) -> None:
         """Measure once a second until cancelled."""
         while True:
-            self.feel(time.time())
+            self.feel(time.monotonic())
             started = time.monotonic()
             await asyncio.sleep(BEAT_S)
             self._vitals.pulse.late_s = max(0.0, time.monotonic() - started - BEAT_S)
 
     def feel(self, now: float) -> None:
-        """Compare the vitals with those of the last beat, and note in `vitals.pulse` what moved. `now` is Unix time."""
+        """Compare the vitals with those of the last beat, and note in `vitals.pulse` what moved.
+
+        `now` is the monotonic clock's, in seconds.
+        """
         pulse, positions, archive = self._vitals.pulse, self._vitals.positions, self._vitals.archive
         streaming = self._vitals.phase is Phase.STREAMING
         pulse.waiting_bytes = max(0, positions.received - positions.archived) if streaming else 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cdc.config import Settings
 from cdc.finding import Finding
-from cdc.health.vitals import CacheState, Phase, Vitals
+from cdc.health.vitals import CacheState, Now, Phase, Vitals
 from cdc.words import duration, size
 
 # A loop later than this misses its deadlines: pings, watchdog, status updates.
@@ -75,9 +75,9 @@ class Health:
 
 
 def judge(
-    vitals: Vitals, now: float, budget: Budget, *, reasons: Iterable[Finding] = (), warnings: Iterable[Finding] = ()
+    vitals: Vitals, now: Now, budget: Budget, *, reasons: Iterable[Finding] = (), warnings: Iterable[Finding] = ()
 ) -> Health:
-    """Judge the vitals at `now` (Unix time). `reasons` and `warnings` of the slot watch are added to our own."""
+    """Judge the vitals at `now`. `reasons` and `warnings` of the slot watch are added to our own."""
     return Health(
         tuple(_not_alive(vitals, now, budget)),
         (*_not_ready(vitals, now, budget), *reasons),
@@ -85,23 +85,25 @@ def judge(
     )
 
 
-def _not_alive(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
+def _not_alive(vitals: Vitals, now: Now, budget: Budget) -> Iterator[Finding]:
     pulse = vitals.pulse
     if pulse.late_s > LOOP_LATE_S:
         yield Finding("loop", f"the event loop was held for {duration(pulse.late_s)}", "journalctl -u waltier -n 50")
     for name, error in pulse.dead.items():
         yield Finding("task", f"the task {name} has died of {error}", "systemctl restart waltier")
-    untried_s = now - pulse.tried_at
+    untried_s = now.steady_s - pulse.tried_at
     if vitals.phase is Phase.STREAMING and pulse.waiting_bytes and untried_s > budget.wedge_s:
         yield Finding("archive", f"wedged: nothing was tried for {duration(untried_s)}", "systemctl restart waltier")
 
 
-def _not_ready(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
+def _not_ready(vitals: Vitals, now: Now, budget: Budget) -> Iterator[Finding]:
     if vitals.phase is not Phase.STREAMING:
         yield _not_streaming(vitals, now)
-    elif vitals.reported_at is not None and now - vitals.reported_at > budget.silence_s:
-        yield Finding("postgres", f"was not told for {duration(now - vitals.reported_at)} how far we are", "cdc slots")
-    age_s = vitals.backlog.age_s(now)
+    elif vitals.reported_at is not None and now.steady_s - vitals.reported_at > budget.silence_s:
+        yield Finding(
+            "postgres", f"was not told for {duration(now.steady_s - vitals.reported_at)} how far we are", "cdc slots"
+        )
+    age_s = vitals.backlog.age_s(now.unix_s)
     if age_s > budget.archive_lag_s:
         yield Finding("archive", f"the oldest change that is not archived is {duration(age_s)} old", "cdc doctor")
     elif vitals.phase is Phase.STREAMING:
@@ -110,16 +112,16 @@ def _not_ready(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
         yield Finding("archive", "a gap waits for its snapshot", "cdc status")
 
 
-def _stalled(vitals: Vitals, now: float, budget: Budget) -> Iterator[Finding]:
+def _stalled(vitals: Vitals, now: Now, budget: Budget) -> Iterator[Finding]:
     pulse = vitals.pulse
-    stalled_s = now - pulse.moved_at
+    stalled_s = now.steady_s - pulse.moved_at
     if pulse.waiting_bytes and stalled_s > budget.stall_s:
         message = f"has taken nothing for {duration(stalled_s)}, and {size(pulse.waiting_bytes)} of WAL wait for it"
         yield Finding("archive", message, "cdc doctor")
 
 
-def _not_streaming(vitals: Vitals, now: float) -> Finding:
-    since = f"for {duration(max(0.0, now - vitals.since))}"
+def _not_streaming(vitals: Vitals, now: Now) -> Finding:
+    since = f"for {duration(max(0.0, now.unix_s - vitals.since))}"
     interruption = vitals.interruption
     match vitals.phase:
         case Phase.WAITING if interruption is not None:

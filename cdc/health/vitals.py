@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cdc import metrics
 from cdc.change import Transaction
@@ -175,6 +176,21 @@ class Backlog:
         return self._cache.age_s(now)
 
 
+class Now(NamedTuple):
+    """One moment by two clocks, in seconds.
+
+    `unix_s` is Unix time, which is comparable with commit times. `steady_s` is the monotonic clock's: a span between
+    two of our own moments is taken from it, because the machine's clock can be set while we run.
+    """
+
+    unix_s: float
+    steady_s: float
+
+    @classmethod
+    def take(cls) -> "Now":
+        return cls(time.time(), time.monotonic())
+
+
 @dataclass(slots=True)
 class Pulse:
     """The heartbeat's last measurement (`cdc/health/heartbeat.py`), at most a second old while the loop turns.
@@ -184,13 +200,15 @@ class Pulse:
     - `waiting_bytes`: the WAL that was received and is not archived.
     - `moved_at`: when the archive last held more of it, or nothing waited.
     - `tried_at`: when the archive was last seen to do anything at all, or nothing waited.
+
+    Both times are the monotonic clock's: a step of the machine's clock is no silence.
     """
 
     late_s: float = 0.0
     dead: dict[str, str] = field(default_factory=dict)
     waiting_bytes: int = 0
-    moved_at: float = field(default_factory=time.time)
-    tried_at: float = field(default_factory=time.time)
+    moved_at: float = field(default_factory=time.monotonic)
+    tried_at: float = field(default_factory=time.monotonic)
     open_gap: bool = False
 
 
@@ -220,7 +238,7 @@ class Vitals:
     """The vitals of one service.
 
     `cache_state` is None without a cache. `archived_at` is when the archive last took something. `reported_at` is when
-    the server was last told how far we are; None before the first stream.
+    the server was last told how far we are, by the monotonic clock; None before the first stream.
     """
 
     started_at: float = field(default_factory=time.time)
@@ -251,7 +269,7 @@ class Vitals:
         self.positions.archived = max(known, archived_lsn)
         self.upstream = upstream
         self.backlog.clear()
-        self.reported_at = time.time()
+        self.reported_at = time.monotonic()
         self.enter(Phase.STREAMING)
 
     def archived(self, lsn: int) -> None:
@@ -262,7 +280,7 @@ class Vitals:
 
     def reported(self, received_lsn: int, acknowledged_lsn: int) -> None:
         """Note the positions that the server was told."""
-        self.reported_at = time.time()
+        self.reported_at = time.monotonic()
         self.positions.received, self.positions.acknowledged = received_lsn, acknowledged_lsn
 
     def interrupted(self, error: CdcError) -> None:

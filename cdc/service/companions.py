@@ -6,7 +6,6 @@ service is no longer alive (`/livez`, the watchdog), but it goes on replicating 
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Coroutine
 
 import structlog
@@ -16,7 +15,7 @@ from cdc.health.heartbeat import Heartbeat
 from cdc.health.ping import Ping
 from cdc.health.systemd import Supervisor
 from cdc.health.verdict import Budget, Health, judge
-from cdc.health.vitals import Vitals
+from cdc.health.vitals import Now, Vitals
 from cdc.monitor.barriers import Barriers
 from cdc.monitor.monitor import Monitor
 from cdc.web.exposition import Exposition
@@ -34,7 +33,7 @@ async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
     history = History(lambda: monitor.retained_bytes)
 
     def verdict() -> Health:
-        return judge(vitals, time.time(), budget, reasons=monitor.reasons, warnings=monitor.warnings)
+        return judge(vitals, Now.take(), budget, reasons=monitor.reasons, warnings=monitor.warnings)
 
     status = Status(settings, vitals, history, monitor)
     server = WebServer(settings, verdict, status, Exposition(vitals, status))

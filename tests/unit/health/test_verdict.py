@@ -14,7 +14,7 @@ from cdc.errors import Unavailable
 from cdc.finding import Finding
 from cdc.health.heartbeat import Heartbeat
 from cdc.health.verdict import Budget, Health, judge
-from cdc.health.vitals import CacheState, Phase, SourceFacts, Vitals
+from cdc.health.vitals import CacheState, Now, Phase, SourceFacts, Vitals
 from cdc.service.companions import Company
 
 SETTINGS = Settings(
@@ -30,8 +30,9 @@ def streaming() -> Vitals:
     return vitals
 
 
-def verdict(vitals: Vitals, after_s: float = 0.0) -> Health:
-    return judge(vitals, time.time() + after_s, BUDGET)
+def verdict(vitals: Vitals, after_s: float = 0.0, clock_step_s: float = 0.0) -> Health:
+    now = Now.take()
+    return judge(vitals, Now(now.unix_s + after_s + clock_step_s, now.steady_s + after_s), BUDGET)
 
 
 def committed(ago_s: float, lsn: int = 100) -> Transaction:
@@ -89,23 +90,28 @@ def owing(bytes_waiting: int = 1) -> Vitals:
 def test_an_archive_that_does_not_move_while_wal_waits_is_not_ready() -> None:
     vitals = owing()
     for after_s, ready in ((BUDGET.stall_s - 1, True), (BUDGET.stall_s + 1, False)):
-        vitals.reported_at = time.time() + after_s
+        vitals.reported_at = time.monotonic() + after_s
         assert verdict(vitals, after_s).ready is ready
     assert verdict(streaming(), 0).ready
 
 
 def test_one_that_owes_nothing_may_rest_for_ever() -> None:
     vitals = owing(0)
-    vitals.reported_at = time.time() + 100_000
+    vitals.reported_at = time.monotonic() + 100_000
     assert verdict(vitals, 100_000).ready
 
 
 def test_an_archive_that_does_not_even_try_is_not_alive_but_a_bucket_that_is_away_kills_nobody() -> None:
     vitals = owing()
     assert not verdict(vitals, BUDGET.wedge_s + 1).alive
-    vitals.pulse.tried_at = time.time() + BUDGET.wedge_s
+    vitals.pulse.tried_at = time.monotonic() + BUDGET.wedge_s
     assert verdict(vitals, BUDGET.wedge_s + 1).alive
     assert not verdict(vitals, BUDGET.wedge_s + 1).ready
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_a_clock_that_is_set_while_wal_waits_is_no_silence_and_no_wedge(days: int) -> None:
+    assert verdict(owing(), 1, clock_step_s=days * 86_400).ready
 
 
 def test_a_server_that_is_not_told_how_far_we_are_is_a_reason() -> None:
@@ -136,13 +142,13 @@ def test_a_cache_that_is_behind_is_a_warning(state: CacheState) -> None:
 
 def test_warnings_of_others_go_with_our_own_and_leave_it_ready() -> None:
     notice = Finding("slot", "nobody reads slot 'theirs'", "cdc slots")
-    assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).ready
-    assert judge(streaming(), time.time(), BUDGET, warnings=[notice]).warnings == (notice,)
+    assert judge(streaming(), Now.take(), BUDGET, warnings=[notice]).ready
+    assert judge(streaming(), Now.take(), BUDGET, warnings=[notice]).warnings == (notice,)
 
 
 def test_our_slot_on_the_brink_is_a_reason() -> None:
     notice = Finding("slot", "slot cdc is about to be lost", "ALTER SYSTEM")
-    assert judge(streaming(), time.time(), BUDGET, reasons=[notice]).reasons == (notice,)
+    assert judge(streaming(), Now.take(), BUDGET, reasons=[notice]).reasons == (notice,)
 
 
 # the pulse ------------------------------------------------------------------------------------------------------------
