@@ -1,11 +1,11 @@
-"""The `cdc` command: a page per command, and no knowledge of its own.
+"""The `cdc` command: one file for each command, and no knowledge of its own.
 
 A command reads the configuration, calls one room, prints what came back and ends with an exit code: 0 done, 1 failed,
 2 usage or configuration, 75 fenced by another writer, 78 a person must decide. Rooms return values; this room makes
 tables and JSON of them. Errors that we raise on purpose are printed to stderr in their three parts, message, detail and
 hint; anything else is a bug and shows its traceback.
 
-A page imports its room inside the command, so that `cdc --help` does not wait for drivers that it will not use.
+A command imports its room inside its function, so that `cdc --help` does not wait for drivers that it will not use.
 """
 
 import sys
@@ -22,7 +22,7 @@ app = typer.Typer(
     help="From the WAL of Postgres to an append-only archive and a warm Redis cache.",
     epilog="Configuration: ./cdc.toml, else /etc/waltier/cdc.toml, overridden by CDC_POSTGRES__DSN and so on.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # they print local variables, and those may hold secrets
+    pretty_exceptions_enable=False,  # pretty ones print local variables, which may hold secrets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)

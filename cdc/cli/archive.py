@@ -1,4 +1,4 @@
-"""`cdc archive`: what is in the archive, and the proof that it is whole."""
+"""`cdc archive`: lists and prints what is in the archive, and proves that it is whole."""
 
 import asyncio
 from typing import Annotated

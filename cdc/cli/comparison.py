@@ -1,4 +1,4 @@
-"""A comparison with the live tables, as `cdc archive verify --against` and `cdc drill` tell it."""
+"""Prints a comparison with the live tables, for `cdc archive verify --against` and `cdc drill`."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from typing import Any
 from cdc.lsn import format_lsn
 from cdc.restore.comparison import Comparison
 
-# A person reads so many; --json has them all.
+# A person reads so many differences; --json has all of them.
 _SHOWN = 20
 
 
 def facts(found: Comparison) -> dict[str, Any]:
-    """The comparison as plain values, for `--json`."""
+    """Give the comparison as plain values, for `--json`."""
     return {
         "equal": found.equal,
         "lsn": format_lsn(found.lsn),
@@ -27,7 +27,7 @@ def facts(found: Comparison) -> dict[str, Any]:
 
 
 def lines(found: Comparison) -> Iterator[str]:
-    """The comparison for people; what differs comes last."""
+    """Describe the comparison for people; the differences come last."""
     yield f"compared with the live tables at {format_lsn(found.lsn)}"
     for table, rows in found.rows.items():
         yield f"  {table}: {rows} rows"

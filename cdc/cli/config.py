@@ -1,4 +1,4 @@
-"""`cdc config`: the samples of deploy/, for an installation that has no checkout."""
+"""`cdc config`: prints the samples of deploy/, for an installation that has no checkout."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def _files_in(folder: "Traversable", prefix: str) -> Iterator[_File]:
 
 
 def _print(found: list[_File]) -> None:
-    """Print one file as it is, several with a heading each: where a sample has several, `#` begins a comment."""
+    """Print one file as it is, several with a heading each. In a sample of several files, `#` begins a comment."""
     for file in found:
         heading, end = ("", "") if len(found) == 1 else (f"# ==> {file.name}\n", "\n")
         print(heading + file.content.decode(), end=end)

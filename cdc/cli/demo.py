@@ -1,4 +1,4 @@
-"""`cdc demo`: everything at work on embedded servers."""
+"""`cdc demo`: shows everything at work on embedded servers."""
 
 import asyncio
 from typing import Annotated

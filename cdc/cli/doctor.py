@@ -1,4 +1,4 @@
-"""`cdc doctor`: what is wrong or will be, with the lines that mend it."""
+"""`cdc doctor`: says what is wrong or will be, with the lines that mend it."""
 
 import asyncio
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`cdc drill`: a restore that is compared with the live tables, and taken away again."""
+"""`cdc drill`: restores the archive, compares the result with the live tables, and removes it again."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,7 @@ def drill(
         str | None, typer.Option(help="Server for the scratch database; default: an embedded one.", metavar="DSN")
     ] = None,
     table: Tables = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="So many tables, drawn anew each time.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many tables, drawn at random each time.")] = None,
     budget: Annotated[float, typer.Option(min=1, help="Seconds after which it has failed.", metavar="S")] = 3600,
     wait: Patience = 120,
     as_json: Json = False,
@@ -38,7 +38,7 @@ def drill(
 
 
 def _facts(done: "Drill") -> dict[str, Any]:
-    """The drill as plain values, for `--json`."""
+    """Give the drill as plain values, for `--json`."""
     from cdc.cli import comparison
 
     return {
@@ -55,7 +55,7 @@ def _facts(done: "Drill") -> dict[str, Any]:
 
 
 def _lines(done: "Drill") -> list[str]:
-    """The drill for people; what differs comes last."""
+    """Describe the drill for people; the differences come last."""
     from cdc.cli import comparison
 
     restored = done.restored

@@ -1,16 +1,16 @@
-"""An excerpt, one conversation as it was, as `cdc restore --where` tells it."""
+"""Prints an excerpt, one conversation as it was, for `cdc restore --where`."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from cdc.restore.excerpt import Excerpt, TableExcerpt
 
-# A person reads so many; --json has them all.
+# A person reads so many differences; --json has all of them.
 _SHOWN = 20
 
 
 def facts(excerpt: Excerpt) -> dict[str, Any]:
-    """The excerpt as plain values, for `--json`."""
+    """Give the excerpt as plain values, for `--json`."""
     history = excerpt.history
     return {
         "dry_run": excerpt.dry_run,
@@ -47,7 +47,7 @@ def _table_facts(table: TableExcerpt) -> dict[str, Any]:
 
 
 def grid(excerpt: Excerpt) -> list[list[str]]:
-    """A line for each table, with headings."""
+    """Make a line for each table, with headings."""
     kinds = ("missing live", "only live", "unequal")
     counts = [["" if excerpt.dry_run or not t.live else str(t.count(kind)) for kind in kinds] for t in excerpt.tables]
     rows = [
@@ -57,7 +57,7 @@ def grid(excerpt: Excerpt) -> list[list[str]]:
 
 
 def lines(excerpt: Excerpt) -> Iterator[str]:
-    """What the table does not say, for people: each difference, and how rows are put back."""
+    """Describe what `grid` does not say, for people: each difference, and how rows are put back."""
     yield from excerpt.history.remarks()
     if excerpt.left_out:
         yield f"without a column of the WHERE, so left out: {', '.join(excerpt.left_out)}"

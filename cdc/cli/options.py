@@ -7,7 +7,7 @@ import typer
 
 
 def _effective_file(context: typer.Context, value: Path | None) -> Path | None:
-    """`--config` may stand before the command or after it."""
+    """Choose the file of `--config`, which may stand before the command or after it."""
     file = value or context.find_root().params.get("file")
     return file if isinstance(file, Path) else None
 

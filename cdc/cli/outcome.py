@@ -1,4 +1,4 @@
-"""What a restore did, or would do, as `cdc restore` tells it."""
+"""Prints what a restore did, or would do, for `cdc restore`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from cdc.words import duration
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as plain values, for `--json`."""
+    """Give the outcome as plain values, for `--json`."""
     history = outcome.history
     return {
         "dry_run": outcome.dry_run,
@@ -35,7 +35,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def lines(outcome: Outcome) -> list[str]:
-    """The outcome for people."""
+    """Describe the outcome for people."""
     history = outcome.history
     verb = "would begin" if outcome.dry_run else "began"
     said = [f"{verb} with the snapshot at {format_lsn(history.base.consistent_lsn)}, {history.base_rows} rows"]

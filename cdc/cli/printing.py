@@ -19,7 +19,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_table(rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell; never cut to a terminal's width, for a pipe has none."""
+    """Print columns as wide as their widest cell. They are never cut to a terminal's width: a pipe has none."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -41,10 +41,13 @@ async def write(lines: AsyncIterator[bytes]) -> None:
 
 
 def confirm(unasked: str) -> None:
-    """Go on only after a yes. Raises Invalid in a script, where no one can answer; `unasked` does not ask."""
+    """Go on only after a yes. Raises Invalid in a script, where no answer comes.
+
+    `unasked` is the command that does not ask, for the error's hint.
+    """
     try:
         agreed = typer.confirm("Go on?")
     except typer.Abort:
-        raise Invalid("nobody answered, so nothing was done", hint=unasked) from None
+        raise Invalid("no answer came, so nothing was done", hint=unasked) from None
     if not agreed:
         raise typer.Abort

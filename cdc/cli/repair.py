@@ -1,4 +1,4 @@
-"""`cdc repair`: the service, once, for a gap that a person has decided to close."""
+"""`cdc repair`: runs the service once, for a gap that a person has decided to close."""
 
 import asyncio
 

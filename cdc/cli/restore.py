@@ -1,4 +1,4 @@
-"""`cdc restore`: the archive's tables at a moment, or one conversation of them."""
+"""`cdc restore`: restores the archive's tables at a moment, or one conversation from them."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -30,10 +30,11 @@ def restore(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at everything and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring the archive's tables, as they were at a moment, into an empty database; killed, it goes on.
+    """Bring the archive's tables, as they were at a moment, into an empty database; after a kill, the command goes on.
 
-    With --where, repeatable, only rows of which all conditions are true. The target may then be the live database: they
-    go into a schema of their own and are compared with the live tables. Differences are no failure: exit code 0.
+    With --where, which may be repeated, only rows that meet all conditions. The target may then be the live database.
+    The rows go into a schema of their own and are compared with the live tables. Differences are no failure: exit code
+    0.
     """
     from cdc.config import load_archive
     from cdc.restore import read_until, watched

@@ -1,4 +1,4 @@
-"""`cdc run`: the service itself."""
+"""`cdc run`: runs the service."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The archive as it lies there, segment by segment: what `cdc archive ls` and `cat` print."""
+"""Prints the archive segment by segment, for `cdc archive ls` and `cat`, and runs its proof."""
 
 import json
 from collections.abc import AsyncIterator
@@ -15,13 +15,16 @@ from cdc.errors import Invalid
 from cdc.lsn import format_lsn
 from cdc.words import size
 
-# Of fixed widths, because segments are printed as they are read: a large archive needs no memory.
+# Fixed widths, because segments are printed as they are read: a large archive needs no memory.
 _ROW = "{:>8}  {:<8}  {:>17}  {:>17}  {:>9}  {:>8}  {:>8}  {:<27}  {}"
 _HEADINGS = _ROW.format("seq", "kind", "last_lsn", "covered_upto", "ordinal", "tx", "changes", "to_time", "size")
 
 
 async def listed(settings: ArchiveSettings, first: int, last: int | None, *, as_json: bool) -> AsyncIterator[bytes]:
-    """A line for each segment; as JSON, its header with key, size and checksum."""
+    """Yield a line for each segment; as JSON, its header with key, size and checksum.
+
+    Raises Invalid if there is nothing to list, Unavailable or DataError.
+    """
     bucket = open_bucket(settings)
     try:
         await _check_there(bucket, first)
@@ -56,7 +59,10 @@ def _json(facts: SegmentFacts) -> str:
 async def changes(
     settings: ArchiveSettings, first: int, last: int | None, *, table: str | None
 ) -> AsyncIterator[bytes]:
-    """The changes, byte for byte as they were archived."""
+    """Yield the changes, byte for byte as they were archived.
+
+    Raises Invalid if there is nothing to print, Unavailable or DataError.
+    """
     bucket = open_bucket(settings)
     try:
         await _check_there(bucket, first)
@@ -67,7 +73,7 @@ async def changes(
 
 
 async def prove(settings: ArchiveSettings, *, full: bool) -> VerificationRun:
-    """Verify what is new, or everything. Raises Unavailable or Invalid if it cannot be read or is not there."""
+    """Verify what is new, or everything. Raises Unavailable or Invalid if the archive cannot be read or is absent."""
     bucket = open_bucket(settings)
     try:
         await _check_there(bucket, 0)

@@ -1,6 +1,6 @@
-"""The table of `cdc slots`.
+"""Prints the table of `cdc slots`.
 
-A slot that nobody drains keeps WAL until the disk is full, whoever made it, so all are shown, each with what it
+A slot without a reader keeps WAL until the disk is full, ours or not. So all slots are shown, each with the WAL that it
 retains, when that becomes too much, and why. A slot that is lost retains infinitely much, never 0.
 """
 
@@ -14,13 +14,13 @@ from cdc.monitor.report import Report
 from cdc.postgres.observation import WatchedSlot
 from cdc.words import remaining, since, size
 
-# With two spaces between columns this fits a terminal of 100; a longer name has a line of its own.
+# With two spaces between columns this fits a terminal of 100 columns. A longer name has a line of its own.
 _ROW = "{:<24}  {:<20}  {:<10}  {:>8}  {:>8}  {:>8}  {:>8}"
 _NAME_WIDTH, _READER_WIDTH = 24, 20
 
 
 def lines(found: Report) -> Iterator[str]:
-    """The table, with the reason below each slot that has one, and the server's own line."""
+    """Make the table, with the reason below each slot that has one, and the server's own line."""
     if found.observation.slots:
         yield _ROW.format("slot", "reader", "status", "retained", "unacked", "limit", "forecast")
     else:

@@ -1,4 +1,4 @@
-"""`cdc slots`: every replication slot of the server, once or again and again."""
+"""`cdc slots`: lists every replication slot of the server, once or repeatedly."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ def _print_once(postgres: "PostgresSettings", monitor: "MonitorSettings", *, as_
 
 
 def _facts(found: "Report", warn_s: float) -> dict[str, Any]:
-    """Everything as plain values; the slots and the server as in /status.json."""
+    """Give everything as plain values; the slots and the server as in /status.json."""
     from cdc.monitor.report import postgres_facts, slot_facts
 
     return {
@@ -65,7 +65,10 @@ def _facts(found: "Report", warn_s: float) -> dict[str, Any]:
 async def _follow(
     postgres: "PostgresSettings", monitor: "MonitorSettings", interval_s: float, *, as_json: bool
 ) -> None:
-    """Show every look until interrupted: in place on a terminal, else one below another; as JSON an object a line."""
+    """Show one report after another until interrupted.
+
+    On a terminal each takes the place of the one before, else it follows below. As JSON each is one line.
+    """
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -85,7 +88,7 @@ async def _follow(
 
 
 def _page(found: "Report | CdcError", warn_s: float) -> Iterator[str]:
-    """One look: its time, the table, and what is not well."""
+    """Make one report: its time, the table, and what is not well."""
     from cdc.cli.slot_table import lines
 
     if isinstance(found, CdcError):

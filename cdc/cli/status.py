@@ -1,4 +1,4 @@
-"""`cdc status`: one screen that says whether all is well."""
+"""`cdc status`: says on one screen whether all is well."""
 
 import asyncio
 

@@ -1,6 +1,6 @@
-"""`cdc teardown`: takes away what makes Postgres keep WAL for us, and says what remains.
+"""`cdc teardown`: removes what makes Postgres keep WAL for us, and says what remains.
 
-The slot goes first: it is the one thing that does harm if it is forgotten. The archive is never touched.
+The slot goes first, because a forgotten slot fills the server's disk. The archive is never touched.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ def teardown(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """What is to be removed beside the slot."""
+    """The plan of a teardown: what to remove beside the slot."""
 
     settings: "Settings"
     admin: "PostgresSettings"
@@ -79,7 +79,10 @@ class _Plan:
 
 
 async def _carry_out(plan: _Plan) -> list[str]:
-    """1. the slot, 2. event triggers and publication, 3. the cache's keys; returns what was done and what remains."""
+    """Remove everything of the plan; return what was done and what remains.
+
+    1. the slot, 2. event triggers and publication, 3. the cache's keys.
+    """
     from cdc.cache.removal import remove_keys
     from cdc.postgres.ddl_sentinel import drop_ddl_sentinel
     from cdc.postgres.publication import drop_publication

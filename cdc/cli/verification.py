@@ -1,4 +1,4 @@
-"""A verification of the archive, as `cdc archive verify` tells it."""
+"""Prints a verification of the archive, for `cdc archive verify`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from cdc.words import size
 
 
 def facts(run: VerificationRun) -> dict[str, Any]:
-    """The report as plain values, for `--json`. Counts are of the whole archive, `segments_read` of this run."""
+    """Give the report as plain values, for `--json`. Counts are of the whole archive, `segments_read` of this run."""
     report, since = run.report, run.since
     return {
         "intact": report.intact,
@@ -42,7 +42,7 @@ def facts(run: VerificationRun) -> dict[str, Any]:
 
 
 def lines(run: VerificationRun) -> Iterator[str]:
-    """The report for people; what is wrong comes last, where it is seen."""
+    """Describe the report for people. What is wrong comes last, where it is seen."""
     report = run.report
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     yield f"archive {report.archive or 'of unknown identity'}, {size(report.nbytes)}"
@@ -54,7 +54,7 @@ def lines(run: VerificationRun) -> Iterator[str]:
         left = f"{report.abandoned_parts} parts and {report.uncommitted_chunks} chunks"
         yield f"left by interrupted work, and of no consequence: {left}"
     if report.sealed:
-        yield f"{report.sealed} encrypted objects, of which all is proved but what their lines say: no archive.identity"
+        yield f"{report.sealed} encrypted objects, proved except for what their lines say: no archive.identity"
     yield from (_gap_line(recorded) for recorded in report.gaps)
     for fork in report.forks:
         yield f"fork: timeline {fork.previous.timeline} was left at {format_lsn(fork.switch_lsn)} ({fork.reason})"
@@ -65,7 +65,7 @@ def lines(run: VerificationRun) -> Iterator[str]:
 
 
 def _reach_lines(run: VerificationRun) -> Iterator[str]:
-    """From where to where it was read this time."""
+    """Say from where to where the archive was read this time."""
     report, since = run.report, run.since
     if run.restarted:
         yield f"read from the start: {run.restarted}"

@@ -1,10 +1,10 @@
-"""Brings every change to the archive, and notes how far it is: what is archived here may be acknowledged to Postgres.
+"""Brings every change to the archive, and notes how far the archive is. Postgres may forget what is archived here.
 
-1. `offer` queues what was received. `make_room` makes the reader pause while the queue is full, which Postgres
-   tolerates as long as status updates go out. But if the bucket is failing, the queue is **shed**, and reading goes on
-   for the cache alone.
-2. `run` gathers, writes and notes. It alone writes to the archive, so there is one PUT in flight. When nothing comes it
-   records **coverage**, so that a quiet publication does not hold WAL.
+1. `offer` queues what was received. `make_room` makes the reader pause while the queue is full. Postgres tolerates that
+   as long as status updates go out. But if the bucket is failing, the queue is **shed**, and reading goes on for the
+   cache alone.
+2. `run` gathers, writes and notes. It alone writes to the archive, so there is one PUT in flight. When nothing comes,
+   it records **coverage**, so that a quiet publication does not hold WAL.
 3. When the bucket answers after the queue was shed, `run` ends. The next connection reads again from the slot, which
    still holds everything that was not acknowledged.
 4. `drain` ends a connection: what was received whole is still archived.
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 # How long the last whole transactions may take to reach the archive when a session ends. Less than the 30 s that
 # container runtimes grant between SIGTERM and SIGKILL; being killed loses nothing, it only repeats work.
 DRAIN_S = 20.0
-# How often an idle feed looks whether there is WAL to cover, and a paused reader whether the bucket fails.
+# How often an idle feed checks for WAL to cover, and a paused reader for a failing bucket.
 TICK_S = 0.5
 
 Acknowledge = Callable[[int, bool], None]
@@ -41,7 +41,7 @@ Acknowledge = Callable[[int, bool], None]
 
 
 class ArchiveFeed:
-    """Feeds `gate`, which is the archive's writer. `recheck` looks whether the publication still is what it was."""
+    """Feeds `gate`, the archive's writer. `recheck` raises an error if the publication is not what it was."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class ArchiveFeed:
 
     @property
     def stalled_s(self) -> float:
-        """How long a failing bucket has let nothing be acknowledged; 0 while it does not fail."""
+        """Seconds for which a failing bucket has let nothing be acknowledged; 0 while it does not fail."""
         return time.monotonic() - self._advanced_at if self._gate.struggling else 0.0
 
     def offer(self, transactions: Iterable[Transaction]) -> None:
-        """Queue what was received next; it is never refused. Passed over once the queue was shed."""
+        """Queue what was received next; never refuses. Once the queue was shed, it is passed over."""
         if self.shed:
             return
         self._queue.put(transactions)
@@ -78,7 +78,7 @@ class ArchiveFeed:
         crash_point("transactions_queued")
 
     async def make_room(self) -> None:
-        """Wait until the queue is below its limit; or, if the bucket is failing, shed it."""
+        """Wait until the queue is below its limit. If the bucket is failing, shed the queue instead."""
         while self._queue.full:
             if self._gate.struggling:
                 log.warning("archive_queue_shed", bytes=self._queue.nbytes)
@@ -93,7 +93,10 @@ class ArchiveFeed:
                 continue
 
     async def run(self, acknowledge: Acknowledge) -> None:
-        """Archive until the queue is closed and empty, or until what was shed can be read again (`shed` says so)."""
+        """Archive until the queue is closed and empty, or until what was shed can be read again (`shed` says so).
+
+        Raises Invalid, DataError, Fenced or Diverged from the archive, and what `recheck` raises.
+        """
         started = 0.0
         while not (self._queue.closed and self._queue.empty):
             try:
@@ -111,7 +114,7 @@ class ArchiveFeed:
                 return
 
     async def drain(self, running: asyncio.Task[None]) -> None:
-        """Let `run` take what was received whole, within `DRAIN_S`; a failing bucket gets no second chance here."""
+        """Let `run` take what was received whole, within `DRAIN_S`. A failing bucket is not tried again here."""
         self._queue.close()
         deadline = time.monotonic() + DRAIN_S
         while not running.done() and time.monotonic() < deadline and not self._gate.struggling:
@@ -131,7 +134,7 @@ class ArchiveFeed:
             await self._look_again()
 
     async def _cover(self, acknowledge: Acknowledge) -> None:
-        """Idle, and the WAL went on without changes of ours: record it as covered, then acknowledge it."""
+        """Record as covered, then acknowledge, WAL that went by without changes of ours while we were idle."""
         lsn = self._progress.coverable_lsn
         if lsn is None:
             return
@@ -146,7 +149,7 @@ class ArchiveFeed:
         acknowledge(lsn, True)
 
     def _note(self, lsn: int) -> None:
-        """The archive is durable up to `lsn`."""
+        """Note that the archive is durable up to `lsn`."""
         self._advanced_at = time.monotonic()
         self._progress.archived(lsn)
         self._vitals.archived(lsn)

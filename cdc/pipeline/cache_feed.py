@@ -1,12 +1,12 @@
-"""Where the cache takes its changes from, so that it can be away for hours and never hold the slot.
+"""Feeds the cache from the queue, the archive or a snapshot. It may be away for hours and never holds the slot.
 
 1. `open`: the cache itself says how far it is. If it says nothing (new, flushed, evicted, another epoch), it is
    **warmed** from a Postgres snapshot at a known LSN.
 2. While that position is short of where the live queue begins, it **catches up** from the archive.
-3. Then it **follows** the live queue. When the queue overflows, it is dropped, and the feed goes back to 2; when the
+3. Then it **follows** the live queue. When the queue overflows, it is dropped, and the feed goes back to 2. When the
    cache is away, the feed tries again with backoff and goes back to 1.
 
-Nothing here can fail the service but a bug: `Unavailable` and `Moved` are this feed's daily bread.
+Only a bug here can end the service: this feed expects `Unavailable` and `Moved`, and goes on after them.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ from cdc.position import Epoch, Position
 
 log = structlog.get_logger()
 
-# A healthy cache that is only slower than the burst may make the reader wait this long, then its queue is dropped:
-# waiting for ever would let the cache hold the slot, dropping at once would make it read everything twice.
+# A healthy cache that is slower than a burst may make the reader wait this long. Then its queue is dropped. Without a
+# limit the cache would hold the slot; if the queue were dropped at once, the cache would read everything twice.
 PATIENCE_S = 1.0
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.1, 5.0
 BATCH_BYTES = 4 * 1024 * 1024
 
 
 class _ColdCacheError(Exception):
-    """The archive does not lead from where the cache is to where it must go: it has to be filled from a snapshot."""
+    """The archive does not lead from the cache's position to the queue: the cache must be filled from a snapshot."""
 
 
 class ArchiveLog(Protocol):
@@ -43,14 +43,17 @@ class ArchiveLog(Protocol):
     covered_upto: int
 
     def transactions(self, after: Position | None) -> AsyncIterator[Transaction]:
-        """What lies after a position, in order, to the present end. Raises Moved where that cannot be followed."""
+        """Read the transactions after a position, in order, to the present end.
+
+        Raises Moved where transactions alone do not lead on from there (a snapshot or a gap), and Unavailable.
+        """
         ...
 
 
 class CacheFeed:
-    """Brings every change to the cache, in order, from wherever it can be had.
+    """Brings every change to the cache, in order, from the queue, the archive or a snapshot.
 
-    `warm_up` fills the opened sink from a snapshot, and returns where it then stands.
+    `warm_up` fills the opened sink from a snapshot, and returns the sink's position after it.
     """
 
     def __init__(
@@ -76,18 +79,18 @@ class CacheFeed:
 
     @property
     def epoch(self) -> Epoch:
-        """The history that the cache is of."""
+        """The history that the cache's positions belong to."""
         return self._sink.epoch
 
     def restart(self, since_lsn: int) -> None:
-        """A replication connection begins that will send everything after `since_lsn` again."""
+        """Begin with a new replication connection, which will send everything after `since_lsn` again."""
         self._held = None
-        # What the last connection covered says nothing of what this one is about to send again.
+        # The last connection's coverage says nothing about the changes that this one is about to send again.
         self._covered_lsn = 0
         self.queue.restart(since_lsn)
 
     async def offer(self, transactions: Iterable[Transaction]) -> None:
-        """Take live transactions. Waits for room only for a moment, and only while the cache is at work."""
+        """Queue live transactions. Waits for room for `PATIENCE_S` at most, and only while the cache is at work."""
         self.queue.put(transactions)
         self._queue_bytes.set(self.queue.nbytes)
         if not self.queue.full:
@@ -105,7 +108,10 @@ class CacheFeed:
         self._queue_bytes.set(self.queue.nbytes)
 
     def archive_advanced(self, covered_lsn: int, *, idle: bool = False) -> None:
-        """The archive holds more. `idle` says that everything received is in it, so the cache can stand there too."""
+        """Note that the archive holds more, up to `covered_lsn`.
+
+        `idle` says that it holds everything that was received. Then the cache's position may go there too.
+        """
         self._archive_advanced.set()
         if idle:
             self._covered_lsn = covered_lsn
@@ -127,7 +133,7 @@ class CacheFeed:
                 log.warning("cache_checkpoint_moved", reason=moved.message)
                 await asyncio.sleep(BACKOFF_FIRST_S)
             except (Unavailable, Invalid) as error:
-                # Also Invalid: at its start it ends the service, but a password changed later must not.
+                # Invalid too: at the start it ends the service, but a password that is changed later must not.
                 self._enter(CacheState.AWAY)
                 metrics.retries.labels(sink=self._sink.name).inc()
                 metrics.errors.labels(self._sink.name, type(error).__name__).inc()
@@ -136,7 +142,7 @@ class CacheFeed:
                 backoff_s = min(backoff_s * 2, BACKOFF_LAST_S)
 
     async def close(self) -> None:
-        """Let go of the cache."""
+        """Close the connection to the cache."""
         await self._sink.close()
 
     def _enter(self, state: CacheState) -> None:
@@ -163,7 +169,7 @@ class CacheFeed:
             position = await self._catch_up(position)
 
     async def _catch_up(self, position: Position) -> Position:
-        """Apply what the archive holds beyond `position`; wait for more if the archive itself is short of the queue."""
+        """Apply what the archive holds beyond `position`; wait for more if the archive ends before the queue begins."""
         self._archive_advanced.clear()
         pieces: list[Transaction] = []
         nbytes = 0
@@ -208,7 +214,7 @@ class CacheFeed:
         self._vitals.positions.cached = await self._sink.advance(lsn)
 
     async def _follow(self) -> None:
-        """Write what the queue brings until the sink can no longer go on with it."""
+        """Write what the queue brings until the sink can no longer go on with the queue."""
         self._enter(CacheState.LIVE)
         while True:
             if self._held is None:
@@ -224,7 +230,7 @@ class CacheFeed:
                 await self._write(self._held[1])
                 self._held = None
             elif self._covered_lsn > self._sink_position().lsn:
-                # Only now, while nothing is queued, may the checkpoint go there. If it fails, all is looked at anew.
+                # The checkpoint may go there only while nothing is queued. If that fails, `wake` makes us check again.
                 self.queue.wake()
                 await self._advance(self._covered_lsn)
             if self.queue.closed and self.queue.empty:

@@ -1,11 +1,11 @@
-"""Whether a stream goes on with the history that the archive tells (pure).
+"""Checks that a stream goes on with the history that the archive tells (pure).
 
 Where a slot has confirmed less than the archive holds, Postgres sends again what lies between, and the archive passes
-over it by its LSN alone. That is right for one history and would lose commits of another: a server that was set back to
+over it by its LSN alone. That is right for one history and would lose commits of another. A server that was set back to
 an older image of its disk is the same cluster, on the same timeline, with its slot of then, and uses the LSNs again.
 
-The last commit that is archived is what the two would not share. If it is due again it must come, at its very LSN,
-before anything behind it counts.
+The two histories would not share the last commit that is archived. If that commit is due again, it must come, at its
+very LSN, before anything behind it counts.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,19 +16,20 @@ from cdc.position import set_back
 
 
 class Continuity:
-    """What one replication connection has yet to show: a commit that must come again at `due_lsn`; 0 for none."""
+    """Checks one replication connection: a commit must come again at `due_lsn`; 0 if none is due."""
 
     def __init__(self, due_lsn: int) -> None:
         self._due_lsn = due_lsn
 
     @property
     def pending(self) -> bool:
-        """Whether all that was received is from before the archive's last commit: perhaps replays, perhaps not."""
+        """True while the due commit has not come. What was received may be replays, or another history."""
         return self._due_lsn > 0
 
     def check(self, transactions: Sequence[Transaction], wal_end: int) -> None:
-        """Look at what was received next: transactions in commit order, and how far it is known that there are no more
-        (0: that is not known). Raises Diverged.
+        """Check what was received next. Raises Diverged.
+
+        `transactions` are in commit order. Up to the LSN `wal_end` there are no others; 0 if that is not known.
         """
         if not self._due_lsn:
             return
@@ -44,8 +45,8 @@ class Continuity:
 
 
 def is_due(last_commit_lsn: int, confirmed_flush_lsn: int, switch_lsns: Collection[int] = ()) -> bool:
-    """Whether a slot sends the archive's last commit again. `switch_lsns` are where earlier timelines were left.
+    """Return True if a slot sends the archive's last commit again. Earlier timelines were left at `switch_lsns`.
 
-    A fork that cut a lost tail off leaves the archive at its switch point, where there is no commit.
+    A fork that cut off a lost tail leaves the archive at its switch point, where there is no commit.
     """
     return confirmed_flush_lsn <= last_commit_lsn and last_commit_lsn not in switch_lsns

@@ -1,4 +1,4 @@
-"""What has been received, what is durable, and so what may be acknowledged: the one place that decides it (pure).
+"""Decides what may be acknowledged, from what was received and what is durable. No other place decides it (pure).
 
 The rule: Postgres is told `flush = x` only when the archive holds every transaction that ends at or before x. Two
 kinds of position can become such an x:
@@ -28,8 +28,8 @@ class Progress:
     def received(self, end_lsn: int, server_lsn: int, in_transaction: bool) -> None:
         """Note what one read gave.
 
-        `end_lsn` is that of the last transaction completed by it (0 if none was), `server_lsn` the highest position
-        the server mentioned, and `in_transaction` whether a transaction is open after it.
+        `end_lsn` is that of the last transaction that it completed (0 if none), `server_lsn` the highest position that
+        the server mentioned. `in_transaction` is True if a transaction is open after it.
         """
         self._last_end_lsn = max(self._last_end_lsn, end_lsn)
         self._server_lsn = max(self._server_lsn, server_lsn)
@@ -42,18 +42,18 @@ class Progress:
 
     @property
     def acknowledged_lsn(self) -> int:
-        """What the server may be told is flushed. Never decreases."""
+        """The position that we may report to the server as flushed. Never decreases."""
         return self.archived_lsn
 
     @property
     def idle(self) -> bool:
-        """Nothing is open and everything that was received is archived."""
+        """True if nothing is open and everything that was received is archived."""
         return not self._in_transaction and self._last_end_lsn <= self.archived_lsn
 
     @property
     def coverable_lsn(self) -> int | None:
         """A position that the archive may record as covered, or None if there is nothing to gain or we are not idle.
 
-        It stays true while the record is being written: whatever is received meanwhile ends after it.
+        It stays true while the record is being written: a transaction that is received meanwhile ends after it.
         """
         return self._server_lsn if self.idle and self._server_lsn > self.archived_lsn else None

@@ -1,7 +1,7 @@
-"""What waits for a sink: transactions in commit order, bounded in bytes.
+"""Holds the transactions that wait for a sink, in commit order and bounded in bytes.
 
-`put` never waits, so that the socket's reader decides itself what a full queue means: to pause reading (`room`), or to
-`drop` all that waits because the sink has another source to go back to. After a drop the queue starts again at the
+`put` never waits, so the socket's reader decides itself what a full queue means. It may pause reading (`room`), or
+`drop` all that waits, because the sink has another source to go back to. After a drop the queue starts again at the
 next transaction's first piece, and `since` says from where on it is complete.
 """
 
@@ -17,14 +17,14 @@ from cdc.position import Position
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """From where on a queue is complete: after `lsn`, and, of transaction `part_commit_lsn`, from `part_seq` on."""
+    """The point from which a queue is complete: after `lsn`, and, of transaction `part_commit_lsn`, from `part_seq`."""
 
     lsn: int
     part_commit_lsn: int = 0
     part_seq: int = 0
 
     def reached_by(self, position: Position) -> bool:
-        """Whether a sink at `position` can go on with the queue and miss nothing."""
+        """Return True if a sink at `position` can go on with the queue and miss nothing."""
         if not self.part_commit_lsn:
             return position.lsn >= self.lsn
         if position.lsn > self.part_commit_lsn:
@@ -79,22 +79,22 @@ class TransactionQueue:
             self._last_end_lsn = transaction.end_lsn
 
     def drop(self) -> None:
-        """Forget all that waits; go on with the first transaction that begins after this."""
+        """Forget all that waits; go on with the first transaction that begins later."""
         self.drops += 1
         self._clear()
         self._skipping = True
-        # Inside a transaction the queue is complete from nowhere yet: put() sets `since` when the next one begins.
+        # Inside a transaction no such point is known yet: put() sets `since` when the next transaction begins.
         self.since = Since(1 << 64) if self._mid_transaction else Since(self._last_end_lsn)
 
     def restart(self, since_lsn: int) -> None:
-        """A new replication connection begins: what comes now is complete after `since_lsn`."""
+        """Begin with a new replication connection: what comes now is complete after `since_lsn`."""
         self._clear()
         self.since = Since(since_lsn)
         self._last_end_lsn = since_lsn
         self._mid_transaction = self._skipping = self.closed = False
 
     def close(self) -> None:
-        """Nothing more will come; a transaction whose commit is not here yet never will be."""
+        """Note that nothing more will come. A transaction without its commit will never be complete."""
         self.closed = True
         while self._waiting and not self._waiting[-1].last:
             self.nbytes -= self._waiting.pop().nbytes
@@ -104,12 +104,12 @@ class TransactionQueue:
     def _clear(self) -> None:
         self._waiting.clear()
         self.nbytes = 0
-        # The reader must look: `since` has moved, and it may have to go back to another source.
+        # The reader must check `since`, which has moved: it may have to go back to another source.
         self._changed.set()
         self._room.set()
 
     def wake(self) -> None:
-        """Let the reader look, though nothing came."""
+        """Wake the reader, though nothing came."""
         self._changed.set()
 
     async def room(self) -> None:
@@ -117,7 +117,7 @@ class TransactionQueue:
         await self._room.wait()
 
     async def wait(self) -> None:
-        """Wait until something is here, or the queue was dropped, restarted or closed."""
+        """Wait until something is queued, or the queue was dropped, restarted or closed."""
         await self._changed.wait()
 
     def pop(self, limit_bytes: int) -> Batch:

@@ -2,16 +2,17 @@
 
 Its tasks have names, and the death of one ends the session:
 
-1. `receive` reads the socket, assembles transactions, has them show that they go on with the archive's history
+1. `receive` reads the socket, assembles transactions, checks that they go on with the archive's history
    (`continuity.py`), notes progress, and offers them to both feeds.
-2. `archive` is `archive_feed.py`: it writes, and what it has written is acknowledged at once. When it gives up what it
-   had shed, the session ends, and the next one reads it again from the slot.
-3. `feedback` tells the server the durable position on its own timer, whatever the others do.
-4. `silence` is `silence.py`: a server that says nothing for long is asked to answer, and left if it serves us no more.
+2. `archive` is `archive_feed.py`: it writes, and what it has written is acknowledged at once. When it ends because it
+   had shed changes, the session ends too, and the next one reads them again from the slot.
+3. `feedback` tells the server the durable position on its own timer. The other tasks cannot delay it.
+4. `silence` is `silence.py`: a server that says nothing for long is asked to answer. If it no longer serves us, the
+   session ends.
 
-A session ends by a stop request, by the loss of the connection, or because the server shuts down: the sentinel sees
-that, and the connection is closed at once, because a walsender waits for acknowledgements before it lets Postgres go
-down. In every case what was received whole is still archived, within `DRAIN_S`.
+A session ends by a stop request, by the loss of the connection, or because the server shuts down. The sentinel sees a
+shutdown, and the connection is closed at once, because a WAL sender waits for acknowledgements before it lets Postgres
+go down. In every case what was received whole is still archived, within `DRAIN_S`.
 """
 
 import asyncio
@@ -37,13 +38,13 @@ from cdc.postgres.stream.sentinel import Sentinel
 
 log = structlog.get_logger()
 
-# Without a sentinel nobody tells us that Postgres wants to shut down: so long may acknowledgements stall.
+# Without a sentinel we do not learn that Postgres wants to shut down. Acknowledgements may then stall only so long.
 STALL_WITHOUT_SENTINEL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A started connection: its stream, what makes transactions of it, and what these have yet to show."""
+    """A started connection: its stream, the assembler of its transactions, and the check of their continuity."""
 
     stream: ReplicationStream
     assembler: Assembler
@@ -51,7 +52,7 @@ class Incoming:
 
 
 class Session:
-    """Runs one connection. `incoming` and the feeds are at the position of `progress`."""
+    """Runs one connection. `incoming` and the feeds begin at the position of `progress`."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class Session:
         self._failure: CdcError | None = None
 
     async def run(self, stop: asyncio.Event, sentinel: Sentinel | None) -> None:
-        """Work until `stop` is set (then return) or until the connection ends (then raise its error)."""
+        """Work until `stop` is set; then return. Raises the error that ended the connection, of any kind."""
         async with asyncio.TaskGroup() as tasks:
             archive = tasks.create_task(self._archive_loop(), name="archive")
             feedback = tasks.create_task(self._feedback_loop(sentinel), name="feedback")
@@ -141,7 +142,7 @@ class Session:
             self._fail(Unavailable("the bucket answers again; reading again from the slot what was shed"))
 
     def _acknowledge(self, lsn: int, idle: bool) -> None:
-        """The archive is durable up to `lsn`: Postgres may forget that, and the cache find it there."""
+        """Tell Postgres and the cache that the archive is durable up to `lsn`."""
         self._send_status()
         if self._cache is not None:
             self._cache.archive_advanced(lsn, idle=idle)

@@ -1,7 +1,7 @@
-"""Notices that a server says nothing any more, which TCP's own deadlines do not see where a middle box swallows bytes.
+"""Notices that a server has fallen silent. TCP's own deadlines miss that where a middle box swallows bytes.
 
-After half of `silence_s` the server is asked to answer. After all of it another connection is asked whether its WAL
-sender still serves us: a decode that is silent for minutes is healthy, and then the wait begins anew.
+After half of `silence_s` the server is asked to answer. After all of it another connection asks the server whether its
+WAL sender still serves us. If it does, the wait begins again: a decode that is silent for minutes is healthy.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ class Silence:
         self._listening_since: float | None = None
 
     def listening(self) -> None:
-        """The reader waits for bytes from now on."""
+        """Note that the reader waits for bytes from now on."""
         self._listening_since = time.monotonic()
 
     def heard(self) -> None:
-        """Bytes came. What the reader then does with them is not the server's silence."""
+        """Note that bytes came. The time that the reader then takes is not the server's silence."""
         self._listening_since = None
 
     async def run(self, ask: Callable[[], None]) -> Unavailable:

@@ -1,15 +1,16 @@
 """The contract between the pipeline and a destination. This file is all that the author of a new sink must read.
 
-A sink is given every committed transaction in commit order, and answers with how far it is durable. Of two kinds:
-the **gate** decides what Postgres may forget, for nothing is acknowledged before the gate has it (the archive);
-a **follower** may be away for hours, catches up from the archive, and never holds the slot (the cache).
+A sink is given every committed transaction in commit order, and answers with the position up to which it is durable.
+There are two kinds. The **gate** (the archive) decides what Postgres may forget: nothing is acknowledged before the
+gate has it. A **follower** (the cache) may be away for hours, catches up from the archive, and never holds the slot.
 
 Both promise:
 
 - **Ask the destination.** `open()` returns the position that the destination itself records, or None if it records
   none; a follower answers None for another epoch's, too. No checkpoint beside the data could disagree with it.
-- **Durable, not accepted.** `write()` returns only when the batch survives a crash of everything on our side. What it
-  returns is an `end_lsn`: every transaction that ends at or before it is there, and a sink opened anew says the same.
+- **Durable, not accepted.** `write()` returns only when the batch survives a crash of everything on our side. It
+  returns an `end_lsn`: every transaction that ends at or before it is there, and the sink says the same when it is
+  opened again.
 - **In order, once.** Batches arrive in commit order, one call at a time. After a reconnect Postgres sends again what
   was not acknowledged. The sink skips what its position covers: a replay has no effect, and no position goes back.
 - **Whole.** A large transaction arrives in pieces: the first has `first_seq == 0`, the last one `last`. A sink counts
@@ -29,11 +30,11 @@ from cdc.position import Epoch, Position
 
 
 class Sink(Protocol):
-    """What gate and follower have in common. Every method may raise Unavailable."""
+    """The methods that gate and follower have in common. Every method may raise Unavailable."""
 
     @property
     def name(self) -> str:
-        """One word, for metrics."""
+        """The sink's name in metrics: one word."""
         ...
 
     async def open(self) -> Position | None:
@@ -41,11 +42,11 @@ class Sink(Protocol):
         ...
 
     async def write(self, batch: Batch) -> int:
-        """Make the batch durable; return the `end_lsn` up to which everything is."""
+        """Make the batch durable; return the `end_lsn` up to which everything is durable."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections. Nothing durable depends on it."""
+        """Close connections. Nothing durable depends on it."""
         ...
 
 
@@ -54,11 +55,11 @@ class Gate(Sink, Protocol):
 
     @property
     def struggling(self) -> bool:
-        """Whether a write has failed and is being tried again, or takes suspiciously long."""
+        """True while a write has failed and is being tried again, or takes suspiciously long."""
         ...
 
     async def write_coverage(self, lsn: int) -> int:
-        """Record that no published change lies between the last transaction and `lsn`; return what is covered."""
+        """Record that no published change lies between the last transaction and `lsn`; return the LSN covered."""
         ...
 
 
@@ -72,7 +73,7 @@ class Follower(Sink, Protocol):
 
     @property
     def position(self) -> Position | None:
-        """Where the destination stood after the last call; None if it must be filled from a snapshot."""
+        """The destination's position after the last call; None if it must be filled from a snapshot."""
         ...
 
     async def advance(self, lsn: int) -> int:

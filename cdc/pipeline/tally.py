@@ -1,6 +1,6 @@
-"""Counts changes by table and operation, for one metric; once a read, so that a change costs a look-up and no more.
+"""Counts changes by table and operation, for one metric. It counts once a read, so a change costs only a look-up.
 
-A series lives as long as the process, and tables come and go, so only the first `TABLES` have series of their own.
+A series lives as long as the process, and tables come and go. So only the first `TABLES` have series of their own.
 """
 
 from collections import defaultdict
@@ -12,9 +12,9 @@ from prometheus_client import Counter
 from cdc import metrics
 from cdc.change import CREATE, DELETE, UPDATE, Change, Relation, RowChange, Transaction, Truncate
 
-# Each has up to four series. Nobody draws more, and a thousand partitions would crowd out everything else.
+# Each has up to four series. A chart cannot show more, and a thousand partitions would crowd out everything else.
 TABLES: Final = 200
-# What the rest are counted under: no table's name, for those have a schema.
+# The label for the rest. No table has this name, because a table's has a schema.
 OTHERS: Final = "other"
 
 _NONE: Final = Relation(0, "", "", "", ())
@@ -22,7 +22,7 @@ _OPERATIONS = {CREATE: "create", UPDATE: "update", DELETE: "delete"}
 
 
 class Tally:
-    """One connection's. What was counted before it goes on in the same series."""
+    """Counts for one connection. The series of earlier connections go on."""
 
     _tables: Final[set[str]] = set()
 

@@ -18,12 +18,15 @@ _DROP: Final = ";\n".join(
 
 
 async def read_ddl_sentinel(connection: Connection) -> dict[str, bool]:
-    """Which of the triggers are there, and whether each is enabled. Raises Unavailable."""
+    """Read which of the triggers are there: by name, True if enabled. Raises Unavailable or Invalid."""
     return {str(name): bool(enabled) for name, enabled in await connection.all(_FIND, [list(DDL_TRIGGERS)])}
 
 
 async def drop_ddl_sentinel(connection: Connection) -> bool:
-    """Drop the triggers and their function; False if there were none. Raises Invalid unless the role owns them."""
+    """Drop the triggers and their function; False if there were none.
+
+    Raises Invalid unless the role owns them, Unavailable if the server is away.
+    """
     async with connection.transaction():
         found = await read_ddl_sentinel(connection)
         await connection.execute(_DROP)

@@ -1,4 +1,4 @@
-"""The operator's SQL (`sql/`): the sample's tables, the publication, the roles. Read it, print it, apply it.
+"""Reads and applies the operator's SQL (`sql/`): the sample's tables, the publication, the roles.
 
 Every file may be applied again and then changes nothing. `apply` does all of them in one transaction, so that a
 database has the whole installation or none of it, and waits for no lock longer than an application would notice.
@@ -16,12 +16,12 @@ from cdc.errors import CdcError, Invalid, Unavailable
 
 log = structlog.get_logger()
 
-# A lock that we wait for stands in the way of everybody who comes after us.
+# While we wait for a lock, every later request for it waits behind us.
 _LOCK_TIMEOUT = "5s"
 
 DDL_SENTINEL = "ddl_sentinel.sql"
 
-# Two operators at once would both find nothing and both create it. The key is this program's name in ASCII: "cdc_init".
+# Two operators at once would both find nothing and both create it. The key is the command's name in ASCII: "cdc_init".
 _ADVISORY_LOCK = 0x6364635F696E6974
 
 
@@ -39,7 +39,7 @@ def read_sql(*, ddl_sentinel: bool = False) -> list[SqlFile]:
 
 
 async def apply(dsn: str, *, ddl_sentinel: bool = False) -> list[str]:
-    """Install `sql/` with an administrator's dsn; returns the names of the files. All of it, or nothing.
+    """Install `sql/` with an administrator's dsn; return the names of the files. All of it, or nothing.
 
     Raises Invalid where the role may not or the database's own objects are in the way, Unavailable where trying again
     may help.

@@ -1,11 +1,11 @@
-"""What one look at the server says of all its slots, of whoever reads them, and of what keeps their WAL.
+"""Observes the server: all its slots, the sessions that read them, and the transactions that keep their WAL.
 
 `observe` asks over a connection that only reads (`connect_to_watch`). Every slot of the server is there, physical ones
 too. What the role may not see is None, and `Observation.hidden` says which GRANT shows it. Times are seconds since 1970
 by the server's clock, sizes bytes. A limit that is not set is infinite.
 
 A logical slot's `restart_lsn` cannot pass the beginning of the oldest transaction that has written something and is
-still open, or prepared: so those stand here too, never with the text of their queries.
+still open, or prepared. So those transactions are listed here too, never with the text of their queries.
 """
 
 import math
@@ -22,12 +22,12 @@ from cdc.postgres.refusal import QUERY_CANCELED, Refusal, in_session
 from cdc.postgres.session import Connection, connect
 from cdc.postgres.slot import Slot, slot_of_row
 
-# Looking must never be what hurts: a catalog that is locked or a pg_wal with a million files ends the look, not us.
+# Observing must not harm the server. A locked catalog or a pg_wal with a million files ends the statement after this.
 _STATEMENT_TIMEOUT_MS: Final = 5000
 
 _MIB: Final = 1024 * 1024
 
-# Oldest first; nobody reads a longer list.
+# The oldest ones; a longer list is of no use to a reader.
 _TRANSACTIONS: Final = 20
 
 # The control file's timeline lags behind a promotion until the next checkpoint; the name of the WAL file being written
@@ -67,7 +67,7 @@ SELECT s.*, s.slot_type AS kind, age(s.xmin) AS xmin_age, age(s.catalog_xmin) AS
  ORDER BY s.slot_name
 """
 
-# WAL senders hold the snapshots of their slots, and are no transactions.
+# WAL senders hold the snapshots of their slots. They are no open transactions.
 _OPEN: Final = """
 SELECT a.pid, NULL::text AS gid, a.datname::text AS database, a.usename::text AS role, a.application_name, a.state,
        extract(epoch FROM a.xact_start)::float8 AS since, age(a.backend_xid) AS xid_age, age(a.backend_xmin) AS xmin_age
@@ -84,7 +84,10 @@ SELECT NULL, p.gid, p.database::text, p.owner::text, NULL, 'prepared',
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who has the slot. `sender_state` and what follows are a WAL sender's; None where hidden or where it is none."""
+    """The session that reads a slot. `sender_state` and the fields after it are a WAL sender's.
+
+    They are None where the role may not see them, or where the session is no WAL sender.
+    """
 
     pid: int
     application_name: str | None
@@ -99,7 +102,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What decoding has cost so far (pg_stat_replication_slots): transactions spilled to disk, streamed, and all."""
+    """The cost of decoding so far (pg_stat_replication_slots): transactions spilled to disk, streamed, and all."""
 
     spill_txns: int
     spill_count: int
@@ -124,7 +127,10 @@ class WatchedSlot:
 
     @property
     def unused(self) -> bool:
-        """A physical slot that has never reserved WAL. A lost slot has no position either, but says that it is lost."""
+        """True for a physical slot that has never reserved WAL.
+
+        A lost slot has no position either, but says that it is lost.
+        """
         return self.slot.restart_lsn is None and self.slot.wal_status is None and not self.lost
 
     @property
@@ -133,12 +139,12 @@ class WatchedSlot:
 
     @property
     def being_created(self) -> bool:
-        """A logical slot that waits for the transactions which were open when its creation began."""
+        """True for a logical slot that waits for the transactions which were open when its creation began."""
         return self.kind == "logical" and self.slot.confirmed_flush_lsn is None and not self.lost
 
     @property
     def undrained(self) -> bool:
-        """Keeps WAL that nobody reads. A standby's copy of a slot is kept up by the standby itself."""
+        """True for a slot that keeps WAL and has no reader. A standby moves its own copies of slots itself."""
         return self.reader is None and not self.lost and not self.unused and not self.slot.synced
 
     def retained_bytes(self, wal_lsn: int) -> float:
@@ -169,7 +175,10 @@ class OpenTransaction:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """What this role may not see, and the line that shows it. `needed` where a reason cannot be given without it."""
+    """A fact that this role may not see, and the line that shows it.
+
+    `needed`: without the fact, the reason why a slot keeps WAL cannot be given.
+    """
 
     what: str
     grant: str
@@ -200,7 +209,7 @@ class Observation:
 
 
 async def connect_to_watch(settings: PostgresSettings) -> Connection:
-    """A session that reads only and never asks for long. Raises Unavailable or Invalid."""
+    """Open a session that only reads and whose statements end after 5 s. Raises Unavailable or Invalid."""
     connection = await connect(settings, application_name="waltier monitor")
     try:
         await connection.execute("SET default_transaction_read_only = on")
@@ -213,7 +222,10 @@ async def connect_to_watch(settings: PostgresSettings) -> Connection:
 
 
 async def observe(connection: Connection) -> Observation:
-    """Look once. The position is read after the slots, so that none is ahead of it. Raises Unavailable or Invalid."""
+    """Observe the server once. Raises Unavailable or Invalid.
+
+    The position is read after the slots, so that no slot is ahead of it.
+    """
     slots = await connection.named(_SLOTS)
     transactions = await connection.named(_OPEN, [_TRANSACTIONS])
     server = await connection.one_named(_SERVER)
@@ -240,7 +252,7 @@ async def observe(connection: Connection) -> Observation:
 
 
 async def _wal_dir_bytes(connection: Connection) -> int | None:
-    """The size of pg_wal; None if it has too many files to be counted in time."""
+    """Sum up the size of pg_wal, in bytes; None if it has too many files to be counted in time."""
     found = await connection.attempt("SELECT sum(size)::bigint FROM pg_ls_waldir()")
     if isinstance(found, Refusal):
         if found.sqlstate == QUERY_CANCELED:

@@ -17,17 +17,17 @@ class Backends:
 
     @property
     def pooled(self) -> bool:
-        """A pooler makes up the process and its cancellation key, or changes the process under us."""
+        """True behind a pooler: it makes up the process id and cancellation key, or changes the process under us."""
         return set(self.pids) != {self.told_pid}
 
 
 async def detect_pooler(connection: Connection) -> Backends:
-    """The processes that run our statements, asked three times. Raises Unavailable or Invalid."""
+    """Ask three times which process runs our statements. Raises Unavailable or Invalid."""
     pids = [int((await connection.one("SELECT pg_backend_pid()"))[0]) for _ in range(_ASKED)]
     return Backends(connection.backend_pid, tuple(pids))
 
 
 async def read_time(connection: Connection) -> float:
-    """The server's clock, seconds since 1970. Raises Unavailable or Invalid."""
+    """Read the server's clock, in seconds since 1970. Raises Unavailable or Invalid."""
     (now,) = await connection.one("SELECT extract(epoch FROM clock_timestamp())::float8")
     return float(now)

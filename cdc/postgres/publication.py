@@ -1,7 +1,7 @@
 """The publication: which tables, columns and rows reach us.
 
 `read_publication` gives the facts, `publication_check.py` judges them. `Publication.fingerprint` changes whenever
-something else would be published: it is compared before WAL is acknowledged of which nothing was sent to us.
+something else would be published. It is compared before we acknowledge WAL from which nothing was sent to us.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ class Partition(Qualified):
 class PublishedTable(Qualified):
     """A relation as the stream will name it, with the published columns in the stream's order.
 
-    `identity_columns` are those that an old row always has: the primary key, the identity's index, all columns under
-    FULL, or none. `partitions` are the leaves of a root that is published in their place.
+    `identity_columns` are those that an old row always has: the primary key, the columns of the replica identity's
+    index, all columns under FULL, or none. `partitions` are the leaves of a root that is published in their place.
     """
 
     schema: str
@@ -56,7 +56,7 @@ class PublishedTable(Qualified):
 
     @property
     def bearers(self) -> "tuple[PublishedTable | Partition, ...]":
-        """Whose replica identity decides what the WAL holds of it."""
+        """The tables whose replica identity decides what the WAL holds: the partitions, or the table itself."""
         return self.partitions if self.is_partitioned else (self,)
 
     @property
@@ -74,7 +74,7 @@ class Publication:
 
     @property
     def primary_keys(self) -> dict[str, tuple[str, ...]]:
-        """By qualified name, as the assembler asks for them."""
+        """The columns of each table's primary key, by the table's qualified name."""
         return {table.qualified_name: table.primary_key for table in self.tables}
 
     def table(self, qualified_name: str) -> PublishedTable | None:
@@ -82,7 +82,7 @@ class Publication:
 
     @property
     def oids(self) -> dict[str, int]:
-        """By qualified name."""
+        """The oid of each table, by its qualified name."""
         return {table.qualified_name: table.oid for table in self.tables}
 
     @property
@@ -157,7 +157,7 @@ _TYPE_NAMES = "SELECT oid, format_type(oid, NULL) FROM pg_type"
 
 
 async def read_publication(connection: Connection, name: str) -> Publication:
-    """The publication as it is now. Raises Invalid if there is none, Unavailable if the server is away."""
+    """Read the publication as it is now. Raises Invalid if there is none, Unavailable if the server is away."""
     async with connection.transaction():
         # One snapshot for the several queries: a table must not come and go between them.
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -242,7 +242,10 @@ def _published(
 
 
 async def read_fate(connection: Connection, tables: Mapping[str, int]) -> dict[str, str]:
-    """What became of tables (oids by name) that are published no more. Of those that are gone for good, nothing."""
+    """Tell what became of tables (oids by name) that are published no more: a phrase by name.
+
+    A table that was dropped for good has no entry. Raises Unavailable or Invalid.
+    """
     rows = await connection.all(_RELATIONS, [list(tables.values()), list(tables)])
     oids, names = {row[0] for row in rows}, {row[1] for row in rows}
     return {
@@ -253,7 +256,10 @@ async def read_fate(connection: Connection, tables: Mapping[str, int]) -> dict[s
 
 
 async def drop_publication(connection: Connection, name: str) -> bool:
-    """Drop the publication; False if there was none. Raises Invalid unless the role owns it."""
+    """Drop the publication; False if there was none.
+
+    Raises Invalid unless the role owns it, Unavailable if the server is away.
+    """
     refused = await connection.attempt(f"DROP PUBLICATION {quote_identifier(name)}")
     if not isinstance(refused, Refusal):
         return True
@@ -263,7 +269,7 @@ async def drop_publication(connection: Connection, name: str) -> bool:
 
 
 async def type_names(connection: Connection) -> dict[int, str]:
-    """Every type's name by oid, qualified unless it is Postgres's own. Raises Unavailable."""
+    """Read every type's name by oid, qualified unless it is Postgres's own. Raises Unavailable or Invalid."""
     return {int(oid): str(name) for oid, name in await connection.all(_TYPE_NAMES)}
 
 

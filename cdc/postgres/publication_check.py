@@ -1,7 +1,7 @@
-"""Whether we can keep our promises with what is published: all mistakes at once, each with the SQL that mends it.
+"""Checks that we can keep our promises with what is published: all mistakes at once, each with the SQL that mends it.
 
 A published table without a usable replica identity is refused because Postgres itself then refuses the application's
-UPDATE and DELETE. Nobody is asked here.
+UPDATE and DELETE. Pure: no server is asked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ _Mistake = tuple[str, str]
 
 
 def check_publication(publication: Publication, projections: Sequence[AnyProjection]) -> None:
-    """Refuse what we could not keep our promises with. Raises Invalid with every mistake and what mends it."""
+    """Check the publication. Raises Invalid with every mistake and what mends it."""
     unique = find_mistakes(publication, projections)
     if not unique:
         return
@@ -29,7 +29,7 @@ def check_publication(publication: Publication, projections: Sequence[AnyProject
 
 
 def find_mistakes(publication: Publication, projections: Sequence[AnyProjection]) -> list[tuple[str, str]]:
-    """What we could not keep our promises with, each with what mends it: SQL, or words."""
+    """Find every mistake in the publication, each with what mends it: SQL, or words."""
     mistakes = [*_of_publication(publication)]
     for table in publication.tables:
         mistakes += _of_table(table)
@@ -94,7 +94,7 @@ def _of_projection(publication: Publication, projection: AnyProjection) -> Itera
 
 
 def _of_old_rows(table: PublishedTable, projection: AnyProjection, unknown: Sequence[str]) -> Iterable[_Mistake]:
-    """What an old row must tell, so that its entry in the cache is found again."""
+    """Find the columns that an old row must have, and has not, so that its entry in the cache is found again."""
     for bearer in table.bearers:
         needed = [name for name in _columns_of_entry(projection) if name not in unknown]
         untold = [name for name in needed if name not in bearer.identity_columns]

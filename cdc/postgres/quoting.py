@@ -5,17 +5,17 @@ The WAL sender's grammar takes no parameters, so what goes into its commands is 
 
 
 def quote_identifier(name: str) -> str:
-    """A name in double quotes."""
+    """Put a name in double quotes."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def quote_literal(text: str) -> str:
-    """A text in single quotes, as the replication grammar and standard_conforming_strings (the default) read it."""
+    """Put a text in single quotes, as the replication grammar and standard_conforming_strings (the default) read it."""
     return "'" + text.replace("'", "''") + "'"
 
 
 class Qualified:
-    """What has a schema and a name."""
+    """A table that has a schema and a name."""
 
     __slots__ = ()
 
@@ -24,7 +24,7 @@ class Qualified:
 
     @property
     def qualified_name(self) -> str:
-        """For people, and as the key of a table."""
+        """Schema and name with a dot, unquoted: for messages, and as the key of a table."""
         return f"{self.schema}.{self.name}"
 
     @property

@@ -1,8 +1,8 @@
-"""What Postgres refuses, in our words: a server's error becomes `Unavailable`, `Invalid` or `SlotLost`, with a hint.
+"""Translates Postgres's errors: each becomes `Unavailable`, `Invalid` or `SlotLost`, with a hint.
 
 Once a session exists, the SQLSTATE decides (manual, appendix A), because messages may be in any language. While a
-connection is being made libpq gives the text alone; there we look for English phrases, and what we do not recognise is
-`Unavailable`: trying again is harmless, and the message is in the log.
+connection is being made, libpq gives the text alone. There we look for English phrases. A text that we do not recognise
+is `Unavailable`: trying again is harmless, and the message is in the log.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ DUPLICATE_OBJECT: Final = "42710"
 
 
 class SlotActive(Unavailable):
-    """Another consumer holds the slot: stand by and try again."""
+    """Another consumer holds the slot. The caller stands by and tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ class Refusal:
 
     @property
     def explanation(self) -> str:
-        """What goes into an error's detail: the server's own words, and the code to look up. Never a row's value."""
+        """The text for an error's detail: the server's own words, and the code to look up. Never a row's value."""
         said = f"{self._message} ({self.sqlstate})" if self.sqlstate else self._message
         return "; ".join(part for part in (said, "" if self._is_about_a_row else self.detail, self.hint) if part)
 
     @property
     def _is_about_a_row(self) -> bool:
-        """Their details quote keys and whole rows: `Failing row contains (7, what somebody wrote)`."""
+        """True for errors whose details quote keys or whole rows: `Failing row contains (7, what a user wrote)`."""
         return self.sqlstate.startswith(("22", "23", "44", "P0"))
 
     @property
     def _message(self) -> str:
         match self.sqlstate[:2]:
-            case "22":  # invalid input syntax for type integer: "what somebody wrote"
+            case "22":  # invalid input syntax for type integer: "what a user wrote"
                 return re.sub(r'".*"', '"…"', self.message, flags=re.DOTALL)
             case "P0":
                 return "a function or trigger of the database raised an exception; the server's log has its words"
@@ -170,8 +170,8 @@ _AWAY: Final[Sequence[tuple[str, str, str]]] = (
     ),
     ("too many clients", "Postgres has no free connection", "raise max_connections, or close idle sessions"),
     ("remaining connection slots", "Postgres has no free connection", "raise max_connections, or close idle sessions"),
-    ("connection refused", "nobody listens at this address", "check host and port in postgres.dsn; is Postgres up?"),
-    ("no such file or directory", "nobody listens at this address", "check host and port in postgres.dsn"),
+    ("connection refused", "no server listens at this address", "check host and port in postgres.dsn; is Postgres up?"),
+    ("no such file or directory", "no server listens at this address", "check host and port in postgres.dsn"),
     ("resolve host", "the host name is unknown", "check host in postgres.dsn"),
     ("name or service not known", "the host name is unknown", "check host in postgres.dsn"),
     ("timeout", "Postgres did not answer in time", "check host and port in postgres.dsn, and the network"),
@@ -179,7 +179,7 @@ _AWAY: Final[Sequence[tuple[str, str, str]]] = (
 
 
 def while_connecting(refusal: Refusal) -> CdcError:
-    """The error of a connection that did not come about."""
+    """Make the error of a connection that did not come about: Invalid or Unavailable."""
     said = refusal.message.lower()
     if " does not exist" in said and ("role " in said or "database " in said):
         what = "role" if "role " in said else "database"
@@ -198,7 +198,7 @@ def while_connecting(refusal: Refusal) -> CdcError:
 
 
 def in_session(refusal: Refusal) -> CdcError:
-    """The error of a command or a stream, when nothing more is known of the place."""
+    """Make the error of a command or a stream, from the SQLSTATE alone: Invalid or Unavailable."""
     match refusal.sqlstate[:2], refusal.sqlstate:
         case _, "42501":
             return Invalid(
@@ -210,7 +210,7 @@ def in_session(refusal: Refusal) -> CdcError:
             return Invalid(
                 "Postgres has no free replication slot",
                 detail=refusal.explanation,
-                hint="ALTER SYSTEM SET max_replication_slots = 20; and restart Postgres, or drop a slot nobody drains",
+                hint="ALTER SYSTEM SET max_replication_slots = 20; and restart Postgres, or drop one without a reader",
             )
         case _, "57P01":
             return Unavailable("Postgres ended the connection", detail=refusal.explanation)
@@ -221,7 +221,10 @@ def in_session(refusal: Refusal) -> CdcError:
 
 @contextlib.contextmanager
 def refused_as(explain: Callable[[Refusal], CdcError] = in_session) -> Iterator[None]:
-    """What psycopg raises inside leaves as the error that `explain` makes of it, with nothing of psycopg's left."""
+    """Turn what psycopg raises inside into the error that `explain` makes of it. Nothing of psycopg's leaves with it.
+
+    Raises what `explain` returns.
+    """
     try:
         yield
     except psycopg.Error as error:
@@ -229,7 +232,10 @@ def refused_as(explain: Callable[[Refusal], CdcError] = in_session) -> Iterator[
 
 
 def at_slot(refusal: Refusal, slot: str) -> CdcError:
-    """The error of a command that uses the slot, START_REPLICATION first of all."""
+    """Make the error of a command that uses the slot, such as START_REPLICATION.
+
+    It is SlotActive, SlotLost or Invalid, or else what `in_session` makes.
+    """
     said = refusal.message.lower()
     match refusal.sqlstate:
         case "55006":
@@ -248,7 +254,7 @@ def at_slot(refusal: Refusal, slot: str) -> CdcError:
             return SlotLost(
                 f"replication slot {slot} was invalidated: its WAL is gone",
                 detail=refusal.explanation,
-                hint="cdc repair   # and find out why: max_slot_wal_keep_size too low, or nobody read for too long",
+                hint="cdc repair   # and find out why: max_slot_wal_keep_size too low, or no reader for too long",
             )
         case "55000" if "wal_level" in said:
             return wal_level_is_too_low(refusal.explanation)
@@ -262,7 +268,7 @@ def at_slot(refusal: Refusal, slot: str) -> CdcError:
 
 
 def in_stream(refusal: Refusal, slot: str, publication: str) -> CdcError:
-    """The error that ended a running stream."""
+    """Make the error that ended a running stream: about the publication, or else what `at_slot` makes."""
     match refusal.sqlstate:
         case "42704":
             # A publication created after the slot is unknown to the changes before it.

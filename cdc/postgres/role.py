@@ -20,9 +20,9 @@ SELECT quote_ident(rolname), rolsuper, rolreplication,
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """`unreadable` are the published tables that this role may not SELECT from, which a snapshot must do.
+    """The privileges of a role. `unreadable` are the published tables that it may not SELECT from, as a snapshot must.
 
-    `closed_schemas` are those of their schemas that it may not even use; `guarded` are the tables of which row-level
+    `closed_schemas` are those of their schemas that it may not even use. `guarded` are the tables where row-level
     security hides rows from it. Names are quoted where SQL needs it.
     """
 
@@ -36,7 +36,7 @@ class Role:
 
 
 async def read_role(connection: Connection, table_oids: Sequence[int]) -> Role:
-    """The connection's role, with regard to these tables. Raises Unavailable or Invalid."""
+    """Read what the connection's role may do with these tables. Raises Unavailable or Invalid."""
     row = await connection.one(_ROLE, {"oids": list(table_oids)})
     name, superuser, replication, unreadable, closed_schemas, guarded, wal_senders = row
     return Role(name, superuser, replication, tuple(unreadable), tuple(closed_schemas), tuple(guarded), wal_senders)

@@ -1,4 +1,4 @@
-"""The tables of the database beside the publication: what is not published, and what its columns are made of."""
+"""Reads the database's tables beside the publication: unpublished tables, and facts about published columns."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -7,7 +7,7 @@ from cdc.postgres.publication import Publication
 from cdc.postgres.quoting import Qualified
 from cdc.postgres.session import Connection
 
-# Not those of extensions, nor of a restore's notes (schema cdc), nor partitions: their root stands for them.
+# Without the tables of extensions and of a restore's notes (schema cdc). A root stands for its partitions.
 _TABLES: Final = """
 WITH published AS (
     SELECT c.oid
@@ -43,7 +43,10 @@ SELECT attrelid, attname, attgenerated::text, attlen = -1 AND attstorage <> 'p'
 
 @dataclass(frozen=True, slots=True)
 class UnpublishedTable(Qualified):
-    """`identified`: Postgres would take its UPDATE and DELETE if it were published. Unlogged ones never can be."""
+    """A table that is not published. `identified`: Postgres would take its UPDATE and DELETE if it were published.
+
+    An unlogged table can never be published.
+    """
 
     schema: str
     name: str
@@ -53,10 +56,11 @@ class UnpublishedTable(Qualified):
 
 @dataclass(frozen=True, slots=True)
 class TableColumns:
-    """Of a published table: `left_out` are plain columns that a column list leaves out, `generated` those unpublished.
+    """Columns of a published table, by what the stream does with them.
 
-    `stored` are the generated ones that Postgres 18 could publish. `toastable` are published columns whose long values
-    are stored out of line, and not sent again by an UPDATE that leaves them alone.
+    `left_out` are plain columns that a column list leaves out. `generated` are generated columns that are not
+    published; `stored` are those of them that Postgres 18 could publish. `toastable` are published columns whose long
+    values are stored out of line: an UPDATE that leaves such a value alone does not send it again.
     """
 
     left_out: tuple[str, ...]
@@ -67,14 +71,14 @@ class TableColumns:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """`columns` are by the qualified name of the published table."""
+    """The database's tables beside the publication. `columns` are by the qualified name of the published table."""
 
     unpublished: tuple[UnpublishedTable, ...]
     columns: dict[str, TableColumns]
 
 
 async def read_schema(connection: Connection, publication: Publication) -> Schema:
-    """The tables as they are now. Raises Unavailable or Invalid."""
+    """Read the tables as they are now. Raises Unavailable or Invalid."""
     oids = [table.oid for table in publication.tables]
     tables = await connection.all(_TABLES, [publication.name])
     columns = await connection.all(_COLUMNS, [oids])

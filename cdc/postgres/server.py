@@ -1,7 +1,8 @@
-"""The server's own facts: who it is, and whether it can decode logically at all.
+"""Reads the server's own facts, and checks that it can decode logically at all.
 
 `Server.epoch` names the history (system identifier and timeline) that positions belong to. It is read on a plain
-session from functions that every role may call; a stream's own `identify()` is the last word on what it talks to.
+session from functions that every role may call. A stream's own `identify()` has the last word on the server it talks
+to.
 """
 
 from collections.abc import AsyncIterator
@@ -49,7 +50,10 @@ SELECT system_identifier::text,
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`version` is the major version. `settings` are those under which rows print; `configuration` is the server's."""
+    """The server at the other end. `version` is the major version.
+
+    `settings` are those under which rows print; `configuration` is the server's.
+    """
 
     epoch: Epoch
     database: str
@@ -64,7 +68,7 @@ class Server:
 
 
 async def read_server(connection: Connection) -> Server:
-    """The facts of the server at the other end. Raises Unavailable or Invalid."""
+    """Read the facts of the server at the other end. Raises Unavailable or Invalid."""
     row = await connection.one(_SERVER)
     configuration = await _read_configuration(connection)
     system_identifier, timeline, database, version, server_version, encoding, in_recovery, timeout_s = row
@@ -91,11 +95,11 @@ async def _read_configuration(connection: Connection) -> dict[str, str]:
 
 @asynccontextmanager
 async def verdict_on(connection: Connection, server: Server) -> AsyncIterator[None]:
-    """What is found wrong inside is true of this server; Unavailable if `connection` leads to it no more.
+    """Pass an error from inside on only if `connection` still leads to this server; else raise Unavailable.
 
-    Server, slot and archive are read one after the other. If the database fails over in between, and another service
-    follows it and records the fork, they tell of different timelines: that looks like an unrelated history, or like a
-    slot that was advanced past the archive, and is neither.
+    Server, slot and archive are read one after the other. The database may fail over in between, and another service
+    may follow it and record the fork. Then the three tell of different timelines. That looks like an unrelated history,
+    or like a slot that was advanced past the archive, and is neither.
     """
     try:
         yield
@@ -106,7 +110,7 @@ async def verdict_on(connection: Connection, server: Server) -> AsyncIterator[No
 
 
 async def check_server(connection: Connection, server: Server, slot: str, *, failover: bool = False) -> None:
-    """Refuse a server that cannot serve this slot: Invalid with every mistake, Unavailable for a standby."""
+    """Refuse a server that cannot serve this slot. Raises Invalid with every mistake, Unavailable for a standby."""
     mistakes: list[tuple[str, str]] = []
     if not OLDEST_VERSION <= server.version <= NEWEST_VERSION:
         mistakes.append(
@@ -144,7 +148,7 @@ async def check_server(connection: Connection, server: Server, slot: str, *, fai
 
 
 async def _has_room(connection: Connection, slot: str) -> bool:
-    """Whether the slot exists, or could be created beside the others."""
+    """Return True if the slot exists, or could be created beside the others."""
     (has_room,) = await connection.one(
         "SELECT coalesce(bool_or(slot_name = %s), false) OR count(*) < "
         "current_setting('max_replication_slots')::int FROM pg_replication_slots",
@@ -154,6 +158,9 @@ async def _has_room(connection: Connection, slot: str) -> bool:
 
 
 async def current_wal_lsn(connection: Connection) -> int:
-    """Where the server's next WAL record begins: no position that it ever named lies beyond. Raises Unavailable."""
+    """Read where the server's next WAL record begins. No position that it ever named lies beyond.
+
+    Raises Unavailable or Invalid.
+    """
     (lsn,) = await connection.one("SELECT pg_current_wal_insert_lsn()::text")
     return parse_lsn(lsn)

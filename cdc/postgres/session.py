@@ -1,7 +1,7 @@
 """Sessions: from `postgres.dsn` to a connection whose text output is always the same.
 
-Every connection of ours, SQL or replication, starts with `SESSION_SETTINGS`, so that a snapshot prints a value
-exactly as the stream does, whatever the role's or the database's defaults are. A remote host is refused without
+Every connection of ours, SQL or replication, starts with `SESSION_SETTINGS`. So a snapshot prints a value exactly as
+the stream does, and no default of the role or the database matters. A remote host is refused without
 `sslmode=verify-full`. The password never leaves the DSN: no error of ours quotes the DSN.
 
 `Connection` is the one door to psycopg: what the driver raises leaves it as an error of ours.
@@ -26,8 +26,8 @@ Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 _Answer = TypeVar("_Answer")
 
-# An empty search_path is what Postgres's own subscriber uses: names print qualified, and no function of
-# somebody's schema can take the place of a built-in one.
+# Postgres's own subscriber uses an empty search_path, too: names print qualified, and no function of a user's schema
+# can take the place of a built-in one.
 SESSION_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "client_encoding": "UTF8",
@@ -40,7 +40,7 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-# Limits that a role may have by ALTER ROLE and that would kill an idle sentinel, a long COPY or an exported snapshot.
+# ALTER ROLE may give a role these limits. They would kill an idle sentinel, a long COPY or an exported snapshot.
 _NO_LIMITS: Final = {
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -55,20 +55,20 @@ _KEEPALIVES: Final = {
     "keepalives_idle": "20",
     "keepalives_interval": "10",
     "keepalives_count": "4",
-    # Keepalives stop while sent data waits for its acknowledgement, and a stream always has a status update on its way:
-    # then only this deadline (milliseconds) ends the retransmissions, which else go on for a quarter of an hour.
+    # Keepalives stop while sent data waits for its acknowledgement, and a stream always has a status update on its way.
+    # Then only this deadline (milliseconds) ends the retransmissions. Without it they go on for a quarter of an hour.
     "tcp_user_timeout": "60000",
 }
 
 
 def session_settings(server_encoding: str) -> dict[str, str]:
-    """The settings of a connection that carries rows: in SQL_ASCII databases bytes pass without conversion."""
+    """Give the settings of a connection that carries rows. In SQL_ASCII databases bytes pass without conversion."""
     client_encoding = "SQL_ASCII" if server_encoding == "SQL_ASCII" else "UTF8"
     return {**SESSION_SETTINGS, "client_encoding": client_encoding}
 
 
 def read_dsn(settings: PostgresSettings) -> dict[str, str]:
-    """The DSN's parameters. Raises Invalid, which quotes nothing: the mistake may be inside the password."""
+    """Read the DSN's parameters. Raises Invalid, which quotes nothing: the mistake may be inside the password."""
     try:
         parameters = conninfo_to_dict(settings.dsn.get_secret_value())
     except psycopg.Error:
@@ -90,13 +90,13 @@ def check_dsn(settings: PostgresSettings) -> None:
     piece = "?sslmode=verify-full&sslrootcert=system" if url else "sslmode=verify-full sslrootcert=system"
     raise Invalid(
         f"postgres.dsn names a remote host without sslmode=verify-full: {', '.join(remote)}",
-        detail="anybody on the way could read the rows, or answer in the server's place",
+        detail="an attacker on the network could read the rows, or answer in the server's place",
         hint=f"add `{piece}` to postgres.dsn (or set postgres.allow_insecure = true in a network you trust)",
     )
 
 
 def _from_environment() -> dict[str, str]:
-    """What libpq takes from PGHOST, PGHOSTADDR and PGSSLMODE when the DSN does not say."""
+    """Read the parameters that libpq takes from PGHOST, PGHOSTADDR and PGSSLMODE when the DSN does not say."""
     wanted = ("host", "hostaddr", "sslmode")
     return {
         option.keyword.decode(): option.val.decode()
@@ -121,11 +121,11 @@ def _is_local(host: str) -> bool:
 
 
 class Connection:
-    """One session, in autocommit. Every verb raises Unavailable or Invalid, never an error of psycopg's.
+    """One session, in autocommit. Every method that asks raises Unavailable or Invalid, never an error of psycopg's.
 
     A query is text; bytes that are no UTF-8 may stand in it as `surrogateescape` has them. Without parameters a percent
-    sign is one, and several statements may follow one another. `raw` is psycopg's own connection, for what has no verb
-    here: COPY, the replication stream, notices.
+    sign is plain text, and several statements may follow one another. `raw` is psycopg's own connection, for what has
+    no method here: COPY, the replication stream, notices.
     """
 
     def __init__(self, raw: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
@@ -146,7 +146,7 @@ class Connection:
 
     @property
     def server_version(self) -> int:
-        """As libpq has it: 170002 is 17.2."""
+        """The server's version as libpq has it: 170002 is 17.2."""
         return self.raw.info.server_version
 
     @property
@@ -161,22 +161,22 @@ class Connection:
         await self.raw.close()
 
     async def execute(self, query: str, parameters: Parameters = None) -> None:
-        """Carry a statement out."""
+        """Run a statement and ignore its rows. Raises Unavailable or Invalid."""
         await self.all(query, parameters)
 
     async def one(self, query: str, parameters: Parameters = None) -> tuple[Any, ...]:
-        """The first row, which must be there."""
+        """Return the first row, which must be there. Raises Unavailable or Invalid."""
         return _first(await self.all(query, parameters))
 
     async def all(self, query: str, parameters: Parameters = None) -> list[tuple[Any, ...]]:
-        """Every row; none for a statement that has no result."""
+        """Return every row; none for a statement that has no result. Raises Unavailable or Invalid."""
         found = await self.attempt(query, parameters)
         if isinstance(found, Refusal):
             raise in_session(found)
         return found
 
     async def attempt(self, query: str, parameters: Parameters = None) -> list[tuple[Any, ...]] | Refusal:
-        """Every row, or the refusal: for a caller who goes on after it, or explains it in other words."""
+        """Return every row, or the refusal. For a caller that goes on after it, or explains it in other words."""
         try:
             cursor = await self.raw.execute(_encode(query), parameters)
             return await cursor.fetchall() if cursor.description else []
@@ -184,17 +184,17 @@ class Connection:
             return refusal_of_exception(error)
 
     async def named(self, query: str, parameters: Parameters = None) -> list[dict[str, Any]]:
-        """Every row, its values by the names of the columns."""
+        """Return every row, its values by the names of the columns. Raises Unavailable or Invalid."""
         with refused_as(in_session):
             async with self.raw.cursor(row_factory=dict_row) as cursor:
                 return await (await cursor.execute(_encode(query), parameters)).fetchall()
 
     async def one_named(self, query: str, parameters: Parameters = None) -> dict[str, Any]:
-        """The first row, which must be there, its values by the names of the columns."""
+        """Return the first row, its values by the names of the columns. Raises Unavailable or Invalid."""
         return _first(await self.named(query, parameters))
 
     async def printed(self, query: str) -> list[list[bytes | None]]:
-        """Every row, its values as Postgres prints them."""
+        """Return every row, its values as Postgres prints them. Raises Unavailable or Invalid."""
         with refused_as(in_session):
             result = (await self.raw.execute(_encode(query))).pgresult
         if result is None:
@@ -203,7 +203,10 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, force_rollback: bool = False) -> AsyncIterator[None]:
-        """A transaction, or within one a savepoint. It commits at the end, and rolls back after an error."""
+        """Open a transaction, or within one a savepoint. It commits at the end, and rolls back after an error.
+
+        Raises Unavailable or Invalid.
+        """
         with refused_as(in_session):
             async with self.raw.transaction(force_rollback=force_rollback):
                 yield
@@ -226,7 +229,7 @@ async def connect(
     server_encoding: str = "UTF8",
     replication: bool = False,
 ) -> Connection:
-    """A connection in autocommit with the session settings applied. Raises Invalid or Unavailable, with a hint."""
+    """Open a connection in autocommit with the session settings applied. Raises Invalid or Unavailable, with a hint."""
     check_dsn(settings)
     given = read_dsn(settings)
     session = {**session_settings(server_encoding), **_NO_LIMITS}

@@ -1,10 +1,10 @@
-"""The replication slot: what it says of itself, and how one comes and goes.
+"""The replication slot: reads, checks, creates and drops it.
 
-A slot that is lost shows NULL positions, and every lag computed from NULL looks like no lag at all: here a slot without
+A lost slot shows NULL positions, and every lag computed from NULL looks like no lag at all. Here a slot without
 `restart_lsn` retains infinitely much.
 
 Creating a slot waits for every transaction that is open anywhere in the cluster. `create_slot` gives that wait a
-deadline, names who is in the way, and leaves no slot behind when it fails.
+deadline, names the sessions in the way, and leaves no slot behind when it fails.
 
 A failover slot (Postgres 17 and newer) is copied to standbys that synchronise slots, and so outlives the primary.
 """
@@ -43,7 +43,7 @@ _VANISH_S: Final = 10.0
 
 
 class SlotExists(Invalid):
-    """A slot of this name is there already."""
+    """A slot of this name exists already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,15 @@ class Slot:
 
     @property
     def lost(self) -> bool:
-        """The slot can never be read again."""
+        """True if the slot can never be read again."""
         return self.wal_status == "lost" or self.invalidation_reason is not None or self.conflicting
 
     def retained_bytes(self, current_wal_lsn: int) -> float:
-        """WAL that the server keeps for this slot; infinite if the slot does not say."""
+        """Return the bytes of WAL that the server keeps for this slot; infinite if the slot does not say."""
         return math.inf if self.restart_lsn is None else max(0, current_wal_lsn - self.restart_lsn)
 
     def lag_bytes(self, current_wal_lsn: int) -> float:
-        """WAL that has not been acknowledged; infinite if the slot does not say."""
+        """Return the bytes of WAL that were not acknowledged; infinite if the slot does not say."""
         return math.inf if self.confirmed_flush_lsn is None else max(0, current_wal_lsn - self.confirmed_flush_lsn)
 
 
@@ -90,18 +90,18 @@ class ExportedSnapshot:
 
 
 async def read_slots(connection: Connection) -> list[Slot]:
-    """Every slot of the cluster. Raises Unavailable."""
+    """Read every slot of the cluster. Raises Unavailable or Invalid."""
     rows = await connection.named("SELECT * FROM pg_replication_slots ORDER BY slot_name")
     return [slot_of_row(row) for row in rows]
 
 
 async def read_slot(connection: Connection, name: str) -> Slot | None:
-    """The slot of this name, or None. Raises Unavailable."""
+    """Read the slot of this name, or None. Raises Unavailable or Invalid."""
     return next((slot for slot in await read_slots(connection) if slot.name == name), None)
 
 
 def slot_of_row(row: Mapping[str, Any]) -> Slot:
-    """The slot in a row of `SELECT * FROM pg_replication_slots`, by the columns' names."""
+    """Make a slot of a row of `SELECT * FROM pg_replication_slots`, by the columns' names."""
     return Slot(
         name=row["slot_name"],
         plugin=row["plugin"],
@@ -143,12 +143,12 @@ def check_slot(slot: Slot, database: str) -> None:
         raise SlotLost(
             f"replication slot {slot.name} was invalidated: its WAL is gone",
             detail=f"wal_status {slot.wal_status}, reason {slot.invalidation_reason or 'not given by this version'}",
-            hint="cdc repair   # and find out why: max_slot_wal_keep_size too low, or nobody read for too long",
+            hint="cdc repair   # and find out why: max_slot_wal_keep_size too low, or no reader for too long",
         )
 
 
 async def drop_slot(connection: Connection, name: str) -> None:
-    """Drop the slot; an absent one is as good. Raises SlotActive while somebody reads it."""
+    """Drop the slot, if there is one. Raises SlotActive while a session reads it, else Unavailable or Invalid."""
     refused = await connection.attempt("SELECT pg_drop_replication_slot(%s)", [name])
     if not isinstance(refused, Refusal):
         log.info("slot_dropped", slot=name)
@@ -162,9 +162,11 @@ async def create_slot(
 ) -> AsyncIterator[ExportedSnapshot]:
     """Create a slot and export the snapshot at its starting point.
 
-    The snapshot lives as long as the context; so does a temporary slot, while another one stays. Raises Unavailable at
-    the deadline (`slot_deadline_s`), naming the sessions whose transactions are in the way, and Invalid if there is
-    such a slot already. With `failover` in the settings the slot, unless it is temporary, is a failover slot.
+    The snapshot lives as long as the context, and so does a temporary slot; a permanent one stays. With `failover` in
+    the settings a permanent slot is a failover slot.
+
+    Raises Unavailable at the deadline (`slot_deadline_s`), naming the sessions whose transactions are in the way,
+    SlotExists if there is such a slot already, and Invalid.
     """
     connection = await connect(settings, replication=True)
     try:
@@ -178,7 +180,11 @@ async def create_slot(
 async def _create(
     connection: Connection, settings: PostgresSettings, name: str, *, temporary: bool
 ) -> ExportedSnapshot:
-    """1. ask for the slot; 2. at the deadline, see who is in the way; 3. cancel, and make sure that nothing stays."""
+    """Create the slot within the deadline.
+
+    1. ask for the slot; 2. at the deadline, see which sessions are in the way; 3. cancel, and make sure that nothing
+    stays.
+    """
     failover = settings.failover and not temporary
     version = connection.server_version
     command = _create_command(name, temporary=temporary, failover=failover, server_version=version)
@@ -202,11 +208,14 @@ def _create_command(name: str, *, temporary: bool, failover: bool, server_versio
 
 
 async def make_failover(settings: PostgresSettings, name: str, *, timeout_s: float = 5.0) -> None:
-    """Make an existing slot a failover slot. Raises SlotActive while somebody reads it, Invalid before Postgres 17."""
+    """Make an existing slot a failover slot.
+
+    Raises SlotActive while a session reads it, Invalid before Postgres 17, Unavailable if the server is away.
+    """
     command = f"ALTER_REPLICATION_SLOT {quote_identifier(name)} (FAILOVER true)"
     async with await connect(settings, replication=True) as connection:
         try:
-            # Unlike START_REPLICATION, this waits until nobody reads the slot.
+            # Unlike START_REPLICATION, this waits until no session reads the slot.
             async with asyncio.timeout(timeout_s):
                 refused = await connection.attempt(command)
         except TimeoutError:
@@ -251,7 +260,7 @@ SELECT 0, 'prepared transaction ' || gid, extract(epoch FROM clock_timestamp() -
 
 
 async def _blocked(settings: PostgresSettings, pid: int) -> Unavailable:
-    """Who is in the way of the session that creates the slot: pids, ages and states, never what they run."""
+    """Name the sessions in the way of the one that creates the slot: pids, ages and states, never what they run."""
     async with await connect(settings) as connection:
         found = await connection.attempt(_IN_THE_WAY, {"pid": pid})
     if isinstance(found, Refusal):

@@ -1,11 +1,11 @@
-"""A snapshot's rows: the tables exactly as they were where the slot begins, in the very bytes the stream would send.
+"""Reads a snapshot's rows: the tables exactly as they were where the slot begins, in the bytes the stream would send.
 
-Rows come through COPY in text format, streaming, so that memory stays bounded whatever the table's size. COPY escapes
-what pgoutput does not; `decode_row` takes the escapes off again, and then both texts are the same, because both come
-from the type's output function under the same session settings (manual, COPY, "Text Format").
+Rows stream through COPY in text format, so memory stays bounded for a table of any size. COPY escapes what pgoutput
+does not; `decode_row` takes the escapes off again. Then both texts are the same, because both come from the type's
+output function under the same session settings (manual, COPY, "Text Format").
 
-Only what the publication lets through is read: its columns, its row filter, and for a root published in its
-partitions' place, all of them. Row-level security, which the stream does not know, is an error here, not fewer rows.
+Only what the publication lets through is read: its columns and its row filter, and all partitions of a root that is
+published in their place. The stream does not know row-level security: here it is an error, not fewer rows.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ class SnapshotReader:
     ) -> AsyncIterator[list[Row]]:
         """The table's published rows in batches, values in the order of `table.columns`.
 
-        Raises Unavailable when the server goes away, Invalid for what the role may not read. Whoever stops early must
-        close the reader too: the rest of the COPY is still under way.
+        Raises Unavailable when the server goes away, Invalid for what the role may not read. A caller that stops early
+        must close the reader too: the rest of the COPY is still under way.
         """
         pump = Pump(self._pgconn)
         width = len(table.columns)
@@ -78,12 +78,15 @@ class SnapshotReader:
         await self._finish_copy(pump, table)
 
     async def time_us(self) -> int:
-        """When the snapshot's transaction began, by the server's clock, which the rows' own times are of."""
+        """Read when the snapshot's transaction began, in microseconds since 1970.
+
+        The clock is the server's, as for the times in the rows. Raises Unavailable or Invalid.
+        """
         (time_us,) = await self._connection.one("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
         return int(time_us)
 
     async def estimate_rows(self, table: PublishedTable, *, where: Condition | None = None) -> int:
-        """How many rows the planner expects: for progress, not for proof."""
+        """Ask how many rows the planner expects: for progress, not for proof. Raises Unavailable or Invalid."""
         found = await self._connection.attempt(f"EXPLAIN (FORMAT JSON) {select_rows(table, where, ())}")
         if isinstance(found, Refusal):
             raise _refused(found, table)
@@ -101,7 +104,7 @@ class SnapshotReader:
             raise _refused(refusal_of_result(result), table)
 
     async def _finish_copy(self, pump: Pump, table: PublishedTable) -> None:
-        """Only the server's own word that the COPY is complete makes the rows complete."""
+        """End the COPY. The rows are complete only when the server says so."""
         with refused_as(in_session):
             if pump.broken is not None:
                 raise pump.broken
@@ -112,7 +115,7 @@ class SnapshotReader:
 
 
 def select_rows(table: PublishedTable, where: Condition | None, order_by: Sequence[str]) -> str:
-    """The query for a table's published rows. A partitioned root's are in its partitions."""
+    """Make the query for a table's published rows. A partitioned root's are in its partitions."""
     columns = ", ".join(quote_identifier(column.name) for column in table.columns)
     conditions = [f"({table.row_filter})"] if table.row_filter else []
     if where is not None:
@@ -125,7 +128,7 @@ def select_rows(table: PublishedTable, where: Condition | None, order_by: Sequen
 
 
 def decode_row(line: bytes, width: int) -> Row:
-    """One line of COPY text, its line feed included, as values."""
+    """Split one line of COPY text, its line feed included, into `width` values."""
     if not width:
         return []
     fields = line[:-1].split(b"\t")
@@ -149,7 +152,10 @@ def _unescape(field: bytes) -> bytes | None:
 
 @contextlib.asynccontextmanager
 async def open_snapshot(settings: PostgresSettings, exported: ExportedSnapshot) -> AsyncIterator[SnapshotReader]:
-    """A reader in the exported snapshot. Raises Unavailable if that is gone: its connection must still be open."""
+    """Open a reader in the exported snapshot. The connection that exported it must still be open.
+
+    Raises Unavailable if the snapshot is gone, or Invalid.
+    """
     connection = await connect(settings)
     try:
         await _adopt(connection, exported)
@@ -176,7 +182,7 @@ async def _adopt(connection: Connection, exported: ExportedSnapshot) -> None:
 
 
 def _refused(refusal: Refusal, table: PublishedTable) -> CdcError:
-    """Why a table could not be read."""
+    """Make the error of a table that could not be read."""
     if refusal.sqlstate == INSUFFICIENT_PRIVILEGE:
         return Invalid(
             f"the role may not read all rows of {table.qualified_name}",

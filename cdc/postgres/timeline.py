@@ -1,4 +1,4 @@
-"""Where a server's history left each earlier timeline, as its timeline history file says (manual, "Timelines")."""
+"""Reads where a server's history left each earlier timeline, from its timeline history file (manual, "Timelines")."""
 
 from cdc.config import PostgresSettings
 from cdc.errors import DataError
@@ -7,7 +7,10 @@ from cdc.postgres.session import connect
 
 
 async def read_switch_points(settings: PostgresSettings, timeline: int) -> dict[int, int]:
-    """The LSN at which each ancestor of `timeline` was left, by the ancestor's number. Raises Unavailable."""
+    """Read the LSN at which each ancestor of `timeline` was left, by the ancestor's number.
+
+    Raises Unavailable, Invalid or DataError.
+    """
     async with await connect(settings, replication=True) as connection:
         row = await connection.one(f"TIMELINE_HISTORY {timeline}")
     # psycopg gives bytes where the server calls the column bytea, or where client_encoding is SQL_ASCII.
@@ -15,7 +18,7 @@ async def read_switch_points(settings: PostgresSettings, timeline: int) -> dict[
 
 
 def parse_history(content: bytes) -> dict[int, int]:
-    """The lines `timeline <tab> LSN <tab> reason`; empty lines and comments stand between them. Raises DataError."""
+    """Parse the lines `timeline <tab> LSN <tab> reason`, with empty lines and comments between. Raises DataError."""
     points = {}
     for line in content.decode(errors="replace").splitlines():
         words = line.partition("#")[0].split(None, 2)

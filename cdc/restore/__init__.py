@@ -1,7 +1,7 @@
 """`cdc restore`: the archive's tables at a moment, in a database.
 
-`whole` brings whole tables into an empty one, `excerpt` the rows of one conversation into a schema beside the live
-tables, `selection` says which rows those are, and `meter` shows how far it is.
+`whole` brings whole tables into an empty database. `excerpt` brings the rows of one conversation into a schema beside
+the live tables, and `selection` says which rows those are. `meter` shows the progress.
 """
 
 from cdc.restore.meter import Meter, watched

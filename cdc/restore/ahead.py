@@ -1,8 +1,8 @@
-"""Decoding ahead: the next piece is made while the target is at work on the one before.
+"""Decodes ahead: makes the next piece while the target is at work on the one before.
 
-One thread is enough for both: a socket's buffers hold what the target takes while some milliseconds of decoding go on.
-The objects themselves are fetched by `cdc.archive.bucket.read_ahead`, several at a time; here one task makes pieces of
-them, one after another.
+One thread is enough for both: a socket's buffers hold what the target takes during some milliseconds of decoding.
+`cdc/archive/bucket/read_ahead.py` fetches the objects, several at a time. Here one task makes pieces of them, one after
+another.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 async def ahead(items: AsyncGenerator[Item], count: int) -> AsyncGenerator[Item]:
-    """The items, up to `count` of them made before they are asked for. Raises what making them raises."""
+    """Yield the items, and make up to `count` of them before they are asked for. Raises what `items` raises."""
     ready: asyncio.Queue[Item | BaseException | None] = asyncio.Queue(count)
 
     async def make() -> None:

@@ -1,9 +1,9 @@
-"""A chunk of a snapshot's rows as the lines that COPY reads. Pure, and as fast as this language goes.
+"""Makes the lines that COPY reads of a chunk of a snapshot's rows. Pure, and as fast as Python goes.
 
 Every value of a row is one field of a line, as Postgres printed it. The quick way decodes a line of JSON into a struct
-made for its table and joins the values. Where the line has no backslash and no tab, no value has anything that COPY's
-text format escapes (manual, COPY, "Text Format"): in JSON all that comes with a backslash, but for a tab between the
-tokens of a `json`. A line with one of our marks (`cdc/row.py`) takes the way of any change of the log.
+made for its table and joins the values. If the line has no backslash and no tab, no value holds anything that COPY's
+text format escapes (manual, COPY, "Text Format"). In JSON all such characters come with a backslash, but for a tab
+between the tokens of a `json`. A line with one of our marks (`cdc/row.py`) is decoded as any change of the log.
 """
 
 import functools
@@ -21,7 +21,7 @@ from cdc.errors import DataError
 from cdc.postgres.target.statement import copy_field
 from cdc.row import FLOAT_OIDS, INTEGER_OIDS, JSON_OIDS, Oid
 
-# What the archive writes without quotes (`cdc/row.py`): taken as it is written, to lose no digit.
+# The types that the archive writes without quotes (`cdc/row.py`). They are taken as written, to lose no digit.
 _BARE: Final = frozenset({Oid.BOOL}) | INTEGER_OIDS | FLOAT_OIDS | JSON_OIDS
 
 # Enough to keep a socket busy, little enough to decode in a few milliseconds.
@@ -33,7 +33,7 @@ _BOOLEANS: Final = {"true": "t", "false": "f"}
 
 @dataclass(frozen=True, slots=True)
 class CopyPiece:
-    """`lines` of COPY's text format, one for each of `rows` rows, with these `columns`. `last` of its chunk."""
+    """Lines of COPY's text format, one for each of `rows` rows, with these `columns`. `last`: it ends its chunk."""
 
     columns: tuple[str, ...]
     rows: int
@@ -42,7 +42,10 @@ class CopyPiece:
 
 
 def copy_pieces(body: bytes, wanted: Collection[str], keys: Keys = NO_KEYS) -> Iterator[CopyPiece]:
-    """The rows of a chunk, in those of their columns that are wanted; nothing if it has none. Raises DataError."""
+    """Make pieces of a chunk's rows, in those of their columns that are wanted; none if it has no rows.
+
+    Raises DataError.
+    """
     segment = decode_segment(body, keys)
     if not segment.lines:
         return
@@ -68,7 +71,7 @@ _LINE = msgspec.json.Decoder(_Line)
 
 
 class _LineEncoder:
-    """One line of the archive, a row of one table, to one line of COPY. Bytes that are no text travel as surrogates."""
+    """Turns a line of the archive, a row of one table, into one of COPY. Bytes that are no text become surrogates."""
 
     def __init__(self, shape: RelationShape, columns: tuple[str, ...]) -> None:
         self._relation = relation_of(shape)
@@ -78,7 +81,7 @@ class _LineEncoder:
         self._bare = [(place, _print_bare(oid)) for place, oid in enumerate(oids) if oid in _BARE]
 
     def piece(self, lines: list[bytes], first: int) -> tuple[bytes, int]:
-        """Lines from the first on, up to about so many bytes, and how many they are."""
+        """Encode lines from `first` on, up to about `_PIECE_BYTES`; return the text and the number of lines."""
         encoded: list[str] = []
         nbytes, at = 0, first
         try:
@@ -118,7 +121,10 @@ class _LineEncoder:
 
 
 def _escape(values: list[str | None]) -> str:
-    """All values at once: no value of Postgres's holds a zero, and no UTF-8 a surrogate, so these hold the places."""
+    """Escape all values at once. A zero stands for each tab between them, and a surrogate for each NULL.
+
+    No value of Postgres's holds a zero, and no UTF-8 a surrogate.
+    """
     row = "\0".join(["\ud800" if value is None else value for value in values])
     row = row.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
     return row.replace("\0", "\t").replace("\ud800", _NULL) + "\n"
@@ -141,7 +147,7 @@ def _print_boolean(value: msgspec.Raw) -> str | None:
 
 
 def _print_float(value: msgspec.Raw) -> str | None:
-    """`NaN` and the infinities stand in quotes."""
+    """Print a float. `NaN` and the infinities stand in quotes in the archive, and lose them here."""
     text = _print_raw(value)
     return text.strip('"') if text is not None else None
 
@@ -156,7 +162,10 @@ def _quick_decoder_of(columns: tuple[tuple[str, bool], ...]) -> "msgspec.json.De
 
 
 def _quick_decoder(relation: Relation, columns: tuple[str, ...]) -> "msgspec.json.Decoder[Any] | None":
-    """None for a table without columns, and for names that JSON escapes or msgspec (0.22) does not find."""
+    """Make the decoder of the quick way.
+
+    None for a table without columns, and for names that JSON escapes or msgspec (0.22) does not find.
+    """
     if not columns or not all(
         name.isascii() and name.isprintable() and not {'"', "\\"} & set(name) for name in columns
     ):

@@ -1,11 +1,12 @@
-"""`cdc archive verify --against`: is the archive's state what the live tables hold, at one exact LSN?
+"""`cdc archive verify --against`: compares the archive's state with the live tables, at one exact LSN.
 
-1. a temporary slot on the source: its exported snapshot is the tables at its consistent LSN, while everybody writes on;
+1. a temporary slot on the source: its exported snapshot is the tables at its consistent LSN, while applications write
+   on;
 2. a mark into the WAL, so that an idle source moves the archive too, and a wait until the archive covers that LSN;
 3. the archive replayed up to it: of each row its key, and of each value a digest of eight bytes;
 4. every live row of the snapshot against that;
-5. a second mark and a look at what came since: a TRUNCATE empties a table for older snapshots too (manual, TRUNCATE,
-   "not MVCC-safe"), so if one lies there, everything is done again.
+5. a second mark, and a check of the changes since: a TRUNCATE empties a table for older snapshots too (manual,
+   TRUNCATE, "not MVCC-safe"). If there was one, everything is done again.
 
 Memory grows with the rows: about eight bytes a value, and the keys. Values that the archive cannot know (a column added
 with a default, in rows that were not written since) are counted and not compared.
@@ -47,7 +48,7 @@ _ATTEMPTS = 3
 
 @dataclass(slots=True)
 class Comparison:
-    """What was compared, at which LSN, and what differs."""
+    """The result of a comparison: what was compared, at which LSN, and what differs."""
 
     lsn: int
     rows: dict[str, int] = field(default_factory=dict)
@@ -69,8 +70,8 @@ async def compare(
 ) -> Comparison:
     """Compare the archive with the tables at `dsn`, which must be its source.
 
-    With `replay` what that gives is compared, and no other table. Raises Invalid for another database,
-    Unavailable if the archive does not come to the LSN in time.
+    With `replay`, only the tables that it gives are compared. Raises Invalid for another database, Unavailable if the
+    archive does not come to the LSN within `patience_s`, and DataError.
     """
     postgres = settings_of(dsn, "--against") if isinstance(dsn, str) else dsn
     bucket = open_bucket(settings)
@@ -84,12 +85,12 @@ async def compare(
     raise Unavailable(
         f"a TRUNCATE came between, {_ATTEMPTS} times",
         detail="An older snapshot sees a truncated table as empty.",
-        hint="compare again when nobody truncates",
+        hint="compare again when no application truncates tables",
     )
 
 
 async def compare_and_remember(settings: ArchiveSettings, dsn: str, *, patience_s: float) -> Comparison:
-    """The same, and what came out is written down beside the archive, where metrics find it."""
+    """Compare, and write the result down beside the archive, where metrics find it. Raises as `compare` does."""
     bucket = open_bucket(settings)
     try:
         archive = (await _tail(bucket)).archive
@@ -120,7 +121,7 @@ async def _remember(bucket: Bucket, archive: str, differs: str, equal: Compariso
 
 
 def failure(found: Comparison) -> str:
-    """What differs, without a row's content; nothing if nothing does."""
+    """Say in one line what differs, without a row's content; '' if nothing does."""
     tables = ", ".join(sorted({difference.table for difference in found.differences}))
     return "" if found.equal else f"{len(found.differences)} differences at {format_lsn(found.lsn)} in {tables}"
 
@@ -128,13 +129,13 @@ def failure(found: Comparison) -> str:
 async def _attempt(
     bucket: Bucket, postgres: PostgresSettings, patience_s: float, replay: Replay | None
 ) -> Comparison | None:
-    """None if a TRUNCATE came between."""
+    """Compare once; None if a TRUNCATE came between."""
     publication = await _look(postgres, await _tail(bucket))
     async with create_slot(postgres, f"cdc_verify_{uuid.uuid4().hex[:12]}", temporary=True) as exported:  # 1
         lsn = exported.consistent_lsn
         async with open_snapshot(postgres, exported) as reader:
             await _mark_and_wait(bucket, postgres, lsn, patience_s)  # 2
-            # The snapshot has every commit before its LSN, so the moment is the last byte before.
+            # The snapshot has every commit before its LSN, so we replay up to the last byte before it.
             history = await read_history(bucket, RestorePoint(lsn=lsn - 1))
             state, next_ordinal = await (replay or _replay)(bucket, history)  # 3
             if replay is not None:
@@ -178,7 +179,7 @@ def _check_source(server: Server, tail: Tail) -> None:
 
 
 async def _mark_and_wait(bucket: Bucket, postgres: PostgresSettings, lsn: int, patience_s: float) -> int:
-    """Wait until the archive covers an LSN (0: that of the mark itself); where the mark is."""
+    """Write a mark, and wait until the archive covers `lsn` (0: the mark's own); return the mark's LSN."""
     async with await connect(postgres) as connection:
         mark = await emit_mark(connection)
     lsn = lsn or mark
@@ -212,7 +213,7 @@ async def _compare(
 
 
 async def _replay(bucket: Bucket, history: History) -> tuple[dict[str, TableState], int]:
-    """The tables, and the first ordinal that is not in them."""
+    """Replay a history; return the tables, and the first ordinal that is not in them."""
     state: dict[str, TableState] = {}
     next_ordinal = history.first_ordinal
     async for _, rows in history.chunks(bucket):

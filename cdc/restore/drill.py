@@ -2,13 +2,14 @@
 
 1. the moment: a temporary slot on the source exports a snapshot at one LSN (`cdc/restore/comparison.py`);
 2. a scratch database, in an embedded Postgres or on the server of `--into`, with the tables' archived shapes;
-3. a restore up to that LSN (`cdc/restore/whole.py`), which is what its duration is taken of;
+3. a restore up to that LSN (`cdc/restore/whole.py`), whose duration is measured;
 4. the restored rows against the live ones of the snapshot;
 5. the scratch is dropped, and `proof/drill.json` says how it ended: a metric, and a line of `cdc status`.
 
-A sample is of whole tables, because a state of a table is what an archive gives: those of `--table`, or `--sample` of
-them drawn anew each time, or by default as many, drawn anew, as half of the budget is expected to suffice for at the
-pace of the last good drill: of a small archive all. The budget is also a limit: a drill that exceeds it has failed.
+A sample consists of whole tables, because an archive gives states of whole tables. It is the tables of `--table`, or
+`--sample` tables that are drawn at random each time. By default as many are drawn as half of the budget should suffice
+for, at the pace of the last good drill; of a small archive that is all. The budget is also a limit: a drill that
+exceeds it has failed.
 """
 
 import asyncio
@@ -38,13 +39,13 @@ from cdc.postgres.target.scratch import prepare_tables, read_missing_values, scr
 from cdc.restore import Outcome, comparison, restore
 from cdc.restore.comparison import Comparison
 
-# The pace of a first drill, in rows and changes a second: a slow disk's. What is left of half the budget is reserve.
+# The pace of a first drill, in rows and changes a second: a slow disk's. The other half of the budget is a reserve.
 _ROWS_PER_S = 5000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asks for. `into` None: an embedded server."""
+    """The drill that the command line asks for. `into` None: on an embedded server."""
 
     into: str | None = None
     tables: tuple[str, ...] = ()
@@ -55,7 +56,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """How a drill ended. `tables_archived` is how many there would have been; `seconds` is of all, not the restore."""
+    """The result of a drill. `tables_archived` counts all tables of the archive, also those not drawn.
+
+    `seconds` is the duration of the whole drill, not of the restore alone. `unremembered` says why the result could not
+    be written down, or ''.
+    """
 
     found: Comparison
     restored: Outcome
@@ -69,7 +74,11 @@ class Drill:
 
 
 async def drill(settings: Settings, plan: Plan) -> Drill:
-    """Raises Invalid for what the command line or a server's setup has wrong; other errors count as a failed drill."""
+    """Run a drill and remember how it ended.
+
+    Raises Invalid for a mistake in the command line or a server's setup. It raises other CdcErrors too, and remembers
+    them as a failed drill.
+    """
     started = time.monotonic()
     bucket = open_bucket(settings.archive)
     try:
@@ -92,7 +101,7 @@ async def drill(settings: Settings, plan: Plan) -> Drill:
 
 
 async def _within_budget(rehearsal: "_Rehearsal", plan: Plan) -> Comparison:
-    """Asked to stop, or out of time: what was made is taken away in both cases, before the error goes on."""
+    """Run the drill until its budget ends or SIGTERM comes. Both remove what was made, and then raise Unavailable."""
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -123,7 +132,7 @@ async def _remember(
 
 
 class _Rehearsal:
-    """The restore in the middle of a comparison."""
+    """Runs the restore in the middle of a comparison."""
 
     outcome: Outcome
 
@@ -137,7 +146,7 @@ class _Rehearsal:
 
     @classmethod
     async def of(cls, settings: Settings, plan: Plan, tail: Tail, bucket: Bucket) -> "_Rehearsal":
-        """One that knows the pace of the last good drill."""
+        """Make one with the pace of the last good drill."""
         last: RememberedRun | None = only_of(await read_proofs(bucket), tail.archive).drill
         good = None if last is None else last.success
         return cls(settings, plan, tail, good.rows_per_s if good is not None and good.seconds else _ROWS_PER_S)
@@ -170,7 +179,7 @@ async def _lent_server(into: str | None) -> AsyncIterator[str]:
         yield into
         return
     try:
-        from cdc.embedded.scratch import scratch_server  # with --into nothing of it need be installed
+        from cdc.embedded.scratch import scratch_server  # here, because with --into it need not be installed
     except ImportError as error:
         raise Invalid(
             "the embedded servers are not installed",
@@ -182,7 +191,7 @@ async def _lent_server(into: str | None) -> AsyncIterator[str]:
 
 
 def choose(history: History, plan: Plan, affordable_rows: int, dice: random.Random) -> list[str]:
-    """The tables to restore. Raises Invalid for one that the archive does not have."""
+    """Choose the tables to restore. Raises Invalid for one that the archive does not have."""
     unknown = [name for name in plan.tables if name not in history.shapes]
     if unknown:
         raise Invalid(
@@ -198,7 +207,10 @@ def choose(history: History, plan: Plan, affordable_rows: int, dice: random.Rand
 
 
 def _affordable(history: History, drawn: Sequence[str], affordable_rows: int) -> list[str]:
-    """Whatever the tables, the log is walked as a whole; the first one drawn is restored in any case."""
+    """Choose drawn tables as long as their rows fit beside the log's changes. The first one is always restored.
+
+    The log is walked as a whole for any choice of tables.
+    """
     rows: Counter[str] = Counter()
     for chunk in history.base.chunks:
         rows[chunk.table] += chunk.rows
@@ -211,7 +223,7 @@ def _affordable(history: History, drawn: Sequence[str], affordable_rows: int) ->
 
 
 async def _read_state(dsn: str, relations: Sequence[Relation], encoding: str) -> dict[str, TableState]:
-    """The restored rows, printed as the source prints the live ones."""
+    """Read the restored rows, printed as the source prints the live ones."""
     state = {}
     async with await connect(settings_of(dsn, "--into"), server_encoding=encoding) as connection:
         reader = SnapshotReader(connection)

@@ -1,14 +1,14 @@
-"""`cdc restore --where`: one conversation as it was, in a schema beside the live tables, and what differs live.
+"""`cdc restore --where`: restores one conversation into a schema beside the live tables, and compares the two.
 
 1. walk the log to the moment, its chain checked;
-2. look at the target: the schema must be free. It may be the live source, for nothing else there is touched;
-3. read snapshot and transactions, and hold the rows of which the WHERE is true, or may be; where an update brought a
-   row in without all its values, read again with that row followed from the start (`cdc/restore/selection.py`);
+2. check the target: the schema must be free. It may be the live source, for nothing else there is touched;
+3. read snapshot and transactions, and hold the rows that match the WHERE, or may. Where an update brought a row in
+   without all its values, read again and follow that row from the start (`cdc/restore/selection.py`);
 4. the schema, with all rows, in one transaction;
 5. each table against the live one of its name.
 
 Memory grows with the rows that match, not with the archive. Nothing is written before step 4, and that is one
-transaction: killed anywhere, the target is as it was, and the command is given again.
+transaction. A run that is killed before its commit leaves the target as it was, and the command is given again.
 """
 
 import re
@@ -40,7 +40,7 @@ _IS_NULL = re.compile(r"(.+?)\s+is\s+null", re.IGNORECASE)
 
 @dataclass(slots=True)
 class TableExcerpt:
-    """One table's rows then, and how the live table differs. `unknown_values`: of columns that were added later."""
+    """One table's rows then, and how the live table differs. `unknown_values` are of columns that were added later."""
 
     name: str
     side_name: str
@@ -56,7 +56,7 @@ class TableExcerpt:
 
 @dataclass(slots=True)
 class Excerpt:
-    """What was restored, with `dry_run` what would be. `left_out` are tables without a column of the WHERE."""
+    """The result of a restore, or with `dry_run` its forecast. `left_out` are tables without a column of the WHERE."""
 
     history: History
     where: Where
@@ -73,7 +73,7 @@ class Excerpt:
 
 
 def read_where(conditions: Sequence[str]) -> dict[str, bytes | None]:
-    """`COLUMN=VALUE` and `COLUMN IS NULL` as a command line gives them. Raises Invalid."""
+    """Read `COLUMN=VALUE` and `COLUMN IS NULL` as a command line gives them. Raises Invalid."""
     if not conditions:
         raise Invalid(
             "--schema belongs to --where", hint="--where COLUMN=VALUE; whole tables go into an empty database"
@@ -107,7 +107,10 @@ async def restore_rows(
     dry_run: bool = False,
     meter: Meter | None = None,
 ) -> Excerpt:
-    """Restore the rows of which `where` is true into `schema`. Raises Invalid before anything is written."""
+    """Restore the rows that match `where` into `schema`. Raises Invalid before anything is written.
+
+    Raises Unavailable, or DataError for a damaged archive.
+    """
     started = time.monotonic()
     bucket = open_bucket(settings)
     try:
@@ -126,7 +129,10 @@ async def restore_rows(
 
 
 def _choose(history: History, where: Where, tables: Sequence[str]) -> tuple[list[Relation], list[str]]:
-    """The tables that have all columns of the WHERE, and those that do not and were not asked for by name."""
+    """Choose the tables that have all columns of the WHERE; return also those that lack one, unless `tables` is given.
+
+    Raises Invalid for a table that is named and cannot be restored.
+    """
     shapes = history.shapes
     able = sorted(name for name, shape in shapes.items() if where.keys() <= {column.name for column in shape.columns})
     unable = sorted(shapes.keys() - set(able))
@@ -164,7 +170,7 @@ def _refuse_tables(shapes: dict[str, RelationShape], where: Where, wrong: list[s
 
 
 class _Search:
-    """The rows that match at the moment, found by replaying the archive's states."""
+    """Finds the rows that match at the moment, by replaying the archive's states."""
 
     def __init__(
         self, bucket: Bucket, history: History, where: Where, chosen: list[Relation], meter: Meter | None
@@ -177,7 +183,7 @@ class _Search:
         self._followed: dict[str, set[Identity]] = {relation.qualified_name: set() for relation in chosen}
 
     async def run(self, excerpt: Excerpt) -> dict[Relation, list[Row]]:
-        """As many passes as are needed until every value is known."""
+        """Read the archive as often as needed, until every value is known."""
         while True:
             selections = {name: Selection(self._where, followed) for name, followed in self._followed.items()}
             await self._read(selections)
@@ -214,7 +220,7 @@ class _Search:
             self._meter.advance(rows)
 
     def _follow_more(self, selections: dict[str, Selection]) -> bool:
-        """Whether rows are still to be followed that were not."""
+        """Note the rows that must be followed too; True if there are such rows."""
         more = False
         for name, selection in selections.items():
             sources = selection.sources() - self._followed[name]

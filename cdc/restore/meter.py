@@ -1,4 +1,4 @@
-"""The progress bar of a restore: how much is done, rows a second, and the time that remains."""
+"""Shows a restore's progress bar: how much is done, rows a second, and the time that remains."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 class Meter(Protocol):
-    """Is told how many rows there will be at most, and then of each run of them."""
+    """Learns how many rows there will be at most (`expect`), and then of each batch that is done (`advance`)."""
 
     def expect(self, rows: int) -> None: ...
 
@@ -20,14 +20,14 @@ class Meter(Protocol):
 
 
 class _Rate(ProgressColumn):
-    """Rows a second, over the last seconds."""
+    """A column that shows rows a second, over the last seconds."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s", style="progress.data.speed")
 
 
 class _Bar:
-    """`expect` may come again, where work is done over: the bar then grows by that."""
+    """The bar. `expect` may come again, where work is done over: the bar then grows by that."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -44,7 +44,7 @@ class _Bar:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Meter | None]:
-    """A progress bar on stderr, where somebody watches a terminal."""
+    """Give a progress bar on stderr; None if stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

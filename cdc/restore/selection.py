@@ -1,12 +1,12 @@
-"""Which rows of a table a WHERE is true of, at the end of a run of changes. Pure.
+"""Selects the rows of a table that match a WHERE at the end of a run of changes. Pure.
 
-A change says little by itself: a row may come to match by an update, and leave by another. So the state of each row is
-followed, and only rows of which the WHERE is true, or may be, are held. Values are compared as Postgres printed them.
+A change says little by itself: a row may come to match by an update, and stop by another. So the state of each row is
+followed, and only rows that match, or may, are held. Values are compared as Postgres printed them.
 
 An update that brings a row in may lack values (TOASTed and unchanged) that an earlier line of the archive has. Such a
-row remembers the identity under which that line knew it; `sources` names those that matter in the end, and the run is
-made again with these rows followed from the start, whatever the WHERE says of them. A row that was known under another
-key before needs one run more for each; then everything is known.
+row remembers the identity under which that line knew it. `sources` names the identities that matter in the end. Then
+the run is made again, and these rows are followed from the start, even where they do not match. A row that had other
+keys before needs one more run for each key. Then everything is known.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -25,14 +25,14 @@ Identity = tuple[tuple[str, ...], tuple[Value, ...]]
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A row that matches, or may. `sources`: who knows the values that are ABSENT."""
+    """A row that matches, or may. `sources` are the identities of rows that have the values which are ABSENT here."""
 
     values: dict[str, Value]
     sources: frozenset[Identity] = frozenset()
 
 
 class Selection:
-    """The rows of one table. A column that a row's line does not have was added later: nothing is equal to it."""
+    """Selects the rows of one table. A column that a row's line lacks was added later, and is equal to nothing."""
 
     def __init__(self, where: Where, followed: Collection[Identity] = ()) -> None:
         self._where = where
@@ -49,7 +49,7 @@ class Selection:
         self._rows.clear()
 
     def apply(self, change: RowChange) -> None:
-        """The next change of this table."""
+        """Apply the next change of this table."""
         if change.relation is not self._relation:
             self._meet(change.relation)
         before = None
@@ -60,7 +60,10 @@ class Selection:
             self._put(change.new, identity, before)
 
     def rows(self, relation: Relation) -> Iterator[tuple[Row, int]]:
-        """The rows that match, in the order of a relation's columns, and how many values of each nobody archived."""
+        """Yield each row that matches, in the order of the relation's columns, and how many of its values are unknown.
+
+        Unknown values were never archived. Raises DataError if an archived value is missing.
+        """
         for held in self._matching():
             if ABSENT in held.values.values():
                 raise DataError(f"a row of {relation.qualified_name} lacks a value", hint="cdc archive verify")
@@ -68,7 +71,7 @@ class Selection:
             yield values, sum(column.name not in held.values for column in relation.columns)
 
     def sources(self) -> set[Identity]:
-        """Rows that must be followed in order to know all values of those that match."""
+        """Name the rows that must be followed so that all values of the matching rows are known."""
         return {source for held in self._matching() if ABSENT in held.values.values() for source in held.sources}
 
     def _matching(self) -> Iterator[_Held]:
@@ -79,7 +82,7 @@ class Selection:
         return all(name in values and values[name] in (wanted, ABSENT) for name, wanted in self._where.items())
 
     def _meet(self, relation: Relation) -> None:
-        """The table as it is described from here on."""
+        """Take the table's description that holds from here on."""
         names = relation.identity or tuple(column.name for column in relation.columns)
         held = [row for alike in self._rows.values() for row in alike] if names != self._names else []
         if held:
@@ -104,7 +107,7 @@ class Selection:
         return tuple([row[index] for index in self._indexes])
 
     def _remove(self, identity: Row) -> _Held | None:
-        """The row as it was before, if it is held."""
+        """Take out the row as it was before; None if it is not held."""
         if not self._rows:
             return None
         key = self._key(identity)
@@ -137,7 +140,10 @@ class Selection:
             self._hold(self._key(new), _Held(values, sources))
 
     def _is_of_interest(self, new: Row, before: _Held | None) -> bool:
-        """Whether a row may match. One that did not match before, and of which nothing is new, does not match now."""
+        """Return True if a row may match.
+
+        It cannot if it did not match before and all values that the WHERE tests are unchanged.
+        """
         if len(self._tests) < len(self._where):
             return False
         known = False
@@ -152,5 +158,5 @@ class Selection:
 
 
 def _are_alike(held: tuple[Value, ...], sought: tuple[Value, ...]) -> bool:
-    """Equal, as far as both are known: a row of before a column was added lacks that column's value."""
+    """Compare two keys as far as both are known. A row from before a column was added lacks that column's value."""
     return all(a == b or a is ABSENT or b is ABSENT for a, b in zip(held, sought, strict=True))

@@ -1,12 +1,12 @@
-"""`cdc restore`: the archive's tables at a moment, row for row, in another database.
+"""`cdc restore`: restores the archive's tables at a moment, row for row, into another database.
 
 1. walk the log to the moment, its chain checked (`cdc/archive/reader/history.py`);
-2. look at the target: not the source itself, the tables there or created from their archived shapes, and empty;
+2. check the target: it is not the source itself, and its tables are empty, or are created from their archived shapes;
 3. the snapshot's rows by COPY, a chunk a transaction;
 4. transactions in order, some to a commit, a large one in pieces and one commit;
 5. sequences go on after the rows.
 
-The target remembers with each commit how far it is. Killed anywhere, the same command goes on there.
+With each commit the target remembers how far the restore is. After a kill at any point, the same command goes on there.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ from cdc.restore.ahead import ahead
 from cdc.restore.chunk import CopyPiece, copy_pieces
 from cdc.restore.meter import Meter
 
-# A commit each so many bytes or rows: rare enough to cost nothing, often enough to lose little when killed.
+# One commit for so many bytes: rare enough to cost nothing, often enough to lose little when killed.
 _COMMIT_BYTES = 2 * 1024 * 1024
 
-# About a millisecond of decoding, after which the target's socket is looked at.
+# About a millisecond of decoding. After it the target's socket gets its turn.
 _PAUSE_CHANGES = 128
 
 # Pieces of chunks that wait for the target: some megabytes.
@@ -45,7 +45,7 @@ _Script = tuple[list[Statement], Record | None, int]
 
 @dataclass(slots=True)
 class Outcome:
-    """What a restore did, or with `dry_run` would do."""
+    """The result of a restore, or with `dry_run` its forecast."""
 
     history: History
     tables: list[str]
@@ -71,7 +71,11 @@ async def restore(
     dry_run: bool = False,
     meter: Meter | None = None,
 ) -> Outcome:
-    """Restore, or say what would be done. Raises Invalid before anything is written, for all that can be known then."""
+    """Restore whole tables, or say what would be done.
+
+    Raises Invalid before anything is written, for all that can be known then. Raises Unavailable, or DataError for an
+    archive that is damaged or does not fit the target.
+    """
     started = time.monotonic()
     bucket = open_bucket(settings)
     try:
@@ -98,7 +102,7 @@ def _choose(history: History, tables: Sequence[str]) -> list[Relation]:
 
 
 class _Restore:
-    """One run, from the look at the target to its sequences."""
+    """Runs one restore, from the check of the target to its sequences."""
 
     def __init__(
         self,
@@ -143,7 +147,7 @@ class _Restore:
             self._meter.expect(base_rows + self._history.changes_from(record.next_ordinal))
 
     async def _find_record(self) -> Record:
-        """Where an earlier run of the same restore stopped, or the beginning."""
+        """Find where an earlier run of the same restore stopped, or the beginning."""
         history = self._history
         tables = tuple(self._outcome.tables)
         fresh = Record(history.archive, history.base_seq, tables, 0, history.first_ordinal, False)
@@ -174,7 +178,7 @@ class _Restore:
         return self._history.next_ordinal if ordinal is None else ordinal + 1
 
     async def _find_missing(self) -> list[str]:
-        """Tables to create. Refuses rows that are there, and columns that are not."""
+        """Find the tables to create. Raises Invalid for a table that has rows, or lacks archived columns."""
         missing = []
         for relation in self._wanted:
             table = await self._target.find_table(relation.schema, relation.name)
@@ -185,7 +189,7 @@ class _Restore:
             if not self._outcome.resumed and await self._target.has_rows(table):
                 raise Invalid(
                     f"{relation.qualified_name} in the target has rows",
-                    detail="A restore goes into empty tables only, or nobody could tell its rows from others.",
+                    detail="A restore goes into empty tables only, or its rows could not be told from others.",
                     hint=f"restore into a new database, or TRUNCATE {table.sql_name}; there",
                 )
         return missing
@@ -204,7 +208,7 @@ class _Restore:
         return tables
 
     async def _copy_base(self, record: Record, tables: dict[str, TargetTable]) -> Record:
-        """A chunk a transaction. The next one is decoded meanwhile, so that Postgres never waits for us."""
+        """Copy the chunks, each in one transaction. The next is decoded meanwhile, so Postgres never waits for us."""
         chunks = self._history.base.chunks
         async with aclosing(ahead(self._base_pieces(record.chunks, tables), _PIECES_AHEAD)) as pieces:
             async for number, piece in pieces:
@@ -238,7 +242,7 @@ class _Restore:
             self._advance(piece.rows)
 
     async def _replay(self, record: Record, writers: Writers) -> Record:
-        """While the target carries out a script, the next is written."""
+        """Run the scripts on the target. While it runs one, the next is made."""
         async with aclosing(ahead(self._scripts(record, writers), 1)) as scripts:
             async for statements, then, changes in scripts:
                 await self._target.write(statements, then)
@@ -250,7 +254,7 @@ class _Restore:
         return record
 
     async def _scripts(self, record: Record, writers: Writers) -> AsyncGenerator[_Script]:
-        """A commit falls between transactions; what is gathered of a larger one goes out before."""
+        """Make scripts of the transactions. Commits fall between transactions; a large one goes out in pieces."""
         script, changes, since_pause = Script(writers), 0, 0
         async for ordinal, transaction in self._history.transactions(self._bucket, record.next_ordinal):
             self._add(script, transaction)
@@ -296,7 +300,7 @@ def _check_columns(relation: Relation, table: TargetTable) -> None:
 
 
 def read_until(lsn: str | None, moment: str | None, ordinal: int | None) -> RestorePoint:
-    """The moment as a command line names it. Raises Invalid."""
+    """Read the moment as a command line names it. Raises Invalid."""
     if sum(given is not None for given in (lsn, moment, ordinal)) > 1:
         raise Invalid("only one of --to-lsn, --to-time and --to-ordinal can be meant")
     try:

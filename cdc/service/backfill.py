@@ -1,7 +1,7 @@
-"""The second spring: rows as they were at one LSN, for the archive's base and for a cold cache.
+"""Copies rows as they were at one LSN, into the archive's base and into a cold cache.
 
-Both ask Postgres for a slot with an exported snapshot, because only that ties a state of the tables to a position of
-the WAL. The archive's slot is the permanent one; the cache's is temporary and goes with its connection.
+Both ask Postgres for a slot with an exported snapshot, because only that ties a state of the tables to a position in
+the WAL. The archive's slot is the permanent one. The cache's is temporary and goes with its connection.
 """
 
 import asyncio
@@ -37,21 +37,23 @@ async def backfill(
 ) -> None:
     """Create the slot and archive the rows that exist: the start of an archive, or the end of a gap.
 
-    1. a slot with its exported snapshot: its consistent point is where the log will begin;
+    1. a slot with its exported snapshot: the log will begin at its consistent point;
     2. every published table's rows of that snapshot, as base chunks;
     3. after a gap, what changed inside it;
     4. one snapshot record in the log, which is the commit point.
 
-    Interrupted before 4, it starts over: the slot and the chunks of the attempt count for nothing. Raises Unavailable.
+    Interrupted before 4, it starts over: the slot and the chunks of the attempt count for nothing.
+
+    Raises Unavailable, Invalid or Fenced.
     """
     try:
         await _backfill(settings, publication, archive, across)
     except SlotExists as error:  # our session was lost, and with it the lock
-        raise Unavailable("another service made the slot since we looked; standing by", detail=error.detail) from None
+        raise Unavailable("another service made the slot meanwhile; standing by", detail=error.detail) from None
 
 
 async def _backfill(settings: Settings, publication: Publication, archive: ArchiveSink, across: GapDiff | None) -> None:
-    """The numbers are those of `backfill`."""
+    """Do the steps of `backfill`; the numbers are the same."""
     started = time.monotonic()
     async with create_slot(settings.postgres, settings.postgres.slot) as exported:  # 1
         lsn = exported.consistent_lsn
@@ -85,7 +87,10 @@ async def _seen(
 
 
 async def warm_up(settings: Settings, publication: Publication, cache: CacheSink) -> Position:
-    """Fill a cache that knows nothing with the rows inside its projections' windows; return where it then stands."""
+    """Fill a cache that has no position with the rows inside its projections' windows; return its position then.
+
+    Raises Unavailable or Invalid.
+    """
     name = f"{settings.postgres.slot}_warm_{uuid.uuid4().hex[:12]}"[-63:]
     async with create_slot(settings.postgres, name, temporary=True) as exported:
         await _check_epoch(settings, cache.epoch)
@@ -99,7 +104,7 @@ async def warm_up(settings: Settings, publication: Publication, cache: CacheSink
 
 
 async def _check_epoch(settings: Settings, epoch: Epoch) -> None:
-    """The slot's position is of `epoch`: looked at after it was made, because a timeline never comes back."""
+    """Check that the slot's position is of `epoch`. Done after the slot was made: a timeline never comes back."""
     async with await connect(settings.postgres) as connection:
         server = await read_server(connection)
     if server.epoch != epoch:
@@ -119,7 +124,10 @@ async def _rows_for_cache(
 
 
 def _inside_window(query: WarmQuery, relation: Relation, now_us: int) -> Condition | None:
-    """None for a table without such a column, or whose column of that name is not a time: all of its rows."""
+    """Make the condition for rows inside the window.
+
+    None, which takes all rows, for a table without such a column, or where that column is not a time.
+    """
     index = relation.column_index.get(query.time_column or "")
     if query.time_column is None or index is None or not is_time(relation.columns[index].type_oid):
         return None

@@ -1,7 +1,7 @@
-"""What runs beside the service, and never inside it: heartbeat, history, slot watch, barriers, HTTP, ping, systemd.
+"""Runs tasks beside the service, and never inside it: heartbeat, history, slot watch, barriers, HTTP, ping, systemd.
 
-Each is a task with a name that lives as long as the service. If one ends, that is a bug: it is logged at once, and the
-service is no longer alive (`/livez`, the watchdog), but it goes on replicating until its supervisor starts it again.
+Each is a task with a name that lives as long as the service. If one ends, that is a bug. It is logged at once, and the
+service counts as no longer alive (`/livez`, the watchdog). It goes on replicating until its supervisor restarts it.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
-    """Run them while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
+    """Run the tasks while the `async with` lasts. Raises Invalid for an address that this machine does not have."""
     monitor, budget = Monitor(settings.postgres, settings.monitor, vitals.positions), Budget.of(settings)
     history = History(lambda: monitor.retained_bytes)
 
@@ -52,14 +52,14 @@ async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
 
 
 class Company:
-    """Tasks that are to last; those that do not are written down in `vitals.pulse.dead`."""
+    """Runs tasks that must not end. A task that ends is written down in `vitals.pulse.dead`."""
 
     def __init__(self, vitals: Vitals) -> None:
         self._vitals = vitals
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, name: str, work: Coroutine[None, None, None]) -> None:
-        """Run `work` as a task until we end."""
+        """Run `work` as a task of this name until the company ends."""
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._note_end)
         self._tasks.append(task)

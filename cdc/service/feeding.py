@@ -1,7 +1,7 @@
-"""The cache's feed over a service's life: it begins with the first stream, and survives every lost connection.
+"""Keeps the cache's feed over a service's life: it begins with the first stream, and survives every lost connection.
 
-A lost replication connection is no reason to let the cache go: it may still have much to apply, or to catch up. Only a
-new epoch ends a feed, because positions of the old one say nothing in it.
+The cache stays open when a replication connection is lost: it may still have much to apply, or to catch up. Only a new
+epoch ends a feed, because positions of the old one mean nothing in it.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from cdc.service.tables import PublicationWatch
 
 log = structlog.get_logger()
 
-# What the cache may take to apply what waits when the service stops; it catches up at the next start anyway.
+# Seconds for the cache to apply what waits when the service stops. It catches up at the next start anyway.
 CACHE_DRAIN_S = 5.0
 
 
 class Feeding:
-    """One service's. Without `cache.url` there is nothing to feed."""
+    """Keeps one service's feed. Without `cache.url` there is none."""
 
     def __init__(self, settings: Settings, tables: PublicationWatch, vitals: Vitals) -> None:
         self._settings = settings
@@ -36,7 +36,10 @@ class Feeding:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, tasks: asyncio.TaskGroup, epoch: Epoch, bucket: Bucket, since_lsn: int) -> CacheFeed | None:
-        """The feed, told that a connection sends everything after `since_lsn`. Raises Invalid for a wrong cache."""
+        """Give the feed, set to a connection that sends everything after `since_lsn`. Raises Invalid for a wrong cache.
+
+        None without `cache.url`.
+        """
         if self._settings.cache.url is None:
             return None
         if self._feed is not None and self._feed.epoch != epoch:
@@ -58,7 +61,7 @@ class Feeding:
         return self._feed
 
     async def finish(self) -> None:
-        """Let the cache take what waits, within `CACHE_DRAIN_S`, and let go of it."""
+        """Let the cache take what waits, within `CACHE_DRAIN_S`, and close it."""
         if self._feed is None or self._task is None:
             return
         self._feed.queue.close()
@@ -74,7 +77,7 @@ class Feeding:
 
 
 async def _probe(sink: CacheSink) -> None:
-    """A mistake in the configuration ends the service at its start; a cache that is merely away never does."""
+    """Open the cache once. A mistake in the configuration ends the service; a cache that is away does not."""
     try:
         await sink.open()
     except Unavailable as error:

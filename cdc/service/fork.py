@@ -1,11 +1,11 @@
-"""The source went on in another timeline: after a failover, or a recovery to a point in time.
+"""Follows the source to another timeline, after a failover or a recovery to a point in time.
 
-Both histories are the same up to the switch point. What the archive holds beyond it is a lost tail, which the new
-primary has never seen; the `fork` record says where it begins, and from there positions count in the new epoch. LSNs of
-the tail may be used again there, and are no duplicates.
+Both histories are the same up to the switch point. Beyond it, the archive holds a lost tail that the new primary has
+never seen. The `fork` record says where the tail begins, and from there positions count in the new epoch. LSNs of the
+tail may be used again there, and are no duplicates.
 
 Only a timeline that has left the archived one behind is followed, and its own history file says where. A server on an
-earlier timeline, or on one that left before the archived one began, stays a person's matter (`check_source`).
+earlier timeline, or on one that left before the archived one began, is for a person to decide (`check_source`).
 """
 
 import structlog
@@ -26,7 +26,10 @@ log = structlog.get_logger()
 
 
 async def follow_timeline(connection: Connection, server: Server, settings: Settings, archive: ArchiveSink) -> bool:
-    """Record the fork if there is one; True if the archive now is in the server's epoch by it."""
+    """Record the fork if there is one; True if that brought the archive into the server's epoch.
+
+    Raises Unavailable, Invalid, DataError, Diverged or Fenced.
+    """
     tail = archive.tail
     if tail is None:
         return False
@@ -54,9 +57,11 @@ async def follow_timeline(connection: Connection, server: Server, settings: Sett
 
 
 async def check_snapshot(archive: ArchiveSink) -> None:
-    """Raise ChangesLost if the last snapshot is of what the fork left behind: no state of this timeline is known then.
+    """Raise ChangesLost if the last snapshot lies in the tail that a fork cut off.
 
-    It is looked at until something is written behind the fork, so that a crash between the two loses nothing.
+    No state of this timeline is known then. Raises Unavailable or DataError too.
+
+    Every start checks it until something is written behind the fork, so a crash between the two loses nothing.
     """
     tail = archive.tail
     if tail is None or tail.open_gap is not None:

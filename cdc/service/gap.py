@@ -1,12 +1,12 @@
-"""What cannot be kept, made explicit: a gap is written into the archive once, and a new snapshot closes it.
+"""Records lost changes as a gap in the archive, once, and closes the gap with a new snapshot.
 
-The slot may be lost, dropped or advanced by somebody, and a table may leave the publication. Whoever finds that out
-raises `ChangesLost`; the service then calls `record_gap`, and either ends with exit code 78 or, with
-`archive.on_gap = "resnapshot"` (or by `cdc repair`), begins again and comes to `close_gap`.
+The slot may be lost, dropped or advanced by another consumer, and a table may leave the publication. The check that
+finds it raises `ChangesLost`. The service then calls `record_gap`. After that it ends with exit code 78; or, with
+`archive.on_gap = "resnapshot"` (or by `cdc repair`), it begins again and comes to `close_gap`.
 
-Both hold the lock that also guards the beginning of an archive, and look at the tail again once they have it, so that
-of several services one writes. A crash between the two leaves an open gap, which the next start finds in the tail's
-header; one inside `close_gap` leaves it open too, and the slot and the chunks of the attempt count for nothing.
+Both hold the lock that also guards the beginning of an archive, and check the tail again once they have it. So only one
+of several services writes. A crash between the two leaves an open gap, which the next start finds in the tail's header.
+A crash inside `close_gap` leaves it open too, and the slot and the chunks of the attempt count for nothing.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ REPAIR_HINT = "cdc repair   # a new slot and a new snapshot close the gap; then 
 
 
 def source_of(server: Server, settings: Settings, tables: Mapping[str, int]) -> Source:
-    """Whose changes the archive holds, for its segments' headers. `tables` are oids by name."""
+    """Name the source of the archive's changes, for its segments' headers. `tables` are oids by name."""
     return Source(
         epoch=server.epoch,
         database=server.database,
@@ -52,7 +52,9 @@ async def record_gap(settings: Settings, archive: ArchiveSink, lost: ChangesLost
     """Write down that changes are lost, unless an open gap says so already.
 
     `seen` is the archive's tail as it was when the loss was found. Another writer since then may have recorded the gap,
-    and closed it too: Unavailable, for what was found must be looked at again.
+    and closed it too. Then the loss must be checked again.
+
+    Raises Unavailable in that case and when a server is away, Invalid, DataError, Diverged or Fenced.
     """
     async with await connect(settings.postgres) as connection:
         await lock_archive(connection, settings.postgres.slot)
@@ -69,11 +71,11 @@ async def _write_gap(
         return
     found = archive.tail
     if found.source.epoch != server.epoch:
-        raise Unavailable("the database failed over since the loss was found; looking again")
+        raise Unavailable("the database failed over since the loss was found; checking again")
     if seen is not None and (seen.open_gap is not None or seen.writer_epoch != found.writer_epoch):
         raise _looking_again()
     await archive.fence(source_of(server, settings, found.source.tables))
-    if archive.tail.seq != found.seq + 1:  # our fence has come behind more than we had seen
+    if archive.tail.seq != found.seq + 1:  # another service has written before our fence
         raise _looking_again()
     covered_upto = archive.covered_upto
     from_lsn = covered_upto if lost.from_lsn is None else min(lost.from_lsn, covered_upto)
@@ -84,11 +86,11 @@ async def _write_gap(
 
 
 def _looking_again() -> Unavailable:
-    return Unavailable("another service was at work on this archive since the loss was found; looking again")
+    return Unavailable("another service changed this archive since the loss was found; checking again")
 
 
 def check_gap(archive: ArchiveSink, settings: Settings) -> bool:
-    """Whether a gap is to be closed. Raises ChangesLost if a person must say so first."""
+    """Return True if a gap is to be closed. Raises ChangesLost if a person must decide that first."""
     tail = archive.tail
     if tail is None or tail.open_gap is None:
         return False
@@ -106,11 +108,14 @@ async def close_gap(
 ) -> None:
     """Take a new slot and a new snapshot, whose record closes the gap.
 
-    1. the lock, and the tail again: another service may have been faster;
-    2. our fence, so that nobody else writes from now on;
-    3. the useless slot goes;
-    4. the state before the gap, out of the archive, while no slot keeps WAL for it;
-    5. slot, chunks and the snapshot record, as at the beginning of an archive, and with it what changed inside the gap.
+    1. take the lock, and check the tail again: another service may have been faster;
+    2. write our fence, so that no other service writes from now on;
+    3. drop the useless slot;
+    4. read the state before the gap from the archive, while no slot keeps WAL for it;
+    5. make slot, chunks and the snapshot record, as at the beginning of an archive. The record also holds what changed
+       inside the gap.
+
+    Raises Unavailable, Invalid, DataError, Diverged or Fenced.
     """
     name = settings.postgres.slot
     await lock_archive(connection, name)  # 1
@@ -118,7 +123,7 @@ async def close_gap(
     _required_gap(archive)
     await archive.fence(source_of(server, settings, publication.oids))  # 2
     crash_point("repair_fenced")
-    gap_seq = _required_gap(archive)  # our fence may have come behind more than we had seen
+    gap_seq = _required_gap(archive)  # another service may have written before our fence
     slot = await read_slot(connection, name)
     if slot is not None:
         check_owner(slot, server.database)
@@ -149,9 +154,11 @@ async def check_tables(
 ) -> dict[str, int]:
     """Raise ChangesLost if a known table is published no more; else return all tables that are known now.
 
-    `since_lsn` is where it was published still; without it the archive is asked where a writer last looked.
+    Tables are oids by name. Raises Unavailable, Invalid or DataError too.
 
-    A table that was dropped for good loses no rows. It stays known, so that one that takes its name later is noticed.
+    At `since_lsn` it was still published. Without it, the archive tells where a writer last checked.
+
+    A table that was dropped for good loses no rows. It stays known, so that a later table of its name is noticed.
     """
     published = set(publication.oids.values())
     absent = {name: oid for name, oid in known.items() if oid not in published}
@@ -170,7 +177,10 @@ async def check_tables(
 
 
 async def check_slot_name(connection: Connection, settings: Settings, archive: ArchiveSink) -> None:
-    """An absent slot is no loss if the archive's own slot is there under another name: then postgres.slot is wrong."""
+    """Raise Diverged if our slot is absent and the archive's own slot exists under another name.
+
+    Nothing is lost then: postgres.slot is wrong.
+    """
     archived = "" if archive.tail is None else archive.tail.source.slot
     if archived in ("", settings.postgres.slot) or await read_slot(connection, archived) is None:
         return
@@ -182,7 +192,7 @@ async def check_slot_name(connection: Connection, settings: Settings, archive: A
 
 
 async def lock_archive(connection: Connection, slot: str) -> None:
-    """One service at a time, for as long as this session lives. Raises Unavailable."""
+    """Let one service at a time work on the archive, for as long as this session lives. Raises Unavailable."""
     if not await try_lock(connection, slot):
         raise Unavailable("another service is at work on this archive; standing by")
 

@@ -1,8 +1,8 @@
 """`cdc run`: wires the rooms, keeps a session going, and ends with an exit code that tells a supervisor what to do.
 
-A start is `start.py`'s, a session `cdc.pipeline.session`'s; here is what follows from their ends.
+`start.py` makes a start, and `cdc.pipeline.session` runs a session. This file decides what follows when one ends.
 
-`Unavailable` anywhere means: wait, with backoff, and start again. `ChangesLost` is first written down as a gap; then,
+`Unavailable` anywhere means: wait, with backoff, and start again. `ChangesLost` is first written down as a gap. Then,
 with `archive.on_gap = "resnapshot"`, it means the same, and the next start closes the gap. Every other error ends the
 service.
 """
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 _Result = TypeVar("_Result")
 
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 10.0
-# An attempt that lasted so long was a working service: what ends it starts a new series of attempts.
+# An attempt that lasted so long was a working service. The error that ends it starts a new series of attempts.
 SETTLED_S = 30.0
 
 _GRAVITY = (Fenced, Diverged, DataError, Invalid, Unavailable)
@@ -55,7 +55,7 @@ _GRAVITY = (Fenced, Diverged, DataError, Invalid, Unavailable)
 async def run(settings: Settings, *, only_repair: bool = False) -> int:
     """Run until SIGTERM or SIGINT; return the exit code. Errors are logged here, once, with their hints.
 
-    `only_repair` ends before the first change would flow: what a start must mend is mended then.
+    `only_repair` ends before the first change would flow. By then the start has mended what it must.
     """
     _spare_the_collector()
     stop, vitals = asyncio.Event(), Vitals()
@@ -84,7 +84,7 @@ async def run(settings: Settings, *, only_repair: bool = False) -> int:
 
 
 def _spare_the_collector() -> None:
-    """Changes hold no cycles, so looking for some costs time (measured: 5-8 % of our CPU) and finds nothing."""
+    """Make the garbage collector look for cycles less often. Changes hold none (measured: 5-8 % of our CPU)."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
@@ -105,7 +105,7 @@ def _source_facts(server: Server, settings: Settings) -> SourceFacts:
 
 
 def gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of a task group that decides how the service ends; a bug goes before all we foresaw."""
+    """Pick the error of a task group that decides how the service ends. A bug goes before every CdcError."""
     leaves = list(_leaves(group))
     for error in leaves:
         if not isinstance(error, CdcError):
@@ -135,7 +135,7 @@ class Service:
         self._in_session = False
 
     async def run(self) -> None:
-        """Work until stopped. Raises the error that a person or a supervisor must see."""
+        """Work until stopped. Raises the error that a person or a supervisor must see, of any kind."""
         check_dsn(self._settings.postgres)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -175,8 +175,8 @@ class Service:
             raise Unavailable("stopped before the gap was closed", hint="cdc repair   # begins again")
 
     async def _write_down(self, lost: ChangesLost) -> BaseException:
-        """Make a gap of what is lost; return what that means for the service."""
-        self._life.writer_epoch = 0  # the fences since ours may be our own: whoever gets the slot next is the writer
+        """Record what is lost as a gap; return the error that then decides how the service goes on."""
+        self._life.writer_epoch = 0  # the fences since ours may be our own: the next holder of the slot is the writer
         try:
             archive = ArchiveSink(await self._life.open_bucket(), self._settings.archive)
             try:
@@ -191,9 +191,10 @@ class Service:
         return GapRecorded(lost.message, detail=lost.detail, hint="nothing: a new slot and a new snapshot follow")
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
-        """Its result; None if we are asked to stop before. Only a session, once it has begun, stops by itself.
+        """Run `work` and return its result; None if a stop request comes first, which cancels it.
 
-        All before may wait for a bucket for ever, and may be left at any point, as by a crash.
+        A session, once it has begun, stops by itself. Everything before it may wait for a bucket without limit, and may
+        be left at any point, as by a crash.
         """
         self._in_session = False
         task = asyncio.create_task(work, name="attempt")
@@ -214,7 +215,7 @@ class Service:
             pass
 
     async def _attempt(self, tasks: asyncio.TaskGroup) -> None:
-        """One start and the session it leads to."""
+        """Run one start and the session that it leads to."""
         async with AsyncExitStack() as stack:
             started = await start(self._life, stack)
             if started is None or self._life.only_repair:
@@ -227,7 +228,7 @@ class Service:
             await session.run(self._life.stop, sentinel)
 
     async def _begin_to_stream(self, tasks: asyncio.TaskGroup, started: Started) -> CacheFeed | None:
-        """Set going what outlives the session; return the cache's feed."""
+        """Start what outlives the session; return the cache's feed."""
         archive, server, confirmed_lsn = started.archive, started.upstream.server, started.confirmed_lsn
         if self._watching is None and archive.tail is not None:
             self._watching = tasks.create_task(watch(started.bucket, archive.tail.archive), name="proofs")
@@ -266,13 +267,13 @@ class Service:
 
 
 def _status_interval_s(settings: Settings, server: Server) -> float:
-    """Well inside `wal_sender_timeout`, whatever the configuration says."""
+    """Choose an interval well inside `wal_sender_timeout`, in seconds, even if a longer one is configured."""
     interval_s, timeout_s = settings.postgres.status_interval_s, server.wal_sender_timeout_s
     return min(interval_s, timeout_s / 4) if timeout_s else interval_s
 
 
 async def _is_served(settings: Settings, wal_sender_pid: int) -> bool:
-    """Whether the server, asked over a connection of its own, still has our WAL sender on the slot."""
+    """Ask the server, over a connection of its own, whether our WAL sender still has the slot."""
     async with await connect(settings.postgres) as connection:
         slot = await read_slot(connection, settings.postgres.slot)
     return slot is not None and slot.active_pid == wal_sender_pid

@@ -1,8 +1,8 @@
-"""A start: what must be true before a change flows, looked at in the order in which things can be known to be wrong.
+"""A start: checks what must be true before a change flows. Each check comes as early as it can be made.
 
-`start` has the six steps on one page; below it are the functions that it calls, in the same order. Each checks one
+`start` has the six steps on one page. Below it are the functions that it calls, in the same order. Each checks one
 thing, and raises the error that says what a person can do, or returns what it found out. Data is written only by the
-service that holds the slot and has put its fence behind the tail it saw.
+service that holds the slot and has put its fence behind the tail that it saw.
 """
 
 import asyncio
@@ -42,10 +42,11 @@ STANDBY_S = 1.0
 
 @dataclass(slots=True)
 class Lifetime:
-    """What a service keeps from one start to the next. `stop` ends it; `only_repair` ends it before a change flows.
+    """The state that a service keeps from one start to the next.
 
-    `bucket` and `archive` are None until the first start opens them. `writer_epoch` is that of our last fence: 0 if we
-    never wrote, or as long as the next writer may be ourselves.
+    `stop` ends the service; `only_repair` ends it before a change flows. `bucket` and `archive` are None until the
+    first start opens them. `writer_epoch` is that of our last fence: 0 if we never wrote, or as long as the next writer
+    may be ourselves.
     """
 
     settings: Settings
@@ -58,7 +59,10 @@ class Lifetime:
     writer_epoch: int = 0
 
     async def open_bucket(self) -> Bucket:
-        """The bucket, proved once to refuse to overwrite. Raises Invalid if it does not."""
+        """Open the bucket, and prove once that it refuses to overwrite.
+
+        Raises Invalid if it does not, Unavailable if it is away.
+        """
         if self.bucket is None:
             bucket = open_bucket(self.settings.archive)
             try:
@@ -70,7 +74,7 @@ class Lifetime:
         return self.bucket
 
     async def close(self) -> None:
-        """Let go of the bucket."""
+        """Close the connections to the bucket, if it was opened."""
         if self.bucket is not None:
             await self.bucket.close()
 
@@ -86,7 +90,10 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """All that a session needs: the slot is held, and the archive has our fence. `confirmed_lsn` is the slot's."""
+    """Everything that a session needs: the slot is held, and the archive has our fence.
+
+    `confirmed_lsn` is the slot's `confirmed_flush_lsn`, or the archive's position where the slot has none.
+    """
 
     upstream: Upstream
     bucket: Bucket
@@ -97,15 +104,15 @@ class Started:
 
 
 async def start(life: Lifetime, stack: AsyncExitStack) -> Started | None:
-    """Start once. What is opened is closed by `stack`. None if stopped while another service has the slot.
+    """Start once. `stack` closes what is opened. None if stopped while another service has the slot.
 
     1. The server: version, wal_level, publication, replica identities.
     2. The bucket refuses to overwrite, or we refuse to start.
-    3. The archive's tail: whose history it is, and how far it is covered; a new timeline of the same is a fork.
+    3. The archive's tail: its source's history, and how far it is covered; a new timeline of the same is a fork.
     4. The slot: with a new archive it is created and existing rows are backfilled; otherwise it must be there.
     5. START_REPLICATION, which is the lock: while another service has the slot we stand by.
     6. With the slot held: the tail again, `confirmed_flush <= covered_upto`, the tables that were published before, the
-       fence, and what the stream must show first. Only now data is written.
+       fence, and the commit that the stream must send first. Only now data is written.
 
     Raises Unavailable to begin again at 1, ChangesLost for what is to become a gap, and other errors for a person.
     """
@@ -133,7 +140,10 @@ async def start(life: Lifetime, stack: AsyncExitStack) -> Started | None:
 
 
 async def examine_upstream(connection: Connection, settings: Settings) -> Upstream:
-    """1. The server can be replicated from, and the publication serves archive and cache."""
+    """1. Check that the server can be replicated from, and that the publication serves archive and cache.
+
+    Raises Invalid or Unavailable.
+    """
     server = await read_server(connection)
     await check_server(connection, server, settings.postgres.slot, failover=settings.postgres.failover)
     publication = await read_publication(connection, settings.postgres.publication)
@@ -142,7 +152,10 @@ async def examine_upstream(connection: Connection, settings: Settings) -> Upstre
 
 
 async def open_archive(upstream: Upstream, life: Lifetime, archive: ArchiveSink) -> Position | None:
-    """3. Where the archive stands, on the server's timeline."""
+    """3. Open the archive; return its position on the server's timeline, None if it is empty.
+
+    Raises Unavailable, Invalid, DataError, Diverged or ChangesLost.
+    """
     source = source_of(upstream.server, life.settings, {})
     position = await archive.open()
     tail = archive.tail
@@ -157,7 +170,7 @@ async def open_archive(upstream: Upstream, life: Lifetime, archive: ArchiveSink)
 
 
 async def check_idle(upstream: Upstream, settings: Settings, position: Position | None) -> None:
-    """Before a repair by hand: there is something to repair, and no service at work on it. Raises Invalid."""
+    """Check, before a repair by hand, that there is an archive and that no service is at work on it. Raises Invalid."""
     if position is None:
         raise Invalid(f"there is no archive at {settings.archive.url} to repair", hint="cdc run   # begins it")
     slot = await read_slot(upstream.connection, settings.postgres.slot)
@@ -172,7 +185,10 @@ async def check_idle(upstream: Upstream, settings: Settings, position: Position 
 async def ensure_slot(
     upstream: Upstream, settings: Settings, archive: ArchiveSink, position: Position | None, vitals: Vitals
 ) -> Slot:
-    """4. The slot that goes with this archive. A new archive, or one with a gap, gets its slot and a snapshot here."""
+    """4. Find the slot of this archive. A new archive, or one with a gap, gets its slot and a snapshot here.
+
+    Raises SlotLost, ChangesLost, Diverged, Unavailable or Invalid.
+    """
     name = settings.postgres.slot
     if check_gap(archive, settings):
         vitals.enter(Phase.BACKFILLING)
@@ -191,7 +207,7 @@ async def ensure_slot(
         )
     check_slot(slot, upstream.server.database)
     if settings.postgres.failover and not slot.failover and slot.active_pid is None:
-        with contextlib.suppress(SlotActive):  # whoever reads it does it at their next start
+        with contextlib.suppress(SlotActive):  # the service that reads it does it at its next start
             await make_failover(settings.postgres, name)
     return slot
 
@@ -200,7 +216,7 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
     name = settings.postgres.slot
     if slot is not None and archive.tail is None:
         await archive.open()
-        if archive.tail is not None:  # whoever made the slot had fenced the archive, just after we had looked
+        if archive.tail is not None:  # the service that made the slot fenced the archive just after our check
             raise Unavailable("another service began this archive at the same time; standing by")
         raise Diverged(
             f"the replication slot {name!r} exists, but the archive {settings.archive.url} is empty",
@@ -211,8 +227,8 @@ async def _begin_archive(upstream: Upstream, settings: Settings, archive: Archiv
     await lock_archive(upstream.connection, name)
     await archive.fence(source_of(upstream.server, settings, upstream.publication.oids))
     crash_point("archive_begun")
-    if archive.covered_upto:  # our fence came behind more than we had seen: the slot is the other service's
-        raise Unavailable("another service began this archive since we looked; standing by")
+    if archive.covered_upto:  # another service wrote before our fence, and the slot is its own
+        raise Unavailable("another service began this archive meanwhile; standing by")
     if slot is not None:
         log.warning("backfill_restarted", slot=name)
         await drop_slot(upstream.connection, name)
@@ -224,7 +240,10 @@ def _end_of(position: Position | None) -> str:
 
 
 def check_identity(identity: Identity, server: Server) -> None:
-    """The stream talks to the very server that was examined, which several hosts in one DSN do not guarantee."""
+    """Check that the stream talks to the server that was examined. Raises Unavailable if not.
+
+    Several hosts in one DSN do not guarantee it.
+    """
     if identity.epoch != server.epoch:
         raise Unavailable(
             "the replication connection reached another server than the SQL session",
@@ -234,9 +253,10 @@ def check_identity(identity: Identity, server: Server) -> None:
 
 
 async def acquire_stream(stream: ReplicationStream, life: Lifetime, archive: ArchiveSink) -> bool:
-    """5. START_REPLICATION, which is the lock. Stands by while another service holds it; False if stopped meanwhile.
+    """5. Run START_REPLICATION, which is the lock. Stand by while another service holds it; False if stopped meanwhile.
 
-    A service that was the writer before, and finds that another one has fenced it since, ends as `Fenced`.
+    Raises Fenced if this service was the writer before and another one has put a fence since. Raises SlotLost, Invalid,
+    DataError or Unavailable too.
     """
     settings = life.settings
     standing_by = False
@@ -271,28 +291,34 @@ async def _overtaken(archive: ArchiveSink, writer_epoch: int) -> bool:
 
 
 async def take_over(upstream: Upstream, life: Lifetime, archive: ArchiveSink) -> tuple[int, Continuity]:
-    """6. Become the writer, which only the slot's holder does; return where the slot stands, and what is due."""
+    """6. Become the writer, as the slot's holder; return the slot's confirmed LSN, and the check of what is due.
+
+    Raises Unavailable, ChangesLost, Diverged, DataError or Invalid.
+    """
     connection, settings = upstream.connection, life.settings
     slot = await read_slot(connection, settings.postgres.slot)
     position = await archive.open()
     if slot is None or position is None or archive.tail is None:
         raise Unavailable("slot or archive changed hands during the start")
-    archive.check_source(source_of(upstream.server, settings, {}))  # or the two positions cannot be compared
+    archive.check_source(source_of(upstream.server, settings, {}))  # else the two positions cannot be compared
     check_covered(slot, position.lsn)
     tables = await life.tables.begin(connection, archive, archive.tail.source.tables, position.lsn)
-    life.writer_epoch = 0  # until the fence is settled: one whose answer is lost is our own all the same
+    life.writer_epoch = 0  # until the fence is settled: if its answer is lost, it still is our own
     crash_point("fence_unwritten")
     await archive.fence(source_of(upstream.server, settings, tables))
     crash_point("fence_written")
     life.writer_epoch = archive.tail.writer_epoch
     if archive.tail.open_gap is not None:
-        raise Unavailable("another service recorded a gap during the start; looking again")
+        raise Unavailable("another service recorded a gap during the start; starting again")
     continuity = await expect_replay(upstream, settings, slot, archive.tail)
     return slot.confirmed_flush_lsn or position.lsn, continuity
 
 
 def check_covered(slot: Slot, covered_upto: int) -> None:
-    """6. Postgres has forgotten nothing that the archive lacks: `confirmed_flush_lsn <= covered_upto`."""
+    """6. Check `confirmed_flush_lsn <= covered_upto`: Postgres has forgotten nothing that the archive lacks.
+
+    Raises ChangesLost.
+    """
     confirmed = slot.confirmed_flush_lsn
     if confirmed is not None and confirmed > covered_upto:
         raise ChangesLost(
@@ -304,7 +330,10 @@ def check_covered(slot: Slot, covered_upto: int) -> None:
 
 
 async def expect_replay(upstream: Upstream, settings: Settings, slot: Slot, tail: Tail) -> Continuity:
-    """6. What the stream must show before anything new counts: that it goes on with the archive's history."""
+    """6. Make the check that the stream goes on with the archive's history, before anything new counts.
+
+    Raises Unavailable, Invalid or DataError.
+    """
     confirmed, last = slot.confirmed_flush_lsn, tail.last_commit_lsn
     if confirmed is None or not is_due(last, confirmed):
         return Continuity(0)

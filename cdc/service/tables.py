@@ -1,4 +1,6 @@
-"""Which published tables the archive knows: one that leaves the publication, or is made anew, loses rows silently.
+"""Compares the published tables with those that the archive knows.
+
+A table that leaves the publication, or is dropped and created again, loses rows silently.
 
 At a start, with the slot held, the tables that the archive's headers name are compared with the publication (`begin`).
 Before idle WAL is covered, and now and then under traffic, they are compared again (`recheck`).
@@ -19,7 +21,7 @@ log = structlog.get_logger()
 
 
 class PublicationWatch:
-    """One service's, for as long as it lives. `publication` is as it was seen last; None before the first stream."""
+    """Watches the publication for one service. `publication` is as it was seen last; None before the first stream."""
 
     def __init__(self, settings: Settings) -> None:
         self.publication: Publication | None = None
@@ -37,7 +39,10 @@ class PublicationWatch:
         return self._tables
 
     async def recheck(self, archive: ArchiveSink) -> None:
-        """Look again, over a connection of its own. Raises ChangesLost, or Invalid for what cannot be served now."""
+        """Compare again, over a connection of its own.
+
+        Raises ChangesLost, Unavailable, or Invalid for what cannot be served now.
+        """
         covered_upto = archive.covered_upto
         async with await connect(self._settings.postgres) as connection:
             publication = await read_publication(connection, self._settings.postgres.publication)

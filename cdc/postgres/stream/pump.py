@@ -1,7 +1,7 @@
 """The socket pump: moves CopyData from a libpq connection, and waits for its socket through the event loop.
 
-psycopg's own wait cancels the running query when its task is cancelled. This one leaves no trace: a cancelled wait
-registers nothing, changes nothing, and the next call goes on where it stopped.
+psycopg's own wait cancels the running query when its task is cancelled. This one leaves no trace. A cancelled wait
+registers nothing and changes nothing, and the next call goes on where it stopped.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from psycopg import pq
 class Pump:
     """Reads and writes one connection that is in copy mode, or about to be.
 
-    `ended`: the server has ended the copy; its result is to be fetched. `broken`: the connection failed, after
-    everything that had arrived before was handed out.
+    `ended`: the server has ended the copy, and its result can be fetched. `broken`: the connection failed. Everything
+    that had arrived before was handed out first.
     """
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
@@ -34,7 +34,10 @@ class Pump:
         return self.ended or self.broken is not None
 
     def drain(self, bound_bytes: int) -> tuple[list[bytes], int]:
-        """The messages that libpq and the socket hold, up to about the bound, and their size. Never waits."""
+        """Take the messages that libpq and the socket hold, up to about the bound; return their size in bytes too.
+
+        Never waits.
+        """
         messages: list[bytes] = []
         nbytes = dry_reads = 0
         get_copy_data, consume_input, poll = self._pgconn.get_copy_data, self._pgconn.consume_input, self._poll.poll
@@ -42,7 +45,7 @@ class Pump:
             while nbytes < bound_bytes and not self.over:
                 size, data = get_copy_data(1)
                 if size > 0:
-                    # The memory view ends with libpq's buffer: this copy is what outlives it.
+                    # The memory view ends with libpq's buffer; this copy outlives it.
                     messages.append(bytes(data))
                     nbytes += size
                     dry_reads = 0
@@ -82,7 +85,7 @@ class Pump:
                 loop.remove_writer(self._socket)
 
     async def result(self) -> pq.abc.PGresult | None:
-        """The next result of the running query. Raises psycopg.Error."""
+        """Wait for the next result of the running query. Raises psycopg.Error."""
         while self._pgconn.is_busy():
             await self.readable()
             self._pgconn.consume_input()
@@ -94,7 +97,7 @@ class Pump:
             pass
 
     def result_at_hand(self) -> pq.abc.PGresult | None:
-        """The next result if it has arrived; the server may have said why before a connection broke."""
+        """Return the next result if it has arrived. The server may have said why before a connection broke."""
         try:
             return None if self._pgconn.is_busy() else self._pgconn.get_result()
         except psycopg.Error:

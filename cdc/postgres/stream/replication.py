@@ -6,14 +6,14 @@ its task is cancelled, and so kill the stream; here a cancelled `receive()` leav
 What is promised:
 
 - `receive()` gives CopyData messages in order and loses none, cancelled or not;
-- `send_status()` never waits: what the socket does not take at once is written when it does, and may be called while
-  nobody reads;
+- `send_status()` never waits, and may be called while no `receive()` is under way. What the socket does not take at
+  once is written when it does;
 - the stream starts where the slot stands (LSN 0/0). No other position is ever passed, because Postgres would silently
   skip or fast-forward;
 - the end of the stream is an error of `cdc.errors` that says what to do.
 
-Postgres flushes every row to the socket by itself. Waking up for each costs us some 6 µs a message and the WAL sender
-even more, so under steady traffic the pump rests a moment between reads ("interrupt moderation"); a message that comes
+Postgres flushes every row to the socket by itself. Waking up for each costs us some 6 µs a message, and the WAL sender
+even more. So under steady traffic the pump rests a moment between reads ("interrupt moderation"). A message that comes
 after a quiet moment is never held back.
 """
 
@@ -55,13 +55,13 @@ __all__ = ["Identity", "ReplicationStream", "SlotActive"]
 
 log = structlog.get_logger()
 
-# One call of receive() hands over about this much; more waits in the socket, and so holds the WAL sender back.
+# One call of receive() hands over about this much. The rest waits in the socket, and so holds the WAL sender back.
 _RECEIVE_BYTES: Final = 256 * 1024
-# A read of less means that the pump ran ahead of the WAL sender: resting lets more gather. A Unix socket holds
-# some 280 messages, however small, and the sender must not find it full: it needs about 1 ms to write so many.
+# A read of less means that the pump ran ahead of the WAL sender: a rest lets more gather. A Unix socket holds some 280
+# messages, however small. The sender must not find it full, and needs about 1 ms to write so many.
 _SMALL_BYTES: Final = 32 * 1024
 _REST_S: Final = 0.0004
-# Traffic is steady after so many reads in a row, none of which came later than _QUIET_S after the one before.
+# Traffic is steady after so many reads in a row, each at most _QUIET_S after the one before.
 _STEADY_READS: Final = 8
 _QUIET_S: Final = 0.001
 # How long close() waits for the server to answer CopyDone, and a starting stream for its answer.
@@ -115,7 +115,10 @@ class ReplicationStream:
         return self._pgconn.backend_pid
 
     async def identify(self) -> Identity:
-        """Which cluster and which timeline this very connection talks to. Only before `start`."""
+        """Ask which cluster and which timeline this very connection talks to. Only before `start`.
+
+        Raises Unavailable or Invalid.
+        """
         return await identify_system(self._connection)
 
     async def start(self, slot: str, publication: str) -> None:
@@ -141,9 +144,9 @@ class ReplicationStream:
         log.info("stream_started", slot=slot, publication=publication, pid=self.backend_pid)
 
     async def receive(self) -> list[bytes]:
-        """At least one CopyData message, and whatever else is there up to a bound in bytes.
+        """Wait for at least one CopyData message; return it with all that has arrived, up to 256 KiB or so.
 
-        Raises Unavailable, SlotLost or Invalid when the stream has ended; safe to cancel.
+        Raises Unavailable, SlotLost or Invalid when the stream has ended. Safe to cancel.
         """
         await self._rest()
         while True:
@@ -158,7 +161,7 @@ class ReplicationStream:
             await self._pump.readable()
 
     def send_status(self, written: int, flushed: int, applied: int, *, reply_requested: bool = False) -> None:
-        """Tell the server what is durable. Never waits, never raises: a dead stream shows in `receive()`."""
+        """Tell the server what is durable, as LSNs. Never waits, never raises: a dead stream shows in `receive()`."""
         if self._pump.over or not self._started:
             return
         self._unsent = encode_status_update(
@@ -179,8 +182,6 @@ class ReplicationStream:
             self._short_sleep.close()
             await self._connection.close()
 
-    # Reading
-
     async def _rest(self) -> None:
         """Let more gather under steady traffic; let others run when the socket never runs dry."""
         if self._read_bytes >= _SMALL_BYTES:
@@ -196,7 +197,7 @@ class ReplicationStream:
         self._read_at, self._read_bytes = now, nbytes
 
     def _end_of_stream(self) -> CdcError:
-        """Why the stream is over, in the server's own words if it had the time to say them."""
+        """Make the error that ended the stream, in the server's own words if it had the time to say them."""
         if self._ending is None:
             result = self._pump.result_at_hand()
             if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
@@ -210,16 +211,15 @@ class ReplicationStream:
     def _heed(self, diagnostic: Diagnostic) -> None:
         """Make an error of the one warning that means lost rows.
 
-        Since version 18 a publication that does not exist where the WAL is being read is skipped with a warning, and
-        every change with it. Before, it was an error, and here it stays one: what follows is never handed out.
+        A publication may not exist yet where the WAL is being read. Since version 18 Postgres then warns, and skips the
+        publication and every change with it. Before, that was an error. Here it stays one: what follows is never
+        handed out.
         """
         message = diagnostic.message_primary or ""
         log.warning("server_notice", severity=diagnostic.severity_nonlocalized, message=message)
         if diagnostic.sqlstate == NOT_IN_PREREQUISITE_STATE and f'"{self._publication}"' in message:
             refusal = Refusal(UNDEFINED_OBJECT, message, diagnostic.message_detail or "")
             self._ending = in_stream(refusal, self._slot, self._publication)
-
-    # Writing
 
     def _write(self) -> None:
         """Hand the newest status to libpq and the socket; come back when the socket takes more."""
@@ -228,7 +228,7 @@ class ReplicationStream:
                 self._unsent = None
             blocked = self._pgconn.flush() == 1 or self._unsent is not None
         except psycopg.Error:
-            # The reading side meets the same broken connection and says why.
+            # `receive()` meets the same broken connection and says why.
             self._unsent, blocked = None, False
         if blocked and not self._writing:
             asyncio.get_running_loop().add_writer(self._pgconn.socket, self._write)
@@ -242,7 +242,7 @@ class ReplicationStream:
             self._writing = False
 
     async def _end_copy(self) -> None:
-        """CopyDone, then read until the server's own: closing over unread data could discard our last status."""
+        """Send CopyDone, then read until the server's own: closing over unread data could discard our last status."""
         self._stop_writing()
         self._pgconn.put_copy_end()
         await self._pump.flushed()
@@ -254,7 +254,7 @@ class ReplicationStream:
 
 
 async def identify_system(connection: Connection) -> Identity:
-    """IDENTIFY_SYSTEM on a replication connection that is not streaming."""
+    """Run IDENTIFY_SYSTEM on a replication connection that is not streaming. Raises Unavailable or Invalid."""
     answer = await connection.one("IDENTIFY_SYSTEM")
     # psycopg gives text as bytes where client_encoding is SQL_ASCII.
     system_identifier, timeline, flushed, database = (

@@ -1,8 +1,8 @@
 """The sentinel: an idle session that tells us at once when Postgres wants to shut down.
 
-Fast shutdown waits for every WAL sender until its receiver has acknowledged everything, which we must not do while the
-archive is away. But the server ends an idle session at the very start of a shutdown (measured: 0.03 s). Whoever waits
-on the sentinel can then close the replication connection, and the server is down a moment later.
+Fast shutdown waits for every WAL sender until its receiver has acknowledged everything. We must not do that while the
+archive is away. But the server ends an idle session at the very start of a shutdown (measured: 0.03 s). A service that
+waits on the sentinel then closes the replication connection, and the server is down a moment later.
 """
 
 from types import TracebackType
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Sentinel:
-    """`open`, then `wait_ended` in a task of its own, then `close`. One is good for one ending."""
+    """Watches for one shutdown: `open`, then `wait_ended` in a task of its own, then `close`."""
 
     def __init__(self, settings: PostgresSettings) -> None:
         self._settings = settings
@@ -52,7 +52,7 @@ class Sentinel:
             await pump.readable()
             try:
                 pgconn.consume_input()
-                # libpq parses what an idle session is told only when somebody asks for notifications.
+                # libpq parses what an idle session is told only when notifications are asked for.
                 pgconn.notifies()
             except psycopg.Error as error:
                 self._ending = self._ending or refusal_of_exception(error).message
@@ -64,6 +64,6 @@ class Sentinel:
             await self._connection.close()
 
     def _note(self, diagnostic: Diagnostic) -> None:
-        """A FATAL message to an idle session arrives as a notice, ahead of the end of the connection."""
+        """Keep the server's message. A FATAL one to an idle session arrives as a notice, before the connection ends."""
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
             self._ending = f"{diagnostic.message_primary} ({diagnostic.sqlstate})"

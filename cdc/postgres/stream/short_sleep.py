@@ -1,9 +1,8 @@
 """Rests shorter than a millisecond, during which the event loop runs on.
 
 `asyncio.sleep` cannot: selectors round a timeout up to whole milliseconds (CPython, `selectors.EpollSelector.select`).
-A Linux timerfd is a file that becomes readable when its time has come, to the microsecond. Python
-has it since 3.13, we support 3.11: so the C library is asked. Where there is none at all, a rest is as long as
-`asyncio.sleep` makes it.
+A Linux timerfd is a file that becomes readable when its time has come, to the microsecond. Python has it since 3.13 and
+we support 3.11, so the C library is asked. Where there is no timerfd, a rest is as long as `asyncio.sleep` makes it.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ class ShortSleep:
         await self._elapsed
 
     def close(self) -> None:
-        """Give the timer back; may be called again. Nobody may be resting."""
+        """Give the timer back; may be called again. No rest may be under way."""
         if self._timer < 0:
             return
         if self._loop is not None and not self._loop.is_closed():

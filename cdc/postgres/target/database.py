@@ -1,8 +1,8 @@
-"""Where a restore goes: a database that gets rows and remembers, in the same transactions, how far it has come.
+"""The target of a restore: a database that gets rows and, in the same transactions, remembers how far it has come.
 
 The table `cdc.restore` in the target says which snapshot's chunks and which transactions are there. It moves with the
-rows or not at all, so that a restore that was killed goes on where it was. Triggers, rules and foreign keys are put off
-with `session_replication_role` where the role may: the source's have done their work, and it is in the archive.
+rows or not at all, so a restore that was killed goes on where it was. Triggers, rules and foreign keys are put off with
+`session_replication_role` where the role may. The source's own have done their work, and it is in the archive.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from cdc.postgres.session import Connection, Parameters, connect
 from cdc.postgres.target.statement import CopyRows, Sql, Statement, TargetColumn, TargetTable
 from cdc.row import Oid
 
-# One message to the server; its answers are as many as its statements.
+# One message to the server. It has as many answers as statements.
 _MESSAGE_BYTES: Final = 1024 * 1024
 
 _RECORD = """
@@ -56,7 +56,7 @@ SELECT a.attname, s.seqrelid::regclass::text, s.seqincrement < 0
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How far a restore has come: chunks of the snapshot `base_seq`, then transactions before `next_ordinal`."""
+    """The state of a restore: it has chunks of the snapshot `base_seq`, then transactions before `next_ordinal`."""
 
     archive: str
     base_seq: int
@@ -77,7 +77,10 @@ class TargetDatabase:
         self._in_transaction = False
 
     async def put_off_triggers(self) -> bool:
-        """Whether the role may; else triggers fire and foreign keys are checked."""
+        """Put triggers, rules and foreign keys off; False if the role may not, and then they stay in force.
+
+        Raises Unavailable or Invalid.
+        """
         refused = await self._connection.attempt("SET session_replication_role = replica")
         if not isinstance(refused, Refusal):
             return True
@@ -86,7 +89,7 @@ class TargetDatabase:
         raise _refused(refused)
 
     async def find_table(self, schema: str, name: str) -> TargetTable | None:
-        """The table as it is there, or None."""
+        """Read the table as it is in the target; None if there is none."""
         rows = await self.rows(_TABLE, (schema, name))
         if not rows:
             return None
@@ -94,7 +97,7 @@ class TargetDatabase:
         return TargetTable(schema, name, bool(rows[0][0]), bool(rows[0][1]), columns)
 
     async def create_table(self, relation: Relation, *, unlogged: bool = False) -> None:
-        """Make a table of an archived relation's shape: columns and key, nothing else is known of it."""
+        """Make a table of an archived relation's shape: columns and key. The archive knows nothing else of it."""
         columns = [
             f"{quote_identifier(column.name)} {await self._type_name(relation, column)}" for column in relation.columns
         ]
@@ -108,7 +111,7 @@ class TargetDatabase:
         return bool(rows[0][0])
 
     async def read_records(self) -> list[Record]:
-        """What restores have written here; normally none or one."""
+        """Read the records that restores have written here; normally none or one."""
         if not (await self.rows("SELECT to_regclass('cdc.restore') IS NOT NULL"))[0][0]:
             return []
         rows = await self.rows("SELECT archive, base_seq, tables, chunks, next_ordinal, finished FROM cdc.restore")
@@ -130,7 +133,10 @@ class TargetDatabase:
         )
 
     async def write(self, statements: Sequence[Statement], then: Record | None) -> None:
-        """Carry the statements out, and with `then` commit them together with how far that is."""
+        """Run the statements; with `then`, write that record down too and commit. Raises DataError too.
+
+        DataError means that a statement met another number of rows than the archive says.
+        """
         with refused_as(_refused):
             await self._begin()
             for message in _messages(statements):
@@ -144,7 +150,7 @@ class TargetDatabase:
                 self._in_transaction = False
 
     async def copy(self, text: bytes, lines: AsyncIterator[bytes]) -> int:
-        """A COPY whose lines come as they are made; how many rows it took. `write` commits it."""
+        """Run a COPY whose lines come as they are made; return how many rows it took. `write` commits it."""
         with refused_as(_refused):
             await self._begin()
             async with self._raw.cursor() as cursor:
@@ -154,7 +160,7 @@ class TargetDatabase:
                 return cursor.rowcount
 
     async def set_sequences(self, table: TargetTable) -> list[str]:
-        """Let the sequences of a table's columns go on after its rows; their names."""
+        """Let the sequences of a table's columns go on after its rows; return their names."""
         found = await self.rows(_SEQUENCES, {"table": table.sql_name})
         for column, sequence, descending in found:
             last = f"{'min' if descending else 'max'}({quote_identifier(column)})"
@@ -175,7 +181,7 @@ class TargetDatabase:
             self._in_transaction = True
 
     async def _run(self, statements: Sequence[Sql]) -> None:
-        """Several statements in one message; each must touch as many rows as it says."""
+        """Run several statements in one message. Each must touch as many rows as it says."""
         cursor = await self._raw.execute(b";\n".join([statement.text for statement in statements]))
         for number, statement in enumerate(statements):
             if number:
@@ -184,7 +190,7 @@ class TargetDatabase:
                 raise DataError(
                     f"the archive and the target do not fit: a change of {statement.table} meets {cursor.rowcount} "
                     f"rows instead of {statement.rows}",
-                    detail="Somebody else writes to the target, or rows were in it, or the archive is damaged.",
+                    detail="Another session writes to the target, or rows were in it, or the archive is damaged.",
                     hint="cdc archive verify; then restore into an empty database",
                 )
 
@@ -211,14 +217,17 @@ class TargetDatabase:
         return str(rows[0][0])
 
     async def rows(self, query: str, parameters: Parameters = None) -> list[tuple[Any, ...]]:
-        """What a query finds. In databases without an encoding, bytes may stand in it as `surrogateescape` has them."""
+        """Return the rows of a query. In databases without an encoding it may hold bytes as `surrogateescape` does."""
         found = await self._connection.attempt(query, parameters)
         if isinstance(found, Refusal):
             raise _refused(found)
         return found
 
     async def sqlstate_of(self, query: str) -> str:
-        """What the target says to a query: empty if it is one. Not within a transaction, which would end by it."""
+        """Ask the target whether it takes a query; return the SQLSTATE of its refusal, or ''.
+
+        Not within a transaction, which a refusal would end.
+        """
         refused = await self._connection.attempt(query)
         return (refused.sqlstate or "08000") if isinstance(refused, Refusal) else ""
 
@@ -232,7 +241,7 @@ class TargetDatabase:
 
 
 def settings_of(dsn: str, option: str) -> PostgresSettings:
-    """A dsn of the command line. Raises Invalid, which does not quote it: there may be a password inside."""
+    """Make settings of a dsn of the command line. Raises Invalid, which does not quote it: it may hold a password."""
     try:
         return PostgresSettings(dsn=SecretStr(dsn))
     except ValidationError:
@@ -243,14 +252,14 @@ def settings_of(dsn: str, option: str) -> PostgresSettings:
 
 @contextlib.asynccontextmanager
 async def open_target(dsn: str) -> AsyncIterator[TargetDatabase]:
-    """A session on the target. Raises Invalid or Unavailable."""
+    """Open a session on the target. Raises Invalid or Unavailable."""
     connection = await connect(settings_of(dsn, "--into"), application_name="waltier restore")
     try:
         server = await read_server(connection)
         if server.encoding == "SQL_ASCII":
             await connection.execute("SET client_encoding TO SQL_ASCII")
         await connection.execute("SET standard_conforming_strings = on")
-        # What a crash of the target's server loses, it loses together with the record of it.
+        # A crash of the target's server may lose the last rows. It then loses the record of them as well.
         await connection.execute("SET synchronous_commit = off")
         yield TargetDatabase(connection, server)
     finally:
@@ -258,7 +267,7 @@ async def open_target(dsn: str) -> AsyncIterator[TargetDatabase]:
 
 
 def _key_of(relation: Relation) -> list[str]:
-    """The constraint of the columns that identify a row."""
+    """Make the constraint of the columns that identify a row."""
     names = [quote_identifier(name) for name in relation.identity]
     if not names:
         return []
@@ -276,7 +285,7 @@ def _remember(record: Record) -> Sql:
 
 
 def _messages(statements: Sequence[Statement]) -> list[CopyRows | list[Sql]]:
-    """Statements gathered to messages; a COPY is one by itself."""
+    """Gather statements into messages; each COPY is a message of its own."""
     messages: list[CopyRows | list[Sql]] = []
     gathered, weight = list[Sql](), 0
     for statement in statements:
@@ -292,7 +301,7 @@ def _messages(statements: Sequence[Statement]) -> list[CopyRows | list[Sql]]:
 
 
 def _refused(refusal: Refusal) -> CdcError:
-    """Why the target did not take it."""
+    """Make the error of a statement that the target did not take."""
     if refusal.sqlstate == INSUFFICIENT_PRIVILEGE:
         return Invalid(
             "the role may not restore into this database",

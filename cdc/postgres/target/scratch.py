@@ -1,7 +1,7 @@
-"""A database for a while, on a server that somebody lends: made, filled, dropped, also after a kill.
+"""Makes a scratch database on a lent server, fills it, and drops it, also after a kill.
 
-Whoever makes one holds an advisory lock of its number for as long as it is in use. A database with such a name, of the
-same owner, whose lock is free, was left by somebody who was killed: the next one drops it.
+The process that makes one holds an advisory lock of its number for as long as it is in use. If a database has such a
+name, the same owner and a free lock, its process was killed: the next one drops it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ PREFIX: Final = "waltier_drill_"
 
 _OF_OURS = "SELECT datname FROM pg_database WHERE datname ~ %s AND datdba = current_user::regrole"
 
-# What rows have that were there before a column with a default was added (manual, pg_attribute, attmissingval).
+# The value in rows that were there before a column with a default was added (manual, pg_attribute, attmissingval).
 _MISSING_VALUES = """
 SELECT a.attname, (a.attmissingval::text::text[])[1]
   FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -38,7 +38,10 @@ SELECT a.attname, (a.attmissingval::text::text[])[1]
 
 @contextlib.asynccontextmanager
 async def scratch_database(dsn: str, *, source_identifier: str, encoding: str) -> AsyncIterator[str]:
-    """The dsn of an empty database beside the one of `dsn`. Raises Invalid on the source's own server."""
+    """Make an empty database on the server of `dsn`, give its dsn, and drop it at the end.
+
+    Raises Invalid on the source's own server or for a role that may not create it, and Unavailable.
+    """
     connection = await connect(settings_of(dsn, "--into"), application_name="waltier drill")
     try:
         server = await read_server(connection)
@@ -81,7 +84,7 @@ def _not_created(refusal: Refusal) -> CdcError:
 
 
 async def _drop(connection: Connection, name: str) -> None:
-    """The next drill tries again where this one may not or cannot."""
+    """Drop the database, or leave it to the next drill if that is refused."""
     refused = await connection.attempt(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     if isinstance(refused, Refusal):
         log.warning("scratch_database_left", database=name, reason=refused.explanation)
@@ -97,7 +100,10 @@ async def _drop_leftovers(connection: Connection) -> None:
 
 
 async def read_missing_values(connection: Connection, relations: Sequence[Relation]) -> dict[str, dict[str, str]]:
-    """By table and column, what the source shows for rows from before the column, though no change has brought it."""
+    """Read, by table and column, the value that the source shows in rows older than the column.
+
+    No change has brought these values. Raises Unavailable or Invalid.
+    """
     found = {}
     for relation in relations:
         rows = await connection.all(_MISSING_VALUES, [relation.schema, relation.name])
@@ -106,9 +112,9 @@ async def read_missing_values(connection: Connection, relations: Sequence[Relati
 
 
 async def prepare_tables(dsn: str, relations: Sequence[Relation], missing: dict[str, dict[str, str]]) -> None:
-    """Make the tables of their archived shapes.
+    """Make the tables of their archived shapes. Raises Unavailable or Invalid.
 
-    A value of a type that Postgres does not have by itself becomes text: the archive has its text and not its type.
+    A column of a type that Postgres does not have by itself becomes text: the archive has its text and not its type.
     """
     async with open_target(dsn) as target:
         for relation in relations:

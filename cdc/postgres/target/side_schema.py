@@ -1,10 +1,10 @@
-"""A schema beside the live tables, with rows as they once were, and how those differ from what is live.
+"""Makes a schema beside the live tables, with rows as they once were, and compares those with the live ones.
 
-The schema is made in one transaction with all its rows: whoever sees it sees it whole, and a run that is killed leaves
-nothing. In the archive's own source its tables are UNLOGGED, because no publication can publish those: not even one
-FOR ALL TABLES archives the restored rows again. (A crash of that server empties them: restore again.)
+The schema is made in one transaction with all its rows. Every session sees it whole or not at all, and a run that is
+killed leaves nothing. In the archive's own source its tables are UNLOGGED, because no publication can publish those:
+not even one FOR ALL TABLES archives the restored rows again. (A crash of that server empties them: restore again.)
 
-Rows are compared as Postgres prints them, by the server: only keys and names of columns come back, never values.
+The server compares the rows as Postgres prints them. Only keys and names of columns come back, never values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from cdc.postgres.target.database import TargetDatabase
 from cdc.postgres.target.statement import TableWriter, TargetColumn, TargetTable
 from cdc.row import Row
 
-# Rows to a COPY: their text is held beside the rows.
+# Rows in one COPY. Their text is held in memory beside the rows.
 _COPY_ROWS: Final = 2000
 
-# SQLSTATEs of a comparison that the column's type does not take: no such value (class 22), no such operator.
+# SQLSTATEs of a comparison that the column's type refuses: no such value (class 22), no such operator.
 _NO_VALUE, _NO_OPERATOR = "22", "42883"
 
 Kind = Literal["missing live", "only live", "unequal"]
@@ -29,7 +29,7 @@ Kind = Literal["missing live", "only live", "unequal"]
 
 @dataclass(frozen=True, slots=True)
 class LiveDifference:
-    """A row that live is not as it was. `columns` are those that are unequal; without a key, `key` is empty."""
+    """A row that differs in the live table. `columns` are the unequal ones; `key` is empty in a table without a key."""
 
     kind: Kind
     key: dict[str, str | None]
@@ -37,7 +37,7 @@ class LiveDifference:
 
 
 async def check_free(target: TargetDatabase, schema: str) -> None:
-    """Refuse a schema that holds anything."""
+    """Refuse a schema that holds anything. Raises Invalid, or Unavailable."""
     found = await target.rows(
         "SELECT obj_description(n.oid, 'pg_namespace'), EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid)"
         f" FROM pg_namespace n WHERE nspname = {quote_literal(schema)}"
@@ -48,12 +48,15 @@ async def check_free(target: TargetDatabase, schema: str) -> None:
     raise Invalid(
         f"schema {schema} is in the target already, and not empty",
         detail=comment if comment.startswith("waltier") else "It was not made by cdc restore.",
-        hint=f"--schema OTHER; or, if nobody needs it any more, DROP SCHEMA {quote_identifier(schema)} CASCADE;",
+        hint=f"--schema OTHER; or, if it is not needed any more, DROP SCHEMA {quote_identifier(schema)} CASCADE;",
     )
 
 
 class SideSchema:
-    """What is made, and compared, of one schema. `unlogged` where the target is the archive's source."""
+    """Makes one schema and compares its tables. `unlogged` where the target is the archive's source.
+
+    Methods that ask the target raise Unavailable or Invalid.
+    """
 
     def __init__(self, target: TargetDatabase, schema: str, *, unlogged: bool) -> None:
         self._target = target
@@ -62,7 +65,7 @@ class SideSchema:
         self._tables: dict[str, TargetTable] = {}
 
     async def create(self, rows: Mapping[Relation, Sequence[Row]], comment: str) -> None:
-        """The schema with its tables and their rows, in one transaction."""
+        """Make the schema with its tables and their rows, in one transaction. Raises DataError too."""
         await self._target.execute("SET synchronous_commit = on")
         await self._target.write([], None)
         for relation in rows:
@@ -81,13 +84,13 @@ class SideSchema:
     async def compare(
         self, relation: Relation, live: TargetTable, where: Mapping[str, bytes | None]
     ) -> list[LiveDifference]:
-        """How the live table differs, looked at in one snapshot. Of live rows without a match, those of the WHERE."""
+        """Find how the live table differs, in one snapshot. Live rows without a match count if the WHERE takes them."""
         side = self._tables[relation.qualified_name]
         within = [await self._condition(live, name, value) for name, value in where.items() if name in live.columns]
         # A live table that lost a column of the WHERE cannot say which other rows would belong to it.
         condition = " AND ".join(within) if len(within) == len(where) else ""
         key = relation.identity
-        # Under row-level security an error, not fewer rows.
+        # Row-level security is then an error, and does not give fewer rows.
         await self._target.execute("SET row_security = off")
         await self._target.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         if key and set(key) <= live.columns.keys():
@@ -112,7 +115,7 @@ class SideSchema:
         return found
 
     async def _compare_whole_rows(self, pair: "_Pair", condition: str) -> list[LiveDifference]:
-        """Of a table without a key it can only be said how many rows have no equal."""
+        """Count the rows that have no equal; without a key nothing more can be said."""
         found: list[LiveDifference] = []
         for kind, query in pair.unmatched(condition or "true"):
             if kind == "missing live" or condition:
@@ -120,7 +123,7 @@ class SideSchema:
         return found
 
     async def _condition(self, live: TargetTable, column: str, value: bytes | None) -> str:
-        """The WHERE on a live column: equal as printed; and by the type's own `=`, which an index may serve."""
+        """Make the WHERE on a live column: equal as printed, and by the type's own `=`, which an index may serve."""
         name = f"l.{quote_identifier(column)}"
         if value is None:
             return f"{name} IS NULL AND num_nulls({name}) = 1"
@@ -132,7 +135,7 @@ class SideSchema:
         return printed if said == _NO_OPERATOR else f"{name} = {literal} AND {printed}"
 
     def put_back(self, relation: Relation, live: TargetTable) -> str:
-        """SQL that inserts the rows which are missing live; empty where without a key they cannot be told."""
+        """Make the SQL that inserts the rows which are missing live; '' where no key tells which ones are."""
         side = self._tables[relation.qualified_name]
         pair = _Pair(side, live, relation.identity)
         if not pair.key:
@@ -158,7 +161,7 @@ class _Pair:
         self._differs = [self._differ(column) for column in self.columns if column.name not in self.key]
 
     def unequal(self) -> str:
-        """Rows beside that are not there, or not so, live."""
+        """The query for rows beside that are missing live, or are different there."""
         columns = ", ".join(
             f"CASE WHEN {differ} THEN {quote_literal(column.name)} END"
             for column, differ in zip(
@@ -173,14 +176,14 @@ class _Pair:
         )
 
     def only_live(self, condition: str) -> str:
-        """Live rows of the WHERE that are not beside."""
+        """Make the query for live rows of the WHERE that are not beside."""
         return (
             f"SELECT ARRAY[{self._keys('l')}] FROM {self._live.only} AS l WHERE {condition}"
             f" AND NOT EXISTS (SELECT FROM {self._side.only} AS s WHERE {self._join}) ORDER BY {self._order('l')}"
         )
 
     def unmatched(self, condition: str) -> list[tuple[Kind, str]]:
-        """How many rows have no equal on the other side, where all columns together are the key."""
+        """Make the queries that count rows without an equal on the other side. All columns together are the key."""
         beside = f"SELECT {self._all('s', self._side)} FROM {self._side.only} AS s"
         live = f"SELECT {self._all('l', self._live)} FROM {self._live.only} AS l WHERE {condition}"
         return [
@@ -209,9 +212,9 @@ class _Pair:
 
 
 def _printed(alias: str, column: TargetColumn) -> str:
-    """A value's text as its type prints it; a cast to text would trim char(n), and NULL must stay NULL.
+    """Make the expression for a value's text as its type prints it. NULL stays NULL.
 
-    Line breaks of a `json` were archived as spaces.
+    A cast to text would trim char(n). Line breaks of a `json` were archived as spaces.
     """
     name = f"{alias}.{quote_identifier(column.name)}"
     text = f"format('%s', {name})"

@@ -1,8 +1,9 @@
-"""Changes as SQL: what an archived change does to a table of another database. Pure; `target` sends it.
+"""Makes SQL of archived changes, for a table of another database. Pure; `TargetDatabase.write` sends it.
 
-Values go back as Postgres printed them, as literals of unknown type, which Postgres reads as the column's. Statements
-stand in the order of the changes; runs of inserts into one table become one INSERT, long ones a COPY. Each UPDATE and
-DELETE must meet exactly one row: `Sql.rows` says how many rows a statement must touch, and whoever sends it looks.
+Values go back as Postgres printed them, as literals of unknown type, which Postgres reads as the column's type.
+Statements stand in the order of the changes. Runs of inserts into one table become one INSERT, long ones a COPY. Each
+UPDATE and DELETE must meet exactly one row: `Sql.rows` says how many rows a statement must touch, and the sender checks
+it.
 """
 
 import re
@@ -81,7 +82,7 @@ Statement = Sql | CopyRows
 
 
 class TableWriter:
-    """Rows of one relation, as one version of its shape describes them, into one table.
+    """Makes statements that write rows of one relation, in one version of its shape, into one table.
 
     Columns that the table does not have are left out (they were dropped later), generated ones too.
     """
@@ -101,19 +102,22 @@ class TableWriter:
         self._where_is_known = bool(key) and len(self._keys) == len(key)
 
     def insert(self, rows: Sequence[Row]) -> Statement:
-        """Rows that were not there."""
+        """Make the INSERT or COPY for rows that were not there. Raises DataError."""
         if len(rows) >= _COPY_ROWS:
             return self.copy(rows)
         values = b",\n".join([b"(" + b",".join([_literal(row[i]) for i in self._indexes]) + b")" for row in rows])
         return Sql(self._insert + values, len(rows), self.table.qualified_name)
 
     def copy(self, rows: Sequence[Row]) -> CopyRows:
-        """The same by COPY."""
+        """Make the COPY for rows that were not there. Raises DataError."""
         lines = [b"\t".join([copy_field(row[index]) for index in self._indexes]) for row in rows]
         return CopyRows(self._copy, b"\n".join([*lines, b""]), len(rows), self.table.qualified_name)
 
     def update(self, change: RowChange) -> list[Statement]:
-        """Nothing, where nothing changed that is known of. Unchanged TOAST values are left alone."""
+        """Make the UPDATE of one row; none if no known value changed. Unchanged TOAST values are left alone.
+
+        Raises DataError, or Invalid if a GENERATED ALWAYS identity would change.
+        """
         new = change.new or []
         identity = new if change.old is None else change.old
         settings = []
@@ -131,7 +135,10 @@ class TableWriter:
         return [Sql(text, 1, self.table.qualified_name)]
 
     def delete(self, change: RowChange) -> Statement:
-        """The row of this key, or under FULL without a key one row that is equal throughout."""
+        """Make the DELETE of the row with this key; under FULL without a key, of one row that is equal throughout.
+
+        Raises DataError.
+        """
         text = f"DELETE FROM {self.table.only}".encode() + self._where(change.old or [])
         return Sql(text, 1, self.table.qualified_name)
 
@@ -164,7 +171,7 @@ def _equal(column: TargetColumn, value: Value) -> bytes:
 
 
 def _same_text(column: TargetColumn, value: Value) -> bytes:
-    """Equal as printed: every type can be compared so, json too, and 1.0 is not 1.00."""
+    """Compare as printed. Every type can be compared so, json too; 1.0 is not 1.00."""
     name = quote_identifier(column.name).encode()
     if value is None:
         return name + b" IS NULL"
@@ -172,7 +179,7 @@ def _same_text(column: TargetColumn, value: Value) -> bytes:
 
 
 def _literal(value: Value) -> bytes:
-    """A value as `standard_conforming_strings` reads it."""
+    """Write a value as `standard_conforming_strings` reads it."""
     if value is None:
         return b"NULL"
     if value is ABSENT:
@@ -181,7 +188,7 @@ def _literal(value: Value) -> bytes:
 
 
 def copy_field(value: Value) -> bytes:
-    """A value in COPY's text format (manual, COPY, "Text Format")."""
+    """Write a value in COPY's text format (manual, COPY, "Text Format"). Raises DataError if it is absent."""
     if value is None:
         return rb"\N"
     if value is ABSENT:
@@ -193,7 +200,7 @@ def copy_field(value: Value) -> bytes:
 
 
 class Script:
-    """Statements of some transactions, in order. `weight` is about the bytes it holds."""
+    """Gathers the statements of some transactions, in order. `weight` is about the bytes it holds."""
 
     def __init__(self, writers: "Writers") -> None:
         self.statements: list[Statement] = []
@@ -203,7 +210,7 @@ class Script:
         self._running: TableWriter | None = None
 
     def add(self, change: Change) -> None:
-        """The next change; those of tables that are not wanted do nothing."""
+        """Add the next change; one of a table that is not wanted does nothing. Raises DataError or Invalid."""
         match change:
             case RowChange():
                 writer = self._writers.of(change.relation)
@@ -217,7 +224,7 @@ class Script:
                 pass
 
     def finish(self) -> list[Statement]:
-        """All statements; the script is empty afterwards."""
+        """Take all statements; the script is empty afterwards."""
         self._end_run()
         statements, self.statements, self.weight = self.statements, [], 0
         return statements
@@ -245,12 +252,12 @@ class Script:
 
 
 def _truncate(table: TargetTable) -> Statement:
-    """A table that a foreign key points to cannot be truncated alone, whatever the session may do."""
+    """Empty a table. One that a foreign key points to cannot be truncated alone, by any session."""
     return Sql((f"DELETE FROM {table.only}" if table.referenced else f"TRUNCATE {table.only}").encode())
 
 
 class Writers:
-    """The writer of each relation; a table's shape may change on the way. Tables not among `tables` have none."""
+    """Keeps the writer of each relation; a table's shape may change on the way. Only `tables` have writers."""
 
     def __init__(self, tables: dict[str, TargetTable]) -> None:
         self._tables = tables

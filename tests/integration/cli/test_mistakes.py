@@ -166,7 +166,7 @@ def test_a_postgres_that_is_away_is_waited_for_until_somebody_stops_us(cdc: Comm
     with cdc.running(CDC_POSTGRES__DSN="postgresql://postgres@127.0.0.1:1/chat") as service:
         cdc.wait_until(lambda: '"interrupted"' in cdc.log)
         said = next(json.loads(line) for line in cdc.log.splitlines() if '"interrupted"' in line)
-        assert said["reason"] == "nobody listens at this address"
+        assert said["reason"] == "no server listens at this address"
         assert "postgres.dsn" in said["hint"]
         service.send_signal(signal.SIGTERM)
         assert service.wait(60) == 0

@@ -135,7 +135,7 @@ def test_teardown_in_a_script_says_how_not_to_be_asked(cdc: Command, database: s
     make_slot(database, slot)
     done = cdc("teardown")
     assert done.returncode == 2
-    assert "nobody answered, so nothing was done" in done.stderr
+    assert "no answer came, so nothing was done" in done.stderr
     assert "cdc teardown --yes" in done.stderr
     assert slot in cdc("slots").stdout
 
