@@ -95,6 +95,7 @@ class ArchiveSettings(Section):
         if self.allow_insecure or parts.scheme != "http" or is_loopback(parts.hostname or ""):
             return self
         raise ValueError(
-            "archive.endpoint_url is http:// to another machine: anybody on the way could read and change the rows"
+            "archive.endpoint_url is http:// to another machine: "
+            "an attacker on the network could read and change the rows"
             "\n      use https://, or in a network that you trust: allow_insecure = true"
         )
