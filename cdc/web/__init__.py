@@ -1,1 +1,1 @@
-"""What the service says to the outside: over HTTP, to a dead man's switch, and to its supervisor."""
+"""Answers over HTTP with the service's state: the status page, its JSON, metrics, and the verdicts for probes."""

@@ -1,7 +1,7 @@
-"""The status page's files, read once at start: a page that draws `/status.json`, and holds no data itself.
+"""Serves the status page's files, which are read once at start. The page draws `/status.json` and holds no data itself.
 
-No build step, no framework, nothing from elsewhere: what is in `page/` is what the browser runs. Anyone may load it,
-because without the token it can show nothing but the form that asks for one.
+There is no build step, no framework, and nothing from elsewhere: the browser runs the files in `page/` as they are.
+Anyone may load them, because without the token the page shows only the form that asks for one.
 """
 
 from importlib.resources import files
@@ -14,7 +14,7 @@ _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg"
 
 
 class Assets:
-    """Every file of `cdc/web/page` under its address; the page itself is at `/`."""
+    """Serves every file of `cdc/web/page` under its address. The page itself is at `/`."""
 
     def __init__(self) -> None:
         found = sorted(entry.name for entry in (files("cdc.web") / "page").iterdir())

@@ -1,7 +1,7 @@
-"""What `/metrics` says: the registry, with what the service knows of itself brought up to date first.
+"""Answers `/metrics`: brings the gauges of the service's own state up to date, and prints the registry.
 
-Counters are written where they happen. Positions, phase, states, verdict and lags are the vitals', and taken when
-somebody asks; a number that is not known then is NaN, which no comparison in an alert takes for 0.
+Counters are written where the events happen. Positions, phase, states, verdict and lags are taken from the vitals at
+each request. A number that is not known is NaN, which no comparison in an alert takes for 0.
 """
 
 import math
@@ -18,12 +18,12 @@ from cdc.health.vitals import CacheState, Phase, Vitals
 from cdc.pgoutput import messages
 from cdc.web.status import Status
 
-# Where errors are decided on.
+# The rooms that decide what to do about an error.
 ROOMS = ("service", "archive", "cache", "monitor", "barrier")
 
 
 class Exposition:
-    """One service's metrics as text."""
+    """Prints the metrics of one service as text."""
 
     def __init__(self, vitals: Vitals, status: Status) -> None:
         self._vitals = vitals
@@ -35,13 +35,13 @@ class Exposition:
                 "compiled": "no" if messages.__file__.endswith(".py") else "yes",
             }
         )
-        # A counter that is there before it counts: increase() in a rule does not see how a series began.
+        # These counters exist before they count: increase() in a rule does not see how a series began.
         for room in ROOMS:
             metrics.errors.labels(room, Unavailable.__name__)
         metrics.retries.labels("archive")
 
     def text(self, verdict: Health) -> bytes:
-        """In Prometheus's text format, as it is now."""
+        """Print the metrics as they are now, in Prometheus's text format."""
         vitals, status = self._vitals, self._status
         metrics.ready.set(verdict.ready)
         metrics.alive.set(verdict.alive)

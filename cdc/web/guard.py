@@ -1,9 +1,9 @@
-"""Who may ask, and what a browser may do with the answer.
+"""Guards the HTTP server: decides who may ask, and what a browser may do with the answer.
 
-- **Token**: where one is configured, everything needs it but the bare verdicts of /livez and /readyz, and the page,
-  which shows nothing without it. It is compared in constant time; whoever guesses pays a connection for each guess,
-  and the log hears of it once a minute.
-- **Host**: without a token the address is a loopback one, and the only stranger who can reach it is a web page in a
+- **Token**: if one is configured, everything needs it, except the bare verdicts of /livez and /readyz, and the page,
+  which shows nothing without it. It is compared in constant time. Each guess costs the guesser a connection, and the
+  log tells of denials once a minute.
+- **Host**: without a token the address is a loopback one. The only stranger who can reach it is a web page in a
   browser on this machine, whose name was pointed at 127.0.0.1 (DNS rebinding). Its requests carry that name, so only
   our own names are answered. With a token any name will do: the page does not have the token.
 - **Headers**: nothing is cached, framed, sniffed or loaded from elsewhere.
@@ -41,7 +41,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Guard:
-    """Lets requests in, or not."""
+    """Lets requests in or refuses them, and puts the headers on every answer."""
 
     def __init__(self, settings: HttpSettings, open_paths: frozenset[str] = OPEN_PATHS) -> None:
         self._token = None if settings.token is None else settings.token.get_secret_value().encode()
@@ -52,7 +52,7 @@ class Guard:
         self._logged_at = -_DENIALS_LOGGED_S
 
     def may_know(self, request: web.Request) -> bool:
-        """Whether the details are for whoever asks."""
+        """True if the request carries the token, or if none is configured: then the asker may know details."""
         if self._token is None:
             return True
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -62,6 +62,7 @@ class Guard:
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Hand the request on, or refuse it: with 421 for a foreign Host, with 401 without the token."""
         if self._token is None and not self._is_ours(request.headers.get("Host")):
             raise web.HTTPMisdirectedRequest(text=f"this is {self._listen}; ask for it by that name, or by localhost\n")
         if request.path in self._open_paths or self.may_know(request):
@@ -70,12 +71,12 @@ class Guard:
         raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, text="http.token is needed\n")
 
     async def dress(self, _request: web.Request, response: web.StreamResponse) -> None:
-        """Every answer's headers, the refusals' too."""
+        """Set the headers of every answer, also of a refusal."""
         response.headers.update(HEADERS)
         response.headers["Server"] = "waltier"
 
     def _is_ours(self, host: str | None) -> bool:
-        """A request without a Host, as HTTP/1.0 allows, comes from no browser."""
+        """True for our own names, and without a Host: HTTP/1.0 allows that, and no browser sends it."""
         if host is None:
             return True
         name, _, port = host.rpartition(":")

@@ -1,7 +1,7 @@
-"""The last half hour in steps of five seconds, for the page's charts: rates and latencies from the metrics' own counts.
+"""Keeps the last half hour in steps of five seconds, for the page's charts: rates and latencies from the metrics.
 
-A point is what happened since the one before it. Percentiles come from the histogram's buckets, so they are as exact
-as those are wide; where nothing happened there is None, not 0.
+A point tells what happened since the point before it. Percentiles come from the histogram's buckets, so they are as
+exact as the buckets are narrow. Where nothing happened a percentile is None, not 0.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ KEPT_S = 30 * 60
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was counted until a moment. `latencies` is, by sink, how many were at most so many seconds, cumulative."""
+    """The metrics' counts at one moment. `latencies` has, by sink, how many were at most each bound in seconds."""
 
     changes: int
     puts: int
@@ -29,12 +29,12 @@ class Counts:
 
     @classmethod
     def take(cls) -> "Counts":
-        """As they are now."""
+        """Take the counts as they are now."""
         return cls(metrics.changes.total, metrics.puts.total, buckets_by_sink(metrics.latency_s))
 
 
 def buckets_by_sink(histogram: Histogram) -> dict[str, dict[float, float]]:
-    """The buckets of a histogram whose label is `sink`, by their bounds."""
+    """The cumulative buckets of a histogram with the label `sink`: by sink, then by bound."""
     found: dict[str, dict[float, float]] = {}
     for family in histogram.collect():
         for sample in family.samples:
@@ -45,7 +45,7 @@ def buckets_by_sink(histogram: Histogram) -> dict[str, dict[float, float]]:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One step. Latencies are those of commits that became durable in it; `at` is Unix time, when it ended."""
+    """One step, which ended at Unix time `at`. Its latencies are those of commits that became durable in it."""
 
     at: int
     changes_per_s: float | None
@@ -57,7 +57,7 @@ class Point:
 
 
 class History:
-    """A bounded ring of points."""
+    """A bounded ring of points, one for each step."""
 
     def __init__(self, retained_bytes: Callable[[], float | None] = lambda: None) -> None:
         self._retained_bytes = retained_bytes
@@ -72,19 +72,19 @@ class History:
             await asyncio.sleep(INTERVAL_S)
 
     def add(self, counts: Counts, at: float, now: float) -> None:
-        """Take a point. `at` is Unix time, `now` a clock that nobody sets."""
+        """Take a point. `at` is Unix time, `now` is the monotonic clock, both in seconds."""
         self._puts.append((now, counts.puts))
         if self._last is not None and now > self._last[0]:
             self._points.append(self._point(counts, at, now, *self._last))
         self._last = (now, counts)
 
     def columns(self) -> dict[str, list[float | None]]:
-        """The points, a list for each of their fields."""
+        """The points as columns: a list for each field, oldest first."""
         return {field.name: [getattr(point, field.name) for point in self._points] for field in fields(Point)}
 
     @property
     def puts_per_month(self) -> float | None:
-        """At the rate of the time that is kept; None before a minute is over."""
+        """The PUTs a month at the rate of the time that is kept; None before a minute is over."""
         if not self._puts or self._puts[-1][0] - self._puts[0][0] < 60:
             return None
         (since, before), (until, after) = self._puts[0], self._puts[-1]
@@ -112,7 +112,7 @@ def _latencies(counts: Counts, last: Counts, sink: str) -> dict[float, float]:
 def quantile(cumulative: Mapping[float, float], q: float) -> float | None:
     """The value that a share of `q` does not exceed, as Prometheus's histogram_quantile() finds it; None if empty.
 
-    Within a bucket values are taken as evenly spread; beyond the last bound it is that bound.
+    Values count as evenly spread within a bucket. A value beyond the last bound counts as that bound.
     """
     bounds = sorted(cumulative)
     if not bounds or cumulative[bounds[-1]] <= 0:

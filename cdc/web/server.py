@@ -1,7 +1,7 @@
-"""The HTTP server: the page, /metrics, /livez, /readyz and /status.json, on 127.0.0.1 unless a token guards it.
+"""The HTTP server answers /metrics, /livez, /readyz, /status.json and the page, on 127.0.0.1 unless a token guards it.
 
-Everything here only reads: `Vitals`, the metrics' registry, the last log lines. A request never asks Postgres, the
-bucket or Redis, so that a neighbour that hangs cannot hang the answer that says so.
+It only reads: `Vitals`, the metrics' registry, the last log lines. A request never asks Postgres, the bucket or Redis.
+So a neighbour that hangs cannot hang the answer that tells of it.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ log = structlog.get_logger()
 # The exposition format's own name (Prometheus, "Text-based format").
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# A service that stands by on the same machine takes the address over when the other one is gone.
+# A service that stands by on the same machine takes the address over after the other one has ended.
 RETRY_S = 5.0
 
-# Probers and pages come back within seconds; whoever says nothing for longer does not keep a connection.
+# Probers and pages come back within seconds; a client that is silent for longer does not keep its connection.
 _IDLE_S = 30.0
 
 # Far more than probers and pages need, far less than the files a process may have open: replication needs some.
@@ -79,7 +79,7 @@ class WebServer:
         except OSError as error:
             await self._runner.cleanup()
             raise Invalid(
-                f"http.listen {self._settings.listen} cannot be had",
+                f"cannot listen on http.listen {self._settings.listen}",
                 detail=error.strerror or str(error),
                 hint='listen = "127.0.0.1:9187"   # in section [http]: an address of this machine',
             ) from None
@@ -99,7 +99,7 @@ class WebServer:
         await self._runner.cleanup()
 
     async def _listen(self) -> bool:
-        """False while another process listens there, as the service that we stand by for may do."""
+        """Begin to listen; False while another process listens there, perhaps the service that we stand by for."""
         host, _, port = self._settings.listen.rpartition(":")
         try:
             self._server = await asyncio.get_running_loop().create_server(self._welcome, host.strip("[]"), int(port))
@@ -112,7 +112,7 @@ class WebServer:
         return True
 
     def _welcome(self) -> asyncio.Protocol:
-        """A new connection. Where there are too many the oldest go, so that whoever asks and goes is served."""
+        """Take a new connection. If there are too many, close the oldest: a client that asks and goes is served."""
         server = self._runner.server
         if server is None:
             raise RuntimeError("connected before the runner was set up")
@@ -147,7 +147,7 @@ class WebServer:
         reasons: tuple[Finding, ...],
         warnings: tuple[Finding, ...] = (),
     ) -> web.Response:
-        """A line that anyone may read, and one for each reason and warning for those who may know."""
+        """Answer with a line for anyone. An asker who may know gets a line for each reason and warning, too."""
         lines = ["ok" if good else otherwise]
         if self._guard.may_know(request):
             lines += [str(reason) for reason in reasons]

@@ -1,6 +1,6 @@
-"""What `/status.json` says: the service at this moment, as plain values; unknown is null.
+"""Answers `/status.json`: the service at this moment, as plain values. Unknown is null.
 
-Everything is there in every answer, whatever the service does; docs/http.md explains each field.
+Every answer has all fields, in every phase of the service. docs/http.md explains each of them.
 """
 
 import time
@@ -18,7 +18,7 @@ from cdc.words import iso
 
 
 class Status:
-    """Assembles the facts when asked."""
+    """Assembles the facts of one service at each request."""
 
     def __init__(self, settings: Settings, vitals: Vitals, history: History, monitor: Monitor) -> None:
         self._settings = settings
@@ -27,7 +27,7 @@ class Status:
         self._monitor = monitor
 
     def facts(self, verdict: Health) -> dict[str, Any]:
-        """One JSON object. Times are ISO 8601 in UTC, positions LSNs, sizes bytes."""
+        """Return all facts as one JSON object. Times are ISO 8601 in UTC, positions LSNs, sizes bytes."""
         vitals, monitor = self._vitals, self._monitor
         return {
             "version": __version__,
@@ -50,9 +50,9 @@ class Status:
         }
 
     def lsns(self) -> dict[str, int | None]:
-        """Every position that a change passes; None while it is unknown."""
+        """The positions that a change passes, as integers; None while one is unknown."""
         found = self._vitals.positions
-        # The server is looked at every few seconds, and is at least where it says that it is in the stream.
+        # The slot watch looks every few seconds; the stream may have told a later position of the server since.
         server = max(found.server, found.received) if found.server else None
         return {
             "server": server,
@@ -63,7 +63,7 @@ class Status:
         }
 
     def lag(self) -> dict[str, float | None]:
-        """How far each position is behind what was received, and that behind the server."""
+        """The distance (bytes, seconds) of each position behind what was received, and of that behind the server."""
         lsns, backlog = self.lsns(), self._vitals.backlog
         backlog.cached(self._vitals.positions.cached)
         live = self._vitals.cache_state is CacheState.LIVE
@@ -78,7 +78,7 @@ class Status:
 
     @property
     def usd_per_month(self) -> float | None:
-        """What the bucket's operations cost at the rate of the last half hour; None in the first minute."""
+        """The dollars a month for the bucket's PUTs at the rate of the last half hour; None in the first minute."""
         puts_per_month = self._history.puts_per_month
         return None if puts_per_month is None else puts_per_month * PUT_USD
 
@@ -106,7 +106,7 @@ def _behind(lsn: int | None, reference: int | None) -> int | None:
 
 
 def _proof(name: str) -> dict[str, Any] | None:
-    """What a verification or a drill found, which another process may have made; None if there was none."""
+    """The result of the last verification or drill, perhaps of another process; None if there was none."""
     ok, at = metrics.proof_ok.of(name), metrics.proof_at_s.of(name)
     if ok is None and at is None:
         return None

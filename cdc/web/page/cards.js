@@ -1,4 +1,4 @@
-// Archive, cache and Postgres: what is known of each, in a list of terms.
+// Shows the archive, the cache and Postgres, each as a list of terms with their values.
 
 import { byId, define, el, say, shape } from "./dom.js";
 import { UNKNOWN, ago, bytes, count, duration, moment } from "./words.js";

@@ -1,5 +1,5 @@
-// One chart: a line or two over the last half hour, with a time axis, units, a limit and a forecast where there are
-// some. Pointer and arrow keys read single values; a table says the same without a picture.
+// Draws one chart: a line or two over the last half hour, with a time axis, units, and a limit and a forecast if there
+// are some. Pointer and arrow keys read single values. A table says the same without a picture.
 
 import { el, reconcile, say, set, svg } from "./dom.js";
 import { decades, linear, logarithmic, path, ticks, timeTicks } from "./scale.js";

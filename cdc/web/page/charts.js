@@ -1,4 +1,4 @@
-// Which charts there are, and what of the status each shows.
+// Lists the charts, and picks from the status the values that each of them shows.
 
 import { Chart } from "./chart.js";
 import { byId } from "./dom.js";

@@ -1,4 +1,5 @@
-// The page: asks, and hands each answer to those who draw a part of it. Ages are counted from the service's own clock.
+// The page asks for the status, and hands each answer to the modules that draw a part of it. Ages are counted from the
+// service's own clock.
 
 import * as cards from "./cards.js";
 import * as charts from "./charts.js";
@@ -59,7 +60,7 @@ function introduce(found) {
   say(document.querySelector("title"), `${found.ready ? "ready" : "NOT READY"} · ${found.source?.database ?? "waltier"}`);
 }
 
-// Between answers the ages go on.
+// Ages grow between two answers, too.
 function tick() {
   byId("retry").hidden = failure === null;
   set(byId("freshness"), { class: failure ? "freshness bad" : "freshness" });

@@ -1,5 +1,5 @@
 // Makes and changes elements. Data becomes text and attributes, never markup: event fields come from logs, slot names
-// from anybody. The page's policy (require-trusted-types-for) makes the browser refuse anything else.
+// from any user of the server. The page's policy (require-trusted-types-for) makes the browser refuse anything else.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -19,7 +19,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
-// null removes an attribute. What has not changed is not touched, so that selections and screen readers stay calm.
+// null removes an attribute. An unchanged value is not written again, so selections and screen readers stay calm.
 export function set(node, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === false) node.removeAttribute(name);
@@ -52,7 +52,7 @@ export function reconcile(parent, items, keyOf, create, update) {
   for (const node of old.values()) node.remove();
 }
 
-// Pairs of a term and what is said of it; a description may be text or a node.
+// Pairs of a term and its description, which may be text or a node.
 export function define(list, pairs) {
   reconcile(
     list,

@@ -1,4 +1,4 @@
-// The last log lines, newest first. Their fields come from anywhere, so they are text and nothing but text.
+// Shows the last log lines, newest first. Their fields come from anywhere, so they are text and never markup.
 
 import { byId, el, reconcile, shape } from "./dom.js";
 import { clock } from "./words.js";

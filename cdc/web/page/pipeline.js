@@ -1,5 +1,6 @@
-// The picture: from the application to both sinks, and the acknowledgement back. Side by side where there is room, from
-// top to bottom on a phone. Boxes say their state by shape, word and outline; a line that moves is a line with traffic.
+// Draws the picture: from the application to both sinks, and the acknowledgement back. It goes from left to right where
+// there is room, and from top to bottom on a phone. A box tells its state by shape, word and outline. A line that moves
+// is a line with traffic.
 
 import { byId, el, reconcile, say, set, shape, svg } from "./dom.js";
 import { UNKNOWN, ago, bytes, duration, rate } from "./words.js";

@@ -1,5 +1,5 @@
-// Asks for /status.json every two seconds while somebody looks: slower after failures, not at all in a hidden tab, and
-// not before the token is there where one is needed. The token lives in sessionStorage: it ends with the tab.
+// Asks for /status.json every two seconds while the tab is visible, and more slowly after failures. Where a token is
+// needed, it asks only with one. The token lives in sessionStorage: it ends with the tab.
 
 const EVERY_MS = 2000;
 const SLOWEST_MS = 30000;
@@ -41,7 +41,7 @@ export class Poll {
     const token = this.token;
     const wait = await this.once(token);
     this.asking = false;
-    // A token that was given meanwhile is asked with at once; null waits for one.
+    // A token that was entered meanwhile is used at once. null: the next request waits for a token.
     if (token !== this.token) this.ask();
     else if (wait !== null && !document.hidden) this.timer = setTimeout(() => this.ask(), wait);
   }
@@ -64,7 +64,7 @@ export class Poll {
       return wait;
     }
     this.failures = 0;
-    // Apart from us: a mistake in drawing is reported, and does not end the asking.
+    // Runs apart from the polling: a mistake in drawing is reported, and does not end it.
     queueMicrotask(() => this.told.answered(status));
     return EVERY_MS;
   }

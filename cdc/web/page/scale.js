@@ -1,4 +1,4 @@
-// From values to pixels, and the round numbers beside the axis. Nothing here knows of a document.
+// Maps values to pixels, and finds the round numbers beside the axis. Pure: it does not use the document.
 
 export const linear = (low, high, from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
 

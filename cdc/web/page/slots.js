@@ -1,4 +1,4 @@
-// Every replication slot of the server, because any of them can fill its disk. Those of others are marked.
+// Shows every replication slot of the server, because any of them can fill its disk. Those of others are marked.
 
 import { byId, el, reconcile, say, set, shape } from "./dom.js";
 import { UNKNOWN, bytes, duration, moment } from "./words.js";

@@ -1,4 +1,4 @@
-// Ready or not, why, and the line to paste that mends it.
+// Shows whether the service is ready, why not, and the line to paste that mends it.
 
 import { byId, el, reconcile, say, set, shape } from "./dom.js";
 import { duration, sentence } from "./words.js";
@@ -37,7 +37,7 @@ const spoken = ({ subject, message }) => `${subject}: ${message}`;
 // Seconds and bytes in a message change with each answer; the message is the same.
 const lasting = (text) => text.replace(/[\d.,]+/g, "#");
 
-// Only what changed is worth saying aloud.
+// A screen reader speaks only what changed.
 function announce(lines) {
   const said = lines.join(". ");
   if (announced === lasting(said)) return;

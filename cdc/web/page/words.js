@@ -1,4 +1,4 @@
-// Numbers as people read them: sizes, durations, times, rates. Unknown is a dash.
+// Prints numbers for people: sizes, durations, times, rates. Unknown is a dash.
 
 export const UNKNOWN = "–";
 
@@ -53,7 +53,7 @@ const iso = (millis) => (known(millis) && Math.abs(millis) < 8e15 ? new Date(mil
 export const clock = (millis) => iso(millis)?.slice(11, 19) ?? UNKNOWN;
 export const minute = (millis) => clock(millis).slice(0, 5);
 
-// Today the time says it all; before, or far ahead, the date is needed too.
+// A time within twelve hours needs no date; any other does.
 export function moment(text, nowMillis) {
   const at = text ? Date.parse(text) : NaN;
   if (Math.abs(nowMillis - at) < 12 * 3600e3) return clock(at);
