@@ -1,7 +1,7 @@
-"""`cdc status`: one screen that says whether all is well, also when one of the three neighbours cannot be reached.
+"""`cdc status` shows on one screen whether all is well, also when one of the three neighbours cannot be reached.
 
-`neighbours` asks them; `verdict` is pure, from what they said to sentences; `screen` prints. Exit code 0: all is well,
-1: something is not, and may mend itself, 78: a person must decide.
+`neighbours` asks them, `verdict` judges their answers (pure), and `screen` prints. Exit code 0: all is well. 1:
+something is wrong, and may mend itself. 78: a person must decide.
 """
 
 from cdc.status.examine import examine as examine

@@ -1,4 +1,4 @@
-"""What Postgres, the archive and the cache say of themselves, or why one of them cannot be asked."""
+"""Reads the state of Postgres, the archive and the cache. An error takes the place of a state that cannot be read."""
 
 from dataclasses import dataclass, field
 
@@ -16,13 +16,13 @@ from cdc.postgres.server import Server, current_wal_lsn, read_server
 from cdc.postgres.session import connect
 from cdc.postgres.slot import Slot, read_slot
 
-# Fences and coverage carry no changes, and so no time; the last changes are rarely further back than this.
+# Fences and coverage carry no changes, and so no time. The last changes are rarely further back than this.
 _LOOK_BACK_SEGMENTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresStatus:
-    """`slot` is None if there is none; everything is None if Postgres cannot be reached, and `error` says why."""
+    """The state of Postgres. `slot` is None if there is none. `error` says why Postgres could not answer everything."""
 
     slot_name: str
     server: Server | None = None
@@ -33,7 +33,10 @@ class PostgresStatus:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveStatus:
-    """`tail` is None for an empty archive; `last_time_us` is the commit time of the newest change near the tail."""
+    """The state of the archive. `tail` is None if it is empty.
+
+    `last_time_us` is the commit time of the newest change near the tail, in microseconds since 1970.
+    """
 
     url: str
     tail: Tail | None = None
@@ -45,7 +48,7 @@ class ArchiveStatus:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """`checkpoint` is None while the cache is empty or being warmed."""
+    """The state of the cache. `checkpoint` is None while the cache is empty or being warmed."""
 
     configured: bool
     checkpoint: CachedPosition | None = None
@@ -53,6 +56,7 @@ class CacheStatus:
 
 
 async def look_at_postgres(settings: PostgresSettings) -> PostgresStatus:
+    """Read the state of the server and of our slot. A CdcError stands in the result, and is not raised."""
     server: Server | None = None
     try:
         async with await connect(settings) as connection:
@@ -64,6 +68,7 @@ async def look_at_postgres(settings: PostgresSettings) -> PostgresStatus:
 
 
 async def look_at_archive(settings: ArchiveSettings) -> ArchiveStatus:
+    """Read the tail, an open gap and the proofs. A CdcError stands in the result, and is not raised."""
     try:
         bucket = open_bucket(settings)
         try:
@@ -93,6 +98,7 @@ async def _last_time_us(bucket: Bucket, seq: int) -> int | None:
 
 
 async def look_at_cache(settings: CacheSettings) -> CacheStatus:
+    """Read the cache's checkpoint. A CdcError stands in the result, and is not raised."""
     if settings.url is None:
         return CacheStatus(configured=False)
     try:

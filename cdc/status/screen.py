@@ -1,4 +1,4 @@
-"""A status as people read it, and as plain values."""
+"""Prints a status as a screen for people, and as plain values for `--json`."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from cdc.words import duration, size
 
 
 def facts(status: Status) -> dict[str, Any]:
-    """The status as plain values, for `--json`. Unknown is null; an infinite size is null beside `lost`."""
+    """Return the status as plain values, for `--json`. Unknown is null; an infinite size is null beside `lost`."""
     return {
         "verdict": status.verdict,
         "exit_code": status.exit_code,
@@ -110,7 +110,7 @@ def _cache_facts(cache: CacheStatus, current_lsn: int | None) -> dict[str, Any]:
 
 
 def lines(status: Status, now_us: int | None = None) -> Iterator[tuple[str, str]]:
-    """The screen: a subject and a sentence a line."""
+    """Yield the lines of the screen: a subject and a sentence for each. `now_us` is microseconds since 1970."""
     now_us = time.time_ns() // 1000 if now_us is None else now_us
     yield "postgres", _postgres_line(status.postgres)
     yield "slot", _slot_line(status.postgres)

@@ -1,4 +1,4 @@
-"""From what the neighbours said to what is not well: who it concerns, and what mends it. Pure."""
+"""Judges the neighbours' answers: what is wrong, where, and what mends it. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Status:
 
 
 def judge(postgres: PostgresStatus, archive: ArchiveStatus, cache: CacheStatus) -> Iterator[Finding]:
-    """Everything that is not well."""
+    """Judge the three neighbours and what they say of one another. Yields a finding for everything that is wrong."""
     if archive.open_gap is not None:
         yield _judge_gap(archive.open_gap)
     yield from _judge_postgres(postgres, archive)
@@ -118,7 +118,7 @@ def _judge_archive(archive: ArchiveStatus, postgres: PostgresStatus) -> Iterator
 
 
 def _judge_proofs(proofs: Proofs) -> Iterator[Finding]:
-    """That nobody has proved anything yet is no trouble of this moment; a proof that failed is."""
+    """Judge the remembered proofs. A failed one is a trouble; a missing one is not."""
     if proofs.verify is not None and not proofs.verify.ok:
         yield Finding("proof", f"the archive was found damaged: {proofs.verify.failure}", "cdc archive verify")
     if proofs.against is not None and not proofs.against.ok:
