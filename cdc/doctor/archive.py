@@ -1,4 +1,4 @@
-"""The bucket: whether it keeps its word, whether anything there deletes the log, and what it costs."""
+"""Examines the bucket: does it refuse to overwrite, does a rule delete the log, and what does it cost?"""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ _R2_REGIONS = ("auto", "us-east-1")
 
 
 async def examine_archive(settings: ArchiveSettings) -> list[Finding]:
-    """The probe comes first: without it nothing else matters."""
+    """Examine the bucket, the probe first: if it fails, nothing else matters. A CdcError becomes a finding."""
     findings = judge_address(settings)
     try:
         bucket = open_bucket(settings)
@@ -48,11 +48,11 @@ async def _examine_surroundings(settings: ArchiveSettings, bucket: Bucket) -> li
 
 
 def judge_address(settings: ArchiveSettings) -> list[Finding]:
-    """What can be said of the endpoint before it is asked."""
+    """Judge the endpoint's address, before any request."""
     endpoint = urlsplit(settings.endpoint_url or "")
     host = endpoint.hostname or ""
     if endpoint.scheme == "http" and host not in _LOCAL:
-        message = f"archive.endpoint_url is http: whoever is on the way to {host} reads every row"
+        message = f"archive.endpoint_url is http: anyone on the way to {host} can read every row"
         return [Finding("archive", message, f'endpoint_url = "https://{endpoint.netloc}"   # in [archive]')]
     if host.endswith(_R2) and settings.region not in _R2_REGIONS:
         message = f"archive.region is {settings.region}, and R2 wants auto"
@@ -61,7 +61,7 @@ def judge_address(settings: ArchiveSettings) -> list[Finding]:
 
 
 def judge_archive(settings: ArchiveSettings, tail: Tail | None) -> list[Finding]:
-    """The bucket has proved itself; what is in it?"""
+    """Judge what is in the bucket, which has passed the probe."""
     findings = [Finding("archive", f"{settings.url} creates objects once and does not overwrite them", level="ok")]
     if tail is None:
         findings.append(Finding("archive", "the archive is empty; the first `cdc run` begins it", level="ok"))
@@ -75,7 +75,7 @@ def judge_archive(settings: ArchiveSettings, tail: Tail | None) -> list[Finding]
 
 
 def judge_rules(settings: ArchiveSettings, rules: Rules) -> list[Finding]:
-    """The log is of use only as a whole: what deletes its beginning deletes the archive."""
+    """Judge the lifecycle rules. The log is of use only as a whole, so a rule that deletes its start deletes all."""
     findings = []
     mend = _keep_only(settings, rules)
     for rule in rules.harmful or ():
@@ -101,12 +101,12 @@ def _judge_versions(settings: ArchiveSettings, rules: Rules) -> list[Finding]:
     if rules.versioned is not False:
         return []
     mend = f'aws s3api put-bucket-versioning {_bucket(settings)} --versioning-configuration \'{{"Status": "Enabled"}}\''
-    message = "the bucket keeps no versions: what somebody deletes is gone"
+    message = "the bucket keeps no versions: a deleted object is gone"
     return [Finding("archive", message, mend, level="info", command=mend, optional=True)]
 
 
 def _keep_only(settings: ArchiveSettings, rules: Rules) -> str:
-    """S3 takes the lifecycle rules as a whole."""
+    """The command that keeps only the harmless rules: S3 takes the lifecycle rules as a whole."""
     if not rules.others:
         return f"aws s3api delete-bucket-lifecycle {_bucket(settings)}"
     kept = shlex.quote(json.dumps({"Rules": rules.others}, default=str))
@@ -120,7 +120,7 @@ def _bucket(settings: ArchiveSettings) -> str:
 
 
 def judge_cost(settings: ArchiveSettings) -> list[Finding]:
-    """At R2's prices; AWS takes a little more for a PUT."""
+    """Judge the cost of a month's PUTs at R2's prices. AWS takes a little more for a PUT."""
     busy, idle = busy_month_usd(settings), idle_month_usd(settings)
     message = (
         f"PUTs cost at most ${busy:.2f} a month while traffic never pauses (linger_s = {settings.linger_s:g}), "

@@ -1,4 +1,4 @@
-"""Redis: it may lose everything and nothing is lost; but it should not lose the checkpoint alone."""
+"""Examines Redis. It may lose everything, for the cache is warmed again; it should not lose the checkpoint alone."""
 
 from cdc.cache.contents import Contents, read_cache_time, read_contents
 from cdc.cache.server import OLDEST_VERSION, CacheServer, read_cache_server
@@ -16,7 +16,7 @@ _FAR_S = 0.05
 
 
 async def examine_cache(settings: CacheSettings) -> list[Finding]:
-    """What cannot be reached is itself a finding."""
+    """Examine the cache's server and its contents. A CdcError becomes a finding."""
     if settings.url is None:
         return [Finding("cache", "no cache is configured", level="ok")]
     try:
@@ -28,12 +28,12 @@ async def examine_cache(settings: CacheSettings) -> list[Finding]:
 
 
 def configure(name: str, value: str) -> str:
-    """The command that sets an option of this Redis now; its configuration file wants the same line."""
+    """The command that sets an option of this Redis now. Its configuration file needs the same setting."""
     return f'redis-cli -u "$CDC_CACHE__URL" CONFIG SET {name} {value}'
 
 
 def judge_cache(server: CacheServer) -> list[Finding]:
-    """What the server says of itself."""
+    """Judge the server's own facts: version, cluster, role, eviction, memory and persistence."""
     version = ".".join(map(str, server.version))
     findings = [Finding("cache", f"{server.software} {version} answers", level="ok")]
     if server.version < OLDEST_VERSION:
@@ -78,7 +78,7 @@ def _judge_memory(server: CacheServer) -> list[Finding]:
 
 
 def judge_contents(contents: Contents) -> list[Finding]:
-    """Who else is there, whether ours expire, and how far away it is."""
+    """Judge the sample: are there foreign keys, do ours expire, and how long does an answer take?"""
     findings = []
     if contents.foreign:
         message = (

@@ -1,7 +1,7 @@
-"""Clocks: ours against those of the three neighbours.
+"""Compares our clock with those of the three neighbours.
 
-Commit times are Postgres's clock. Latencies are reckoned from them by ours, and a key's end is the commit time and its
-ttl, which Redis compares with its own. S3 refuses requests whose clock is a quarter of an hour off.
+Commit times come from Postgres's clock. Latencies are their distance to ours. A key expires at its commit time plus its
+ttl, by Redis's clock. S3 refuses requests whose clock is a quarter of an hour off.
 """
 
 import time
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cdc.finding import Finding, Subject
 
-# Below this nobody notices: expiries are minutes and days.
+# A smaller difference has no visible effect: expiries are minutes and days.
 _ALLOWED_S = 2.0
 
 _CONSEQUENCES: dict[Subject, str] = {
@@ -24,14 +24,17 @@ _SET_CLOCK = "timedatectl set-ntp true"
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`offset_s` is theirs less ours, known to within `uncertainty_s`."""
+    """A comparison of two clocks: `offset_s` is theirs minus ours, known to within `uncertainty_s`."""
 
     offset_s: float
     uncertainty_s: float
 
 
 async def compare(ask: Callable[[], Awaitable[float | None]], resolution_s: float = 0.0) -> Clock | None:
-    """Ask for their time (seconds since 1970), cut off to `resolution_s`; None if they do not tell."""
+    """Compare our clock with the one that `ask` reads; None if `ask` returns None. Raises what `ask` raises.
+
+    `ask` returns seconds since 1970, cut off to multiples of `resolution_s`.
+    """
     before = time.time()
     theirs = await ask()
     after = time.time()
@@ -42,7 +45,7 @@ async def compare(ask: Callable[[], Awaitable[float | None]], resolution_s: floa
 
 
 def judge_clock(subject: Subject, whose: str, clock: Clock | None) -> list[Finding]:
-    """Two clocks differ; which of them is wrong is not ours to say."""
+    """Judge the difference between two clocks. It does not show which of them is wrong."""
     if clock is None:
         return []
     apart_s = abs(clock.offset_s)

@@ -1,4 +1,4 @@
-"""The round: all three neighbours at once."""
+"""Examines all three neighbours at once, and the configuration's files."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from cdc.finding import Finding
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Look at everything; what cannot be reached is itself a finding."""
+    """Examine everything. A neighbour that cannot be reached is itself a finding."""
     rooms = await asyncio.gather(
         examine_postgres(settings), examine_archive(settings.archive), examine_cache(settings.cache)
     )
@@ -22,7 +22,7 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """1 if anything is wrong; warnings are not."""
+    """1 if there is an error among the findings, else 0; warnings do not count."""
     return 1 if any(finding.level == "error" for finding in findings) else 0
 
 

@@ -1,4 +1,4 @@
-"""Postgres, asked in the order in which one thing needs the other: the first that fails hides those that need it."""
+"""Examines Postgres. Each question needs the answers before it, so the first one that fails ends the examination."""
 
 from cdc.config import PostgresSettings, Settings
 from cdc.doctor.clock import compare, judge_clock
@@ -24,7 +24,7 @@ _POOLER_REFUSES = "unsupported startup parameter"
 
 
 async def examine_postgres(settings: Settings) -> list[Finding]:
-    """Everything that one session can see. What cannot be reached is itself a finding."""
+    """Examine everything that one session can see. A CdcError becomes a finding."""
     findings: list[Finding] = []
     try:
         async with await connect(settings.postgres) as connection:

@@ -1,4 +1,4 @@
-"""What is published, what is not, and whether archive and cache can live from it (pure)."""
+"""Judges the publication: what it leaves out, and whether archive and cache can work with it (pure)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ _PUBLISHES_GENERATED = 18
 
 
 def judge_publication(publication: Publication, cache: CacheSettings) -> list[Finding]:
-    """Mistakes that keep `cdc run` from starting, and what is meant perhaps and lost nevertheless."""
+    """Judge the publication: mistakes that keep `cdc run` from starting, and changes that it leaves out."""
     mistakes = [
         Finding("publication", f"publication {publication.name}: {what}", hint, level="error", sql=_statement(hint))
         for what, hint in find_mistakes(publication, cache.served)
@@ -25,7 +25,7 @@ def judge_publication(publication: Publication, cache: CacheSettings) -> list[Fi
 
 
 def _statement(hint: str) -> str:
-    """The SQL of a hint that is SQL: of two ways the second, which needs no decision; else nothing."""
+    """The SQL of a hint that is SQL, else ''. Of two ways it takes the second, which needs no decision."""
     sql = hint.rpartition("; or: ")[2].partition("  (")[0].partition(" (or run")[0]
     return sql if sql.startswith(("ALTER ", "CREATE ")) and sql.endswith(";") else ""
 
@@ -52,13 +52,13 @@ def _judge_what_is_left_out(publication: Publication) -> list[Finding]:
 
 
 def _publish_whole(publication: Publication, table: PublishedTable) -> str:
-    """Without filter and column list. In one transaction, so that no change falls between the two."""
+    """The SQL that publishes a table without filter and column list, in one transaction: no change is missed."""
     alter = f"ALTER PUBLICATION {quote_identifier(publication.name)}"
     return f"BEGIN; {alter} DROP TABLE {table.sql_name}; {alter} ADD TABLE {table.sql_name}; COMMIT;"
 
 
 def judge_schema(schema: Schema, publication: Publication, cache: CacheSettings, server_version: int) -> list[Finding]:
-    """What there is beside the publication, and what its columns mean for the cache."""
+    """Judge the tables and columns that are not published, and long values that an UPDATE does not send."""
     return [
         *_judge_unpublished(schema.unpublished, publication),
         *_judge_columns(schema, publication, server_version),
@@ -105,7 +105,10 @@ def _judge_columns(schema: Schema, publication: Publication, server_version: int
 
 
 def _judge_toast(schema: Schema, publication: Publication, projections: Sequence[AnyProjection]) -> Iterator[Finding]:
-    """Unless the identity is FULL, an UPDATE does not send long values it leaves alone: the cache drops the key."""
+    """Judge columns with long values (TOAST) that the cache reads.
+
+    Unless the identity is FULL, an UPDATE does not send such a value that it leaves alone: the cache drops the key.
+    """
     for table in publication.tables:
         toastable = schema.columns[table.qualified_name].toastable
         mine = [projection for projection in projections if projection.table == table.qualified_name]
@@ -122,5 +125,5 @@ def _judge_toast(schema: Schema, publication: Publication, projections: Sequence
 
 
 def _reads(projection: AnyProjection, column: str) -> bool:
-    """The other kinds hold the whole row."""
+    """True if the projection needs the column: a `latest` reads some columns, the other kinds the whole row."""
     return column in projection.columns if isinstance(projection, LatestProjection) else True

@@ -1,4 +1,4 @@
-"""The role of `postgres.dsn`: enough rights, and not more; and the DDL sentinel, which is optional (pure)."""
+"""Judges the role of `postgres.dsn`, which needs enough rights and no more, and the optional DDL sentinel (pure)."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ _SENTINEL = "cdc init --ddl-sentinel"
 
 
 def judge_role(role: Role, max_wal_senders: int) -> list[Finding]:
-    """Enough rights, and not more."""
+    """Judge the role's rights, and the server's room for its WAL senders."""
     findings = [_judge_rights(role)]
     if role.unreadable:
         message = f"role {role.name} may not read {', '.join(role.unreadable)}, so no snapshot can be taken"
@@ -46,7 +46,7 @@ def _judge_rights(role: Role) -> Finding:
 
 
 def judge_ddl_sentinel(triggers: Mapping[str, bool]) -> Finding:
-    """It is optional, so that each state is as good as another; a hint says how to change it."""
+    """Judge the DDL sentinel. It is optional, so every state is ok; the hint says how to change it."""
     if not triggers:
         message = "no DDL sentinel: the archive has the shape of each table, and no word of what changed it"
         return Finding("postgres", message, _SENTINEL, level="ok")

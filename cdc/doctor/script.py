@@ -1,8 +1,8 @@
-"""The script of `cdc doctor --fix`: what mends the findings, in order, with the reason above each part (pure).
+"""Writes the script of `cdc doctor --fix`: the lines that mend the findings, in order, each below its reason (pure).
 
-It is for sh, with psql, redis-cli or aws where they are needed, and it is only printed. What belongs to somebody else
-or costs something is written as a comment that begins with `#? `: a person takes that away, or does not. What cannot be
-mended by a line stands there as a comment with its hint. Addresses with passwords come from the environment.
+The script is for sh, with psql, redis-cli or aws where they are needed, and it is only printed. A line that ends
+something of others or costs something is a comment that begins with `#? `: a person removes the mark, or does not. A
+finding without such a line becomes a comment with its hint. Addresses with passwords come from the environment.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ _CACHE = ': "${CDC_CACHE__URL:?export CDC_CACHE__URL=redis://HOST:6379/0, the ur
 _TITLE = """\
 #!/bin/sh
 # Printed by cdc doctor --fix; nothing was done. Read it, then: cdc doctor --fix >fix.sh; sh fix.sh
-# Lines that begin with "#? " end something of somebody else's, or cost something: take the mark away where you agree.
+# Lines that begin with "#? " end something that others own, or cost something: take the mark away where you agree.
 set -eu
 """
 
@@ -26,7 +26,7 @@ _PSQL = 'psql -X -q -v ON_ERROR_STOP=1 "$CDC_ADMIN_DSN"'
 
 
 def script(findings: Sequence[Finding]) -> str:
-    """The whole script; of findings that are well nothing."""
+    """Write the whole script. Findings of level `ok`, and info without a command, are left out."""
     troubled = [finding for finding in findings if finding.level != "ok" and _is_mended(finding)]
     if not troubled:
         return "# cdc doctor --fix: there is nothing to mend\n"
@@ -35,12 +35,12 @@ def script(findings: Sequence[Finding]) -> str:
 
 
 def _is_mended(finding: Finding) -> bool:
-    """Info without a command is for reading, not for mending."""
+    """True for what the script should mend: info without a command is only for reading."""
     return finding.level != "info" or bool(finding.sql or finding.command)
 
 
 def _distinct(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """One command may mend several findings; it is needed once."""
+    """Yield one finding for each command: a command may mend several, and is needed once."""
     seen: set[tuple[str, str]] = set()
     for finding in findings:
         key = (finding.sql, finding.command)
@@ -70,7 +70,7 @@ def _part(finding: Finding) -> str:
 
 
 def _delimiter(sql: Sequence[str]) -> str:
-    """A line that the SQL does not have: names come from the database, and may hold a newline."""
+    """A line that does not occur in the SQL: names come from the database, and may hold a newline."""
     end = "SQL"
     while end in sql:
         end += "_"
@@ -78,7 +78,7 @@ def _delimiter(sql: Sequence[str]) -> str:
 
 
 def _last(findings: Sequence[Finding]) -> Iterator[str]:
-    """ALTER SYSTEM only writes a file; what a reload cannot change says so itself in its finding."""
+    """The last lines. ALTER SYSTEM only writes a file, so the server must reload it; some settings need a restart."""
     settings = [finding for finding in findings if "ALTER SYSTEM" in finding.sql]
     if settings:
         mark = OPTIONAL if all(finding.optional for finding in settings) else ""

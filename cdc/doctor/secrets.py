@@ -1,4 +1,4 @@
-"""Whether secrets are kept: from other users of this machine, and from whoever loses a key (pure)."""
+"""Judges how secrets are kept: can other users of this machine read them, and is the right key here? Pure."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from cdc.finding import Finding
 
 
 def judge_files(exposed: Sequence[Path]) -> list[Finding]:
-    """Files with secrets of ours that any user may read."""
+    """Judge files with secrets that any user of this machine may read."""
     findings = []
     for file in exposed:
         message = f"{file} holds a secret, and every user of this machine may read it"
@@ -20,7 +20,7 @@ def judge_files(exposed: Sequence[Path]) -> list[Finding]:
 
 
 def judge_encryption(settings: ArchiveSettings) -> list[Finding]:
-    """An identity of other keys than the recipients' is noticed on the day it is needed, or here."""
+    """Judge whether `archive.identity` opens what is encrypted to `archive.recipients`, before it is needed."""
     if not settings.recipients:
         return []
     written = f"what is archived is encrypted to {len(settings.recipients)} keys"

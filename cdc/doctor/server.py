@@ -1,4 +1,4 @@
-"""What the server is, and what stands between it and us (pure)."""
+"""Judges the server's version and encoding, and a pooler between it and us (pure)."""
 
 import re
 from typing import Final
@@ -6,8 +6,8 @@ from typing import Final
 from cdc.finding import Finding
 from cdc.postgres.pooler import Backends
 
-# What minor releases mended in logical decoding, and the first that has it by major version. From the release notes;
-# their source (doc/src/sgml/release-17.sgml) names the branches. 18 has had all of it from its first release.
+# Faults of logical decoding, and by major version the first minor release without them. From the release notes; their
+# source (doc/src/sgml/release-17.sgml) names the branches. 18 has had all of it from its first release.
 _MENDED: Final = (
     (
         # 2025-05-08: "Avoid data loss when DDL operations that don't take a strong lock affect tables that are being
@@ -19,7 +19,7 @@ _MENDED: Final = (
         # 2025-08-14: "Avoid re-distributing cache invalidation messages from other transactions", which "would often
         # end in a memory allocation failure"; "Avoid infinite wait in logical decoding when reading a
         # partially-written WAL record".
-        "may run out of memory when it decodes schema changes, and wait for ever after a crash",
+        "may run out of memory when it decodes schema changes, and wait without end after a crash",
         {14: 19, 15: 14, 16: 10, 17: 6},
     ),
     (
@@ -31,13 +31,13 @@ _MENDED: Final = (
 
 
 def parse_version(server_version: str) -> tuple[int, int] | None:
-    """`15.18 (Debian 15.18-1)` is (15, 18); None for a development version."""
+    """Parse `15.18 (Debian 15.18-1)` to (15, 18); None for a development version."""
     found = re.match(r"(\d+)\.(\d+)", server_version)
     return None if found is None else (int(found[1]), int(found[2]))
 
 
 def judge_version(server_version: str) -> list[Finding]:
-    """Minor versions whose decoding is known to lose or refuse."""
+    """Judge the minor version: some are known to lose changes, to run out of memory, or to invalidate slots."""
     version = parse_version(server_version)
     if version is None:
         return []
@@ -61,7 +61,7 @@ def judge_encoding(encoding: str) -> list[Finding]:
 
 
 def judge_pooler(backends: Backends) -> list[Finding]:
-    """Replication needs a connection of its own from end to end."""
+    """Judge whether a pooler is between us and Postgres: replication needs a connection of its own from end to end."""
     if not backends.pooled:
         return []
     return [

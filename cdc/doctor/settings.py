@@ -1,4 +1,4 @@
-"""What the server's settings mean for a slot that may have to wait (pure)."""
+"""Judges the server's settings: their timeouts and limits decide whether a slot survives a long wait (pure)."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _RAISE_SLOTS = "then restart Postgres"
 def judge_configuration(
     configuration: Mapping[str, str], status_interval_s: float, disk: Disk | None, retained_bytes: float = 0
 ) -> list[Finding]:
-    """Timeouts and limits. `retained_bytes` is what the slots hold already; `disk` None where it cannot be seen."""
+    """Judge timeouts and limits. `retained_bytes` is the WAL that slots retain; `disk` is None if it is not visible."""
     return [
         _judge_wal_sender_timeout(configuration["wal_sender_timeout"], status_interval_s),
         *_judge_keep_size(configuration["max_slot_wal_keep_size"], disk, retained_bytes),
@@ -37,18 +37,18 @@ def _judge_wal_sender_timeout(setting: str, status_interval_s: float) -> Finding
     timeout_s = seconds(setting)
     mend = "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();"
     if timeout_s == 0:
-        message = "wal_sender_timeout is 0: a connection that died unnoticed holds the slot for ever"
+        message = "wal_sender_timeout is 0: a connection that died unnoticed holds the slot without end"
         return mended_by_sql("warning", "postgres", message, mend)
     if timeout_s < _SHORT_TIMEOUT_S:
         message = f"wal_sender_timeout is only {setting}: a stall of the network that long ends the stream"
         return mended_by_sql("warning", "postgres", message, mend)
-    # As the service does: well inside the timeout, whatever the configuration says.
+    # The service does the same: it stays well inside the timeout, even with a longer interval in the configuration.
     interval_s = min(status_interval_s, timeout_s / 4)
     return Finding("postgres", f"wal_sender_timeout {setting}, a status update every {interval_s:g} s", level="ok")
 
 
 def _judge_keep_size(setting: str, disk: Disk | None, retained_bytes: float) -> list[Finding]:
-    """Both extremes are a risk: without a limit the disk, with a low one the slot."""
+    """Judge `max_slot_wal_keep_size`: without a limit the disk is at risk, with a low one the slot."""
     room_bytes = math.inf if disk is None else disk.free_bytes + retained_bytes
     wanted_bytes = min(_USUAL_KEEP_BYTES, room_bytes / 2)
     mend = f"ALTER SYSTEM SET max_slot_wal_keep_size = '{int(wanted_bytes) // 1024**2}MB'; SELECT pg_reload_conf();"
@@ -74,7 +74,7 @@ def _judge_keep_size(setting: str, disk: Disk | None, retained_bytes: float) -> 
 def _judge_unseen(disk: Disk | None) -> list[Finding]:
     if disk is not None:
         return []
-    message = "the disk of the WAL cannot be seen from here: whether it has room for that, somebody else must know"
+    message = "the disk of the WAL cannot be seen from here: check on its machine whether it has room for that"
     return [
         Finding("postgres", message, 'disk_path = "/var/lib/postgresql"   # in [monitor], if it is here', level="info")
     ]
@@ -97,7 +97,7 @@ def _judge_idle_timeout(setting: str) -> list[Finding]:
 
 
 def judge_headroom(used: int, allowed: int, *, ours_is_there: bool) -> list[Finding]:
-    """Slots; that there is none left for ours is an error of the server's (check_server)."""
+    """Judge the room for further slots. That none is left for our own is for `check_server` to report, as an error."""
     needed = _BESIDE_OURS + (0 if ours_is_there else 1)
     if used + needed <= allowed:
         return [Finding("postgres", f"{used} of {allowed} replication slots are in use", level="ok")]
@@ -107,7 +107,7 @@ def judge_headroom(used: int, allowed: int, *, ours_is_there: bool) -> list[Find
 
 
 def judge_spill(watched: WatchedSlot | None, work_mem: str) -> list[Finding]:
-    """Transactions that did not fit into the memory of decoding went over the server's disk."""
+    """Judge the spill: transactions that did not fit into the memory of decoding went over the server's disk."""
     if watched is None or watched.decoding is None or not watched.decoding.spill_txns:
         return []
     decoding = watched.decoding

@@ -1,4 +1,4 @@
-"""Slots, what a failover asks of ours, and transactions that hold all of them back (pure)."""
+"""Judges the slots, our slot's readiness for a failover, and transactions that hold all slots back (pure)."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,13 @@ from cdc.postgres.observation import OpenTransaction
 from cdc.postgres.slot import Slot
 from cdc.words import duration, size
 
-# Creating a slot waits for it, and no slot moves past it. A night's batch may take longer; a chat's transaction not.
+# A new slot waits for an open transaction, and no slot moves past it. A nightly batch may be open for longer than this,
+# a transaction of a chat may not.
 LONG_S = 900.0
 
 
 def judge_slots(slots: Sequence[Slot], name: str, wal_lsn: int, now: float) -> list[Finding]:
-    """All slots, ours named `name`. `now` is the server's clock."""
+    """Judge all slots. `name` is our slot's, `wal_lsn` and `now` are the server's position and clock (Unix time)."""
     ours = next((slot for slot in slots if slot.name == name), None)
     judged = [
         found for slot in slots for found in judge_slot(slot, name, wal_lsn=wal_lsn, now=now) if found.level != "info"
@@ -32,7 +33,7 @@ def _describe_ours(ours: Slot | None, name: str, wal_lsn: int) -> Finding:
 
 
 def judge_failover(slots: Sequence[Slot], name: str, synchronized_standby_slots: str) -> list[Finding]:
-    """What a slot needs in order to survive a failover, as far as the primary can tell."""
+    """Judge whether our slot would survive a failover, as far as the primary can tell."""
     ours = next((slot for slot in slots if slot.name == name), None)
     findings = [] if ours is None else [_judge_our_failover(ours)]
     listed = [name.strip(' "') for name in synchronized_standby_slots.split(",") if name.strip()]
@@ -60,7 +61,10 @@ def _judge_our_failover(slot: Slot) -> Finding:
 
 
 def _judge_standby_slots(listed: Sequence[str], slots: Sequence[Slot]) -> list[Finding]:
-    """Postgres sends us no change that a listed standby lacks, and waits for ever for one that is not there."""
+    """Judge the listed standby slots.
+
+    Postgres sends us no change that a listed standby lacks, and waits without end for a standby that is not there.
+    """
     if not listed:
         return [
             Finding(
@@ -88,7 +92,7 @@ def _judge_standby_slots(listed: Sequence[str], slots: Sequence[Slot]) -> list[F
 
 
 def judge_transactions(transactions: Sequence[OpenTransaction], now: float) -> list[Finding]:
-    """`now` is the server's clock. Those that have written, or hold a snapshot, and have been open for long."""
+    """Judge long transactions that have written, or hold a snapshot. `now` is the server's clock (Unix time)."""
     return [
         _judge_long(one, now - one.since)
         for one in transactions

@@ -1,4 +1,4 @@
-"""Postgres's units, as `current_setting` prints them (pure)."""
+"""Reads settings with Postgres's units, as `current_setting` prints them (pure)."""
 
 from typing import Final
 
@@ -9,12 +9,12 @@ _UNITS_BYTES = {"": 1024**2, "B": 1, "kB": 1024, "MB": 1024**2, "GB": GIB, "TB":
 
 
 def seconds(setting: str) -> float:
-    """A duration: `1min`, `500ms`, `0`."""
+    """Read a duration in seconds: `1min`, `500ms`, `0`. A number without a unit is milliseconds."""
     digits = setting.rstrip("abcdefghijklmnopqrstuvwxyz")
     return float(digits) * _UNITS_S[setting.removeprefix(digits)]
 
 
 def nbytes(setting: str) -> int:
-    """A size: `10GB`, `512MB`."""
+    """Read a size in bytes: `10GB`, `512MB`. A number without a unit is megabytes, of 1024 * 1024 bytes."""
     digits = setting.rstrip("BkMGT")
     return int(digits) * _UNITS_BYTES[setting.removeprefix(digits)]
