@@ -1,5 +1,5 @@
-"""The archive: every committed change, off the box, append-only. The only room that imports aioboto3.
+"""The archive keeps every committed change off this machine, append-only. No other package imports aioboto3.
 
-Its floors, from below: `format` holds what an object's bytes mean (pure), `bucket` where objects live, `proof` that all
-of them are there, `reader` the tail and the history, `writer` the sink, `state` the tables that the log adds up to.
+Its floors, from below: `format` defines the bytes of an object, `bucket` stores objects, `proof` shows that all of them
+are there, `reader` finds the tail and the history, `writer` is the sink, `state` adds the log up to tables.
 """

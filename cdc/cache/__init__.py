@@ -1,4 +1,4 @@
-"""The cache's room, the only one that imports redis: projections, the script, the sink, the warm-up.
+"""The cache keeps in Redis the rows that readers ask for, in the shape that the configured projections give them.
 
-Changes come in, and Redis holds what readers ask for, shaped for them, complete up to the position in `cdc:meta`.
+It is complete up to the position in `cdc:meta`. This is the only package that imports redis.
 """

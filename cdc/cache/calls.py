@@ -1,13 +1,13 @@
-"""The script calls: each moves the data and the checkpoint together, or neither.
+"""Script calls move the data and the checkpoint together, or neither.
 
 A call is a compare-and-set. It names the checkpoint that it expects and the target that it leaves, and does nothing if
 another checkpoint is there (`script.lua`). One call is under way at a time. While Redis works on it, the next one is
-prepared, for it expects the target of the call before it.
+prepared: it expects the target of the call before it.
 
     prepare ── send now ────────────────┐         ┌─ answered: the checkpoint is the target
        │                                ├─ send ──┼─ answered with another checkpoint: Moved
        └────── send ahead ── await sent ┘         └─ no answer: `settle` reads which of the two is there
-                    └─ abandon: after an error nothing waits for the call any more, `settle` finds out about it
+                    └─ abandon: after an error nothing waits for the call any more, `settle` finds its outcome
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _FIRST_VALUE: Final = 11  # ARGV before it: two checkpoints of four fields, upda
 
 
 class _Call(NamedTuple):
-    """A script call that is ready to be sent: its arguments from the number of keys on, all of it packed."""
+    """A script call that is ready to be sent: its arguments from the number of keys on, and the packed command."""
 
     arguments: list[bytes]
     packed: bytes
@@ -58,7 +58,10 @@ class ScriptCalls:
         self._unreachable: set[str] = set()
 
     async def begin(self) -> None:
-        """Take the checkpoint that is in Redis for ours, whatever became of calls before. Raises Unavailable."""
+        """Adopt the checkpoint that is in Redis, and forget any call without an answer.
+
+        Raises Unavailable if no answer came, Invalid if Redis refuses the call.
+        """
         self.checkpoint, self._unanswered = await self._look(), None
 
     async def _look(self) -> Checkpoint:
@@ -67,13 +70,13 @@ class ScriptCalls:
 
     @property
     def expected(self) -> Checkpoint:
-        """What the next call expects: the target of a call that was sent ahead, or where the cache is."""
+        """The checkpoint that the next call expects: the target of a call that was sent ahead, or the cache's own."""
         return self.checkpoint if self._sent is None else self._sent_target
 
     def next_step(self) -> Checkpoint:
-        """A target at the same position that no call before had, ours or another writer's.
+        """A target at the same position that no earlier call had, ours or another writer's.
 
-        So a late call is never taken for this one.
+        So a late call is never mistaken for this one.
         """
         self._steps += 1
         return self.checkpoint.stepped(f"{self._writer}.{self._steps}")
@@ -99,20 +102,23 @@ class ScriptCalls:
             await asyncio.sleep(0)  # until it is sent
 
     async def await_sent(self) -> None:
-        """Wait for the call that was sent ahead, if there is one. Raises what it raises."""
+        """Wait for the call that was sent ahead, if there is one. Raises as `send_now` does."""
         sent, self._sent = self._sent, None
         if sent is not None:
             await sent
 
     async def abandon(self) -> None:
-        """Cancel the call that was sent ahead: after an error or a cancellation. `settle` finds out about it."""
+        """Cancel the call that was sent ahead, after an error or a cancellation. `settle` finds its outcome."""
         sent, self._sent = self._sent, None
         if sent is not None:
             sent.cancel()
             await asyncio.gather(sent, return_exceptions=True)
 
     async def settle(self) -> None:
-        """Find out what became of a call without an answer. Raises Moved if neither of its checkpoints is there."""
+        """Find the outcome of a call without an answer.
+
+        Raises Moved if neither of its checkpoints is there, Unavailable if no answer came, Invalid if Redis refuses.
+        """
         if self._unanswered is None:
             return
         found, target = await self._look(), self._unanswered
@@ -149,7 +155,7 @@ class ScriptCalls:
         )
 
     def _name_unreachable(self, plan: Plan) -> None:
-        """Warn once of each table with keys that a change does not reach."""
+        """Warn once for each table with keys that a delete or an update cannot reach."""
         for table in plan.unreachable - self._unreachable:
             log.warning(
                 "cache_keys_unreachable", table=table, hint=f"ALTER TABLE {table} REPLICA IDENTITY FULL",

@@ -1,9 +1,9 @@
-"""The cache's checkpoint: the hash `cdc:meta` in Redis, which moves in the same script call as the data.
+"""The checkpoint says how far the cache is: the hash `cdc:meta` in Redis, which moves in the same call as the data.
 
 It holds `lsn` (complete up to here; absent while a warm-up runs), `epoch`, `generation` (names this filling of the
 cache and its projections), `updated_at`, and `part` (`commit_lsn:seq`, the first change that is not applied yet) while
-a large transaction is half applied. Many calls that stay at one position, as of a warm-up or a TRUNCATE, count
-themselves behind it (`commit_lsn:seq:step-writer.call`).
+a large transaction is half applied. A warm-up or a TRUNCATE makes many calls at one position. Each appends its own
+step, writer and number to `part` (`commit_lsn:seq:step-writer.call`).
 """
 
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ FIELDS: Final = (b"lsn", b"epoch", b"generation", b"part")
 
 
 class Checkpoint(NamedTuple):
-    """`cdc:meta` as it stands in Redis; a field that is absent is empty."""
+    """The fields of `cdc:meta` as they stand in Redis; an absent field is empty."""
 
     lsn: bytes = b""
     epoch: bytes = b""
@@ -31,10 +31,10 @@ class Checkpoint(NamedTuple):
         return Position(epoch, lsn, parse_lsn(commit_lsn), int(seq))
 
     def stepped(self, signature: str) -> "Checkpoint":
-        """The same position, and a checkpoint that no other call leaves: `signature` is the call's own.
+        """A checkpoint at the same position that no other call leaves. `signature` names the call.
 
-        Otherwise two cases look alike: Redis lost the previous call in a failover, or another writer made as many
-        calls, through other keys.
+        Every call gets a unique step. Otherwise two cases look alike: Redis lost the previous call in a failover, or
+        another writer made as many calls, through other keys.
         """
         commit_lsn, seq, step = (*self.part.decode().split(":"), "0")[:3] if self.part else ("0/0", "0", "0")
         number = int(step.partition("-")[0]) + 1

@@ -1,8 +1,8 @@
-"""One connection to Redis: commands out, answers in, its errors in our words.
+"""A connection sends commands to Redis, returns its answers, and turns its errors into ours.
 
-Commands are packed here: redis-py's own packing takes longer than Redis does to apply the rows. A command whose answer
-did not come raises Unavailable and closes the connection; whether it was carried out, only Redis knows. Nothing is
-tried twice here.
+Commands are packed here: redis-py's own packing takes longer than Redis does to apply the rows. A command without an
+answer raises Unavailable and closes the connection; only Redis knows whether it was carried out. Nothing is tried
+twice here.
 """
 
 import re
@@ -34,14 +34,14 @@ _HINTS = {
     "NOPERM": "ACL SETUSER <user> ~* +@read +@write +@scripting +info +ping",
     "CROSSSLOT": "cache.url must lead to one server, not to a cluster: the checkpoint and the keys change together",
     "MOVED": "cache.url must lead to one server, not to a cluster: the checkpoint and the keys change together",
-    "WRONGTYPE": "somebody else uses the key cdc:meta; give the cache a database of its own, as in redis://host/1",
+    "WRONGTYPE": "another program uses the key cdc:meta; give the cache a database of its own, as in redis://host/1",
 }
 
 _HEADERS = [b"\r\n$%d\r\n" % length for length in range(4096)]
 
 
 def pack(arguments: Sequence[bytes]) -> bytes:
-    """One command in Redis's protocol ("RESP protocol spec": an array of bulk strings)."""
+    """Pack one command in Redis's protocol ("RESP protocol spec": an array of bulk strings)."""
     parts = [b"*%d" % len(arguments)]
     headers = _HEADERS
     for argument in arguments:
@@ -84,7 +84,7 @@ class Connection:
         return await self.send(pack(arguments))
 
     async def send(self, packed: bytes) -> Any:
-        """The same for a command that is packed already."""
+        """Send a packed command and wait for its answer. Raises Unavailable, Invalid or NoScript."""
         try:
             await self._connection.send_packed_command(packed)
             return await self._connection.read_response()
@@ -103,7 +103,7 @@ class Connection:
 
 
 def translate(error: Exception) -> CdcError | None:
-    """Redis's error in our words; None for one that is a bug of ours."""
+    """Turn Redis's error into one of ours, to be raised; None for an error that is a bug of ours."""
     # "unknown command 'X', with args beginning with: ..." quotes keys, and keys hold values of rows.
     text = _ARGUMENTS.sub("", str(error)) or type(error).__name__
     code = type(error).__name__

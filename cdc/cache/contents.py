@@ -1,4 +1,4 @@
-"""A look into the Redis that holds the cache: a sample of its keys, the time an answer takes, and its clock."""
+"""Looks into the Redis that holds the cache: at a sample of its keys, the time an answer takes, and its clock."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from cdc.cache.projection import Template
 from cdc.config import CacheSettings
 from cdc.errors import Invalid
 
-# One SCAN answers at once; of the keys of ours some are asked for their expiry.
+# The sample is one SCAN, which answers at once. Only some of our keys are asked for their expiry.
 _SAMPLE: Final = b"1000"
 _ASKED: Final = 50
 _PINGS: Final = 3
@@ -18,7 +18,7 @@ _PINGS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Of `sampled` keys `foreign` fit none of our templates; of some of the others `immortal` have no expiry."""
+    """A sample of keys. `foreign` of them fit none of our templates; `immortal` of up to 50 others have no expiry."""
 
     sampled: int
     foreign: int
@@ -27,7 +27,7 @@ class Contents:
 
 
 async def read_contents(settings: CacheSettings) -> Contents:
-    """Look at a sample. Raises Unavailable or Invalid."""
+    """Read a sample of keys, and the round trip in seconds. Raises Unavailable or Invalid."""
     connection = Connection(settings)
     try:
         round_trip_s = min([await _ping_s(connection) for _ in range(_PINGS)])
@@ -47,7 +47,7 @@ async def _ping_s(connection: Connection) -> float:
 
 
 async def _sample(connection: Connection) -> list[bytes]:
-    """Empty where the user may not SCAN, which the cache itself needs for TRUNCATE only."""
+    """Read a page of keys; empty if the user may not SCAN, which the cache itself needs for TRUNCATE only."""
     try:
         _, keys = await connection.call(b"SCAN", b"0", b"COUNT", _SAMPLE)
     except Invalid:
@@ -57,7 +57,7 @@ async def _sample(connection: Connection) -> list[bytes]:
 
 
 async def read_cache_time(settings: CacheSettings) -> float | None:
-    """Redis's clock, seconds since 1970; None where the user may not ask. Raises Unavailable."""
+    """Read Redis's clock in seconds since 1970; None if the user may not ask. Raises Unavailable or Invalid."""
     connection = Connection(settings)
     try:
         answer: Any = await connection.call(b"TIME")

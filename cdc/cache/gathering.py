@@ -1,4 +1,4 @@
-"""The plan of the next script call while it is made: changes of whole transactions, or of a part of one."""
+"""Gathers the plan of the next script call: changes of whole transactions, or of a part of one."""
 
 from cdc.cache.checkpoint import Checkpoint
 from cdc.cache.plan import Plan
@@ -9,7 +9,7 @@ from cdc.position import Position
 
 
 class Gathering:
-    """A plan, and how far the cache is once it is applied."""
+    """A plan that grows, and the position of the cache after it is applied."""
 
     __slots__ = ("lsn", "part_commit_lsn", "part_seq", "plan")
 
@@ -24,7 +24,7 @@ class Gathering:
         return f"{format_lsn(self.part_commit_lsn)}:{self.part_seq}".encode() if self.part_commit_lsn else b""
 
     def target(self, expected: Checkpoint) -> Checkpoint:
-        """The checkpoint that applying the plan leaves, where `expected` was before; the same if there is no progress.
+        """The checkpoint after the plan is applied to a cache at `expected`; `expected` itself without progress.
 
         A TRUNCATE that was interrupted begins again. Its steps stay counted, so that no two states share a checkpoint.
         """
@@ -38,7 +38,7 @@ class Gathering:
         return transaction.commit_lsn < max(self.lsn, self.part_commit_lsn)
 
     def begin(self, transaction: Transaction) -> int:
-        """The first change of this piece that is not applied yet. Raises Moved if some before it are missing."""
+        """The `seq` of the first change that is not applied yet. Raises Moved if changes before it are missing."""
         half_applied = self.part_commit_lsn not in (0, transaction.commit_lsn)
         awaited_seq = self.part_seq if self.part_commit_lsn else 0
         if half_applied or transaction.first_seq > awaited_seq:

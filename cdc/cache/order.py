@@ -1,7 +1,7 @@
-"""The order of rows: what `order_by` may be, as a sorted set's score and as an exact rank. Pure.
+"""Orders rows: turns a value of `order_by` into a sorted set's score and into an exact rank. Pure.
 
 A score is a double, because Redis keeps no other: integers beyond 2^53 share scores with their neighbours. A rank is
-exact, so that `latest` never takes an older row for a newer one. NULL has neither: such a row has no place in an order.
+exact, so that `latest` never mistakes an older row for a newer one. NULL has neither: such a row is in no order.
 
 - integers and numerics are their own value, NaN above everything, as Postgres sorts;
 - timestamps and dates are microseconds since 1970 (UTC), `infinity` and `-infinity` included.
@@ -33,7 +33,7 @@ _KIND_OF_TYPE: Final = {
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US: Final = 86_400_000_000
 
-# Doubles nearer to zero than this make strtod report a range error, and Redis refuse the score.
+# For doubles nearer to zero than this strtod reports a range error, and Redis refuses the score.
 _TINY: Final = 1e-300
 
 _TIMESTAMP = re.compile(
@@ -46,12 +46,12 @@ Rank = int | float | Decimal
 
 
 def order_kind(type_oid: int) -> int | None:
-    """DECIMAL, FLOAT or TIME, as the script compares them; None for a type that gives no order."""
+    """The kind by which the script compares values of this type: DECIMAL, FLOAT or TIME; None without an order."""
     return _KIND_OF_TYPE.get(type_oid)
 
 
 def is_time(type_oid: int) -> bool:
-    """Whether values of this type are moments: timestamptz, timestamp or date."""
+    """True if values of this type are times: timestamptz, timestamp or date."""
     return type_oid in _TIMES
 
 
@@ -78,7 +78,7 @@ def _float_score(text: bytes) -> bytes:
 
 
 def rank(kind: int, text: bytes) -> Rank:
-    """An exact number that sorts as Postgres sorts these values."""
+    """An exact number that sorts as Postgres sorts these values. `kind` is from `order_kind`."""
     if text.isdigit():
         return int(text)
     if kind == TIME:
@@ -89,7 +89,7 @@ def rank(kind: int, text: bytes) -> Rank:
 
 
 def time_us(text: bytes) -> int | float:
-    """Microseconds since 1970 of a timestamp or date in ISO style; ±inf for `infinity`. Raises ValueError."""
+    """Read a timestamp or date in ISO style; return microseconds since 1970, ±inf for `infinity`. Raises ValueError."""
     try:
         moment = datetime.fromisoformat(text.decode())
     except ValueError:
@@ -101,7 +101,7 @@ def time_us(text: bytes) -> int | float:
 
 
 def _unusual_time_us(text: bytes) -> int | float:
-    """What Python's calendar does not reach: infinity, years before 1 and after 9999."""
+    """Read a time outside Python's calendar: infinity, or a year before 1 or after 9999. Raises ValueError."""
     if text in (b"infinity", b"-infinity"):
         return math.inf if text == b"infinity" else -math.inf
     match = _TIMESTAMP.fullmatch(text)

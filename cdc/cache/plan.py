@@ -1,12 +1,12 @@
-"""The operations of one script call: gathered by key, then flattened into keys, values and numbers. Pure.
+"""A plan gathers the operations of one script call by key, then flattens them into keys, values and numbers. Pure.
 
-Every operation touches one key, so operations on different keys may change places and those on one key keep their
-order. That is what may be joined:
+Every operation touches one key. Operations on different keys may change places; those on one key keep their order. Some
+may be joined:
 
-- of several SET or UNLINK of one string, the last counts;
-- consecutive members of one history go in one ZADD, with one trim and one PEXPIREAT: the newest `limit` of a union are
-  the same whether one trims once or after every member;
-- of consecutive rows of one `latest`, the newest counts; an update that follows its own row's insert takes its place.
+- several SET or UNLINK of one string: the last counts;
+- consecutive members of one history: they go in one ZADD, with one trim and one PEXPIREAT. A single trim leaves the
+  same newest `limit` members as a trim after each;
+- consecutive rows of one `latest`: the newest counts. An update that follows its own row's insert takes its place.
 
 The numbers name places in KEYS and ARGV (from 1, as Lua counts), so that a row which two projections hold travels once.
 """
@@ -18,12 +18,12 @@ import orjson
 from cdc.cache.order import rank
 from cdc.row import Row, RowCodec
 
-# As in script.lua.
+# These numbers are the same in script.lua.
 _SET, _UNLINK, _ADD, _REPLACE, _NEWEST, _REVISE = range(1, 7)
 
 
 class MemberIdentity:
-    """Names a member of a history: its exact JSON, and in case that is not there, its score and key columns."""
+    """Names a member of a history by its exact JSON, and, in case that is not there, by its score and key columns."""
 
     __slots__ = ("key_tokens", "member", "score")
 
@@ -44,7 +44,7 @@ class _Replacement:
 
 
 class _History:
-    """One history's operations: what is settled, and the members (score, member, score …) that still gather."""
+    """The operations on one history: those that are settled, and the members (score, member, score …) that gather."""
 
     __slots__ = ("expiry_ms", "limit", "members", "settled")
 
@@ -69,7 +69,7 @@ class _Members:
 
 
 class LatestShape:
-    """What the script and this module must know of a `latest` projection on one relation."""
+    """The facts of a `latest` projection on one relation that the script and this module need."""
 
     __slots__ = ("codec", "kind", "only", "skip")
 
@@ -81,7 +81,7 @@ class LatestShape:
 
 
 class _Revision:
-    """One operation on a `latest`: a row is new (no `old_order`), changed, or went (no `row`), or all is forgotten."""
+    """One operation on a `latest`: a row is new (no `old_order`), changed or gone (no `row`), or the key is dropped."""
 
     __slots__ = ("expiry_ms", "old_order", "order", "row")
 
@@ -149,7 +149,7 @@ class Plan:
         self._strings[key] = None
 
     def add(self, key: bytes, limit: int, score: bytes, member: bytes, expiry_ms: int) -> None:
-        """A new member of a history."""
+        """Add a new member to a history. `expiry_ms` is milliseconds since 1970."""
         history = self._histories.get(key)
         if history is None:
             self._histories[key] = _History(limit, [score, member], expiry_ms)
@@ -164,7 +164,7 @@ class Plan:
         self._settled(key, limit).append(_Replacement(old, pair, expiry_ms, reordered))
 
     def forget(self, key: bytes, limit: int) -> None:
-        """Let a whole history go."""
+        """Remove a whole history, the key with all its members."""
         self._settled(key, limit).append(None)
 
     def _settled(self, key: bytes, limit: int) -> list["_Replacement | _Members | None"]:
@@ -175,7 +175,7 @@ class Plan:
         return history.settled
 
     def newest(self, key: bytes, shape: LatestShape, row: Row, order: bytes, expiry_ms: int) -> None:
-        """A new row that may be the newest."""
+        """Offer a new row, which may be the newest of its key."""
         latest = self._latests.get(key)
         if latest is None:
             self._latests[key] = _Latest(shape, row, order, None, expiry_ms)
@@ -185,7 +185,7 @@ class Plan:
     def revise(
         self, key: bytes, shape: LatestShape, row: Row | None, order: bytes, old_order: bytes, expiry_ms: int
     ) -> None:
-        """The row with `old_order` is now `row` with `order`, or went."""
+        """Change the row with `old_order` to `row` with `order`; None: it is gone."""
         latest = self._latests.get(key)
         if latest is None:
             self._latests[key] = _Latest(shape, row, order, old_order, expiry_ms)
@@ -193,7 +193,7 @@ class Plan:
             latest.revise(row, order, old_order, expiry_ms)
 
     def forget_latest(self, key: bytes, shape: LatestShape) -> None:
-        """Let the key go, whichever row is there."""
+        """Remove the key of a `latest`, with any row that it holds."""
         latest = self._latests.get(key)
         if latest is None:
             self._latests[key] = _Latest(shape, None, b"", None, 0)
@@ -201,7 +201,7 @@ class Plan:
             latest.forget()
 
     def flatten(self, first_value: int) -> tuple[list[bytes], bytes, list[bytes]]:
-        """KEYS after the checkpoint, the plan as JSON, and the values; the first of these is ARGV[first_value]."""
+        """Return KEYS after the checkpoint, the plan as JSON, and the values. The first value is ARGV[first_value]."""
         flat = _Flat(first_value)
         flat.histories(self._histories)
         flat.strings(self._strings)
@@ -235,7 +235,7 @@ class _Flat:
         return 0 if value is None else self.value(value)
 
     def run(self, values: Sequence[bytes]) -> tuple[int, int]:
-        """Places of the first and the last of several values; an empty run ends before it begins."""
+        """Return the places of the first and the last of several values; an empty run ends before it begins."""
         first = self._base + len(self.values)
         self.values += values
         return first, first + len(values) - 1
@@ -281,7 +281,7 @@ class _Flat:
 
     def strings(self, strings: dict[bytes, tuple[bytes, int] | None]) -> None:
         keys, numbers = self.keys, self.numbers
-        # A row that is a history's member too is the same object, and travels once.
+        # A row that is also a history's member is the same object, and travels once.
         members = dict(zip(map(id, self.values), range(self._base, self._base + len(self.values)), strict=True))
         for key, content in strings.items():
             keys.append(key)

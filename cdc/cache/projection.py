@@ -1,11 +1,11 @@
-"""Projections: what a change of a row does to the cache's keys. Pure.
+"""Projections turn a change of a row into operations on the cache's keys. Pure.
 
-A projection of the configuration is bound to a relation of the stream (`bind`), which finds its columns and refuses
-what cannot work; the bound projection then turns every change into operations of a `Plan`. What they mean:
+`bind` binds a projection of the configuration to a relation of the stream: it finds the columns, and refuses what
+cannot work. The bound projection turns every change into operations of a `Plan`. The rules:
 
 **Keys.** A template's placeholders are replaced with the values' text as Postgres prints it. NULL in a key column: no
-key, so the row is not in the cache. Everything that is written expires at commit time + ttl, also when it is written
-again from a replay: a time in the past means that the key goes.
+key, so the row is not in the cache. Every written key expires at commit time + ttl, also when a replay writes it again:
+a time in the past removes the key.
 
 **row** - the row as JSON. Create and update set it, delete removes it; a changed key removes the old, sets the new.
 
@@ -18,9 +18,9 @@ an insert or by a row that moves to it. Rows without an order (NULL) stay out.
 order is the same or lower. Update replaces only the row that is there, or takes its place by a higher order; it never
 creates. When the newest row goes or moves back, the key goes: the newest row is not known then.
 
-**Holes.** Where Postgres did not send an unchanged TOAST value, the key goes (of a history: the whole history): a miss
-is honest, a hole is not. Where the old row's key is not known (no REPLICA IDENTITY FULL) it is taken to be the new
-row's; a delete then cannot reach its keys, and its table is named in `Plan.unreachable`.
+**Holes.** Where Postgres did not send an unchanged TOAST value, the key is removed (of a history: the whole history): a
+miss is honest, a hole is not. Where the old row's key is not known (no REPLICA IDENTITY FULL) the new row's is assumed.
+A delete then cannot reach its keys, and its table is named in `Plan.unreachable`.
 
 **truncate** is not an operation of a plan: the sink finds the keys by `Template.pattern`.
 """
@@ -43,7 +43,7 @@ _GLOB_SPECIAL = re.compile(rb"([*?\[\]\\^])")
 
 
 class Template:
-    """A key template: `session:{session_hash}:turns`."""
+    """A key template of the configuration, as in `session:{session_hash}:turns`."""
 
     def __init__(self, text: str) -> None:
         pieces = _PLACEHOLDER.split(text)
@@ -62,7 +62,7 @@ class Template:
 
     @property
     def weight(self) -> int:
-        """Bytes of literal text; of two templates that fit a key, the heavier one says more about it."""
+        """The bytes of literal text. Of two templates that fit a key, the heavier one owns it."""
         return sum(map(len, self.literals))
 
 
@@ -80,7 +80,7 @@ class _Key:
         self.suffix = template.literals[-1]
 
     def of(self, row: Row) -> bytes | None:
-        """The row's key; None where a column of it is NULL or not known."""
+        """The row's key; None if one of its columns is NULL or not known."""
         parts = [self.prefix]
         for index, literal in zip(self._indexes, self._literals[1:], strict=True):
             value = row[index]
@@ -94,7 +94,7 @@ class _Key:
 
 
 def _filled(row: Row, other: Row | None) -> Row:
-    """The row with what is not known of it taken from the other version of it."""
+    """The row, with unknown values taken from its other version."""
     if other is None or ABSENT not in row:
         return row
     return [theirs if value is ABSENT else value for value, theirs in zip(row, other, strict=True)]
@@ -113,7 +113,7 @@ class Bound:
         self._time_index = time_index if usable else -1
 
     def apply(self, change: RowChange, commit_ms: int, plan: Plan) -> None:
-        """Add to the plan what this change does, for a transaction committed at `commit_ms` (since 1970)."""
+        """Add this change's operations to the plan. `commit_ms` is its commit time in milliseconds since 1970."""
         new = change.new
         if new is None:
             self._apply_delete(change, commit_ms + self._ttl_ms, plan)
@@ -151,7 +151,7 @@ class Bound:
             self._insert(key, change, new, expiry_ms, plan)
 
     def read(self, change: RowChange, snapshot_ms: int, plan: Plan) -> None:
-        """Add a snapshot's row, unless its time of life is over. It lives as if written at its time, never longer."""
+        """Add a snapshot's row, unless it has expired. It expires as if written at its own time, never later."""
         row = change.new
         if row is None:
             return
@@ -212,7 +212,7 @@ class BoundHistory(Bound):
             plan.add(key, self._limit, self._score(order), after, expiry_ms)
 
     def _read(self, key: bytes, change: RowChange, row: Row, expiry_ms: int, plan: Plan) -> None:
-        """A history lives as long as the longest lived of its rows, which arrive one after another."""
+        """Add a snapshot's row to a history, which expires with the last of its rows. They arrive one after another."""
         if key == self._read_key:
             expiry_ms = max(expiry_ms, self._read_expiry_ms)
         self._read_key, self._read_expiry_ms = key, expiry_ms
@@ -241,7 +241,7 @@ class BoundHistory(Bound):
         return MemberIdentity(member, score, self._key_tokens(old))
 
     def _key_tokens(self, row: Row | None) -> list[bytes]:
-        """`"id"`, `42`, and so on for every key column: as they stand in a member. Empty if one is not known."""
+        """The key columns as they stand in a member: `"id"`, `42`, and so on. Empty if a value is not known."""
         if row is None or any(row[index] is ABSENT for index, _ in self._key_names):
             return []
         encode = self._relation.codec.encode
@@ -268,8 +268,8 @@ class BoundLatest(Bound):
         if change.op == UPDATE and self._has_hole(new):
             plan.forget_latest(key, self._shape)
         elif change.op == UPDATE:
-            # It came from another key. Where nothing is stored, the newest may have gone or expired, and an older row
-            # must not pose as it: an order that no row has lets it in only as the newest of a key that is there.
+            # It came from another key. Where nothing is stored, the newest may be gone or expired, and an older row may
+            # not take its place. With an order that no row has, it gets in only as the newest of a key that is there.
             plan.revise(key, self._shape, new, order, b"", expiry_ms)
         else:
             plan.newest(key, self._shape, new, order, expiry_ms)
@@ -283,7 +283,7 @@ class BoundLatest(Bound):
             if isinstance(old_order, bytes):
                 plan.revise(key, self._shape, None, b"", old_order, expiry_ms)
         else:
-            # A row that had no order until now was not there: an order that no row has lets it in only as the newest.
+            # A row without an order was not there until now: with one that no row has, it gets in only as the newest.
             plan.revise(key, self._shape, new, order, old_order if isinstance(old_order, bytes) else b"", expiry_ms)
 
     def _delete(self, key: bytes, old: Row, expiry_ms: int, plan: Plan) -> None:
@@ -298,7 +298,7 @@ class BoundLatest(Bound):
 
 
 def bind(projection: Projection, relation: Relation) -> Bound:
-    """The projection on this relation. Raises Invalid, with every mistake, where it cannot work."""
+    """Bind the projection to this relation. Raises Invalid, with every mistake, if it cannot work."""
     mistakes = find_mistakes(projection, relation)
     if mistakes:
         raise Invalid(
@@ -314,7 +314,7 @@ def bind(projection: Projection, relation: Relation) -> Bound:
 
 
 class Projector:
-    """All projections, bound to the relations of one stream as they turn up."""
+    """All projections. It binds them to the relations of one stream as they turn up."""
 
     __slots__ = ("_bound", "_projections")
 
@@ -323,7 +323,7 @@ class Projector:
         self._bound: dict[str, tuple[Relation, list[Bound]]] = {}
 
     def bound_to(self, relation: Relation) -> list[Bound]:
-        """The projections of the relation's table. Raises Invalid where one cannot work."""
+        """The bound projections of the relation's table. Raises Invalid if one cannot work."""
         known = self._bound.get(relation.qualified_name)
         if known is not None and known[0] is relation:
             return known[1]
@@ -333,11 +333,11 @@ class Projector:
         return bound
 
     def forget(self) -> None:
-        """The relations will turn up again, perhaps with other columns."""
+        """Forget the relations: they will turn up again, perhaps with other columns."""
         self._bound.clear()
 
     def project(self, change: RowChange, commit_ms: int, plan: Plan) -> None:
-        """Add to the plan what one change does."""
+        """Add one change's operations to the plan. Raises Invalid if a projection cannot work on its relation."""
         bound = self.bound_to(change.relation)
         if not bound:
             return
@@ -349,7 +349,7 @@ class Projector:
             plan.nbytes += len(after)
 
     def project_whole(self, transaction: Transaction, plan: Plan) -> bool:
-        """Add what a whole transaction of rows does. False, and nothing done, if there is a truncate in it."""
+        """Add a whole transaction's operations; False, and nothing added, if it holds a truncate. Raises Invalid."""
         changes = transaction.changes
         for change in changes:
             if isinstance(change, Truncate):
@@ -362,7 +362,7 @@ class Projector:
 
 
 def find_mistakes(projection: Projection, relation: Relation) -> list[str]:
-    """What is wrong with the projection on this relation, in words; empty if it can work."""
+    """Find the mistakes of the projection on this relation, in words; empty if it can work."""
     wanted = list(Template(projection.key).columns)
     if isinstance(projection, LatestProjection):
         wanted += projection.columns
@@ -378,7 +378,7 @@ def find_mistakes(projection: Projection, relation: Relation) -> list[str]:
 
 
 def find_conflicts(projections: Sequence[Projection]) -> list[str]:
-    """What is wrong with a configuration's projections together, in words: keys that would be one another's."""
+    """Find keys that two projections would share, or one projection and the checkpoint; in words, empty if none."""
     conflicts = []
     seen: dict[bytes, Projection] = {}
     for projection in projections:
@@ -392,10 +392,10 @@ def find_conflicts(projections: Sequence[Projection]) -> list[str]:
 
 
 class WarmQuery:
-    """What a warm-up asks of Postgres for one table.
+    """The query of a warm-up for one table.
 
-    Rows whose `time_column` is older than `window_s` before the snapshot have no place in the cache; without a column
-    all rows are asked for. `order_by` makes a history arrive whole, so that its rows go in few calls.
+    It leaves out rows whose `time_column` is more than `window_s` seconds before the snapshot. Without a column it
+    reads all rows. `order_by` makes a history arrive whole, so that its rows go in few calls.
     """
 
     __slots__ = ("order_by", "table", "time_column", "window_s")
@@ -408,7 +408,7 @@ class WarmQuery:
 
 
 def warm_queries(projections: Sequence[Projection]) -> list[WarmQuery]:
-    """One query for each projected table, wide enough for all its projections."""
+    """Make one query for each projected table, wide enough for all its projections."""
     tables: dict[str, list[Projection]] = {}
     for projection in projections:
         tables.setdefault(projection.table, []).append(projection)

@@ -1,4 +1,4 @@
-"""Reading the cache as any reader does, with plain commands: for `cdc demo` and for tests. Nothing is written here."""
+"""Reads the cache as any reader does, with plain commands, for `cdc demo` and for tests. Nothing is written here."""
 
 from cdc.cache.checkpoint import META_KEY
 from cdc.cache.connection import Connection
@@ -7,13 +7,13 @@ from cdc.lsn import parse_lsn
 
 
 class CacheReader:
-    """One connection, for one task. Every method may raise Unavailable or Invalid."""
+    """Reads over one connection, for one task. Every method may raise Unavailable or Invalid."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self._connection = Connection(settings)
 
     async def value(self, key: str) -> bytes | None:
-        """The string at `key`: a row, or the latest of some."""
+        """The string at `key`: a row, or the latest of several; None if there is none."""
         value: bytes | None = await self._connection.call(b"GET", key.encode())
         return value
 
@@ -31,11 +31,11 @@ class CacheReader:
         return {key.decode() for key in keys} - {META_KEY.decode()}
 
     async def count(self) -> int:
-        """How many keys there are, the checkpoint included."""
+        """The number of keys, the checkpoint included."""
         return int(await self._connection.call(b"DBSIZE"))
 
     async def lsn(self) -> int:
-        """Up to where the cache says it is complete; 0 if it does not."""
+        """The LSN up to which the cache is complete; 0 if it is not warmed."""
         text: bytes | None = await self._connection.call(b"HGET", META_KEY, b"lsn")
         return 0 if text is None else parse_lsn(text.decode())
 

@@ -1,6 +1,6 @@
-"""Removing the cache's keys: those that the configured projections write, and the checkpoint, which goes first.
+"""Removes the cache's keys: first the checkpoint, then the keys that the configured projections write.
 
-Without its checkpoint the cache is "not warmed", so a removal that stops half-way leaves nothing that claims to be
+Without its checkpoint the cache is "not warmed". So a removal that stops half-way leaves no cache that claims to be
 complete. Keys of projections that are no longer configured are not known here; they expire by themselves.
 """
 
@@ -14,7 +14,7 @@ from cdc.config import CacheSettings
 
 
 async def remove_keys(settings: CacheSettings) -> int:
-    """Unlink them all; return how many there were. Raises Unavailable or Invalid."""
+    """Unlink all of the cache's keys; return their number. Raises Unavailable or Invalid."""
     connection = Connection(settings)
     try:
         removed = int(await connection.call(b"UNLINK", META_KEY))

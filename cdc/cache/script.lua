@@ -8,9 +8,9 @@
 -- Answers OK, or the four fields that are there instead.
 --
 -- Nothing may fail after the first write, for Redis takes nothing back. So the first write is a harmless one to the
--- checkpoint: whatever refuses writes (OOM, READONLY, MISCONF) refuses here. A key of ours under which somebody keeps
--- a value of another type is emptied. Only commands of Redis 6.2; strings are never compared with `<`, which follows
--- the server's locale.
+-- checkpoint: a server that refuses writes (OOM, READONLY, MISCONF) refuses this one. A key of ours that holds another
+-- program's value of another type is emptied. Only commands of Redis 6.2; strings are never compared with `<`, which
+-- follows the server's locale.
 
 local FIELDS = {'lsn', 'epoch', 'generation', 'part'}
 local SET, UNLINK, ADD, REPLACE, NEWEST, REVISE = 1, 2, 3, 4, 5, 6
@@ -69,7 +69,7 @@ local function columns(json)
 end
 
 local function same_row(member, first, last)
-  local readable, found = pcall(columns, member) -- a member that somebody else wrote may be anything
+  local readable, found = pcall(columns, member) -- a member that another program wrote may be anything
   if not readable then return false end
   for at = first, last, 2 do
     if found[ARGV[at]] ~= ARGV[at + 1] then return false end
@@ -167,7 +167,7 @@ local function compare(kind, a, b)
   return compare_decimals(a, b)
 end
 
--- The same for a stored value; one that somebody else wrote is older than everything.
+-- The same for a stored value; one that another program wrote is older than everything.
 local function compare_stored(kind, stored, skip, order)
   local readable, sign = pcall(function() return compare(kind, order_of(stored, skip), order) end)
   return readable and sign or -1
@@ -179,8 +179,8 @@ local function newest(key, kind, skip, expiry, value)
   redis.call('SET', key, ARGV[value], 'PXAT', ARGV[expiry])
 end
 
--- A row changed from order `old` to what `value` holds, or went (value 0). It never creates the key. If the newest row
--- went or moved back, nobody here knows which is the newest now: the key goes.
+-- A row changed from order `old` to what `value` holds, or is gone (value 0). It never creates the key. If the newest
+-- row is gone or moved back, the newest is not known now: the key is removed.
 local function revise(key, kind, skip, expiry, value, old)
   local stored = try('GET', key)
   if not stored then return end

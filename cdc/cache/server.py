@@ -1,4 +1,4 @@
-"""Facts that the Redis server tells of itself, and whether the cache can be kept there. Nothing is written here."""
+"""Reads the facts that the Redis server tells of itself, and checks whether the cache can be kept on it. Read only."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +19,7 @@ OLDEST_VERSION: Final = (6, 2)
 
 @dataclass(frozen=True, slots=True)
 class CachedPosition:
-    """What `cdc:meta` holds: the cache is complete up to `lsn` of `epoch`."""
+    """The position in `cdc:meta`: the cache is complete up to `lsn` of `epoch`."""
 
     lsn: int
     epoch: Epoch
@@ -28,7 +28,7 @@ class CachedPosition:
 
 @dataclass(frozen=True, slots=True)
 class CacheServer:
-    """`version` is that of Redis, whose commands Valkey speaks too. A fact that the server does not tell is ''."""
+    """The facts of a server. `version` is the Redis version, which Valkey tells too. An unknown text is ''."""
 
     software: str
     version: tuple[int, ...]
@@ -54,7 +54,7 @@ async def read_cache_server(settings: CacheSettings) -> CacheServer:
 
 
 def describe(info: bytes, *meta: bytes | None) -> CacheServer:
-    """The server from its answer to INFO; `meta` is `lsn`, `epoch` and `updated_at` of the checkpoint, if asked."""
+    """Parse a server's answer to INFO. `meta` is the checkpoint's `lsn`, `epoch` and `updated_at`, if it was read."""
     facts = _parse_info(info)
     return CacheServer(
         software=facts.get("server_name", "redis"),
@@ -93,12 +93,12 @@ def check_server(server: CacheServer) -> None:
 
 
 def _parse_info(info: bytes) -> dict[str, str]:
-    """INFO's lines `name:value`; headings and empty lines have no colon."""
+    """Parse INFO's lines `name:value`; headings and empty lines have no colon."""
     return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
 
 
 def _reached(lsn: bytes | None, epoch: bytes | None, updated_at: bytes | None) -> CachedPosition | None:
-    """None for a cache that has not been warmed, or whose checkpoint is not one of ours."""
+    """The checkpoint's position; None for a cache that was not warmed, or for a checkpoint that is not ours."""
     try:
         system_identifier, _, timeline = (epoch or b"").decode().partition("/")
         position = parse_lsn((lsn or b"").decode())

@@ -1,10 +1,10 @@
-"""The cache as a sink: batches of changes in, one script call after another out.
+"""The cache's sink turns batches of changes into script calls, one after another.
 
 The checkpoint is in Redis itself, in the hash `cdc:meta`, and moves in the same script call as the data. So the two
-cannot part: not by a crash of ours, not by one of Redis, not by a failover that loses the last second.
+always agree: after a crash of ours, after one of Redis, and after a failover that loses the last second.
 
 Every call is a compare-and-set (`calls.py`). So a second writer, a late call of a dead process or an emptied cache
-cannot make a key go back: the sink raises `Moved`, and its caller calls `open()` again and starts from what is there.
+cannot make a key go back. The sink raises `Moved`; its caller calls `open()` again and starts from what is there.
 
 `write` gathers transactions in a plan until it is full, sends it ahead, and gathers the next one while Redis works.
 `sweep.py` removes the keys of a truncated table, `warm.py` fills the cache from a snapshot.
@@ -34,7 +34,10 @@ from cdc.row import Row
 
 
 class CacheSink:
-    """See `cdc.pipeline.sinks.Follower` for the contract. One `write`, `advance` or `warm` at a time."""
+    """Keeps the cache up to date; `cdc.pipeline.sinks.Follower` is the contract. One call at a time.
+
+    Raises Invalid if the configured projections disturb one another, or if `cache.url` is not one.
+    """
 
     def __init__(self, settings: CacheSettings, epoch: Epoch) -> None:
         conflicts = find_conflicts(settings.projections)
@@ -61,7 +64,7 @@ class CacheSink:
 
     @property
     def position(self) -> Position | None:
-        """Where the cache stood after the last call; None if it must be warmed."""
+        """The cache's position after the last call; None if it must be warmed."""
         checkpoint = self._calls.checkpoint
         ours = checkpoint.generation.startswith(self._digest)
         usable = bool(checkpoint.lsn) and checkpoint.epoch == str(self._epoch).encode() and ours
@@ -98,7 +101,7 @@ class CacheSink:
         return gathering.lsn
 
     async def advance(self, lsn: int) -> int:
-        """Move the checkpoint to `lsn`, which the stream passed without changes; return where it is then.
+        """Move the checkpoint to `lsn`, which the stream passed without changes; return its LSN afterwards.
 
         Raises as `write` does.
         """
@@ -124,7 +127,7 @@ class CacheSink:
         await self._connection.close()
 
     async def _begin(self) -> Gathering:
-        """Begin where the cache is. Raises Moved if it must be warmed."""
+        """Begin a plan at the cache's position. Raises Moved if it must be warmed."""
         await self._calls.settle()
         position = self.position
         if position is None:
@@ -145,7 +148,10 @@ class CacheSink:
         return applied
 
     def _project_whole(self, transaction: Transaction, gathering: Gathering) -> bool:
-        """Gather a transaction that is whole, has only rows and finds room: nearly all. Else False, and no change."""
+        """Gather a transaction that is whole, has only rows and finds room, as nearly all do.
+
+        False for any other, which is then not gathered.
+        """
         changes, plan = transaction.changes, gathering.plan
         if plan.rows + len(changes) > self._batch_rows or plan.nbytes + transaction.nbytes > self._batch_bytes:
             return False
@@ -195,7 +201,7 @@ class CacheSink:
         gathering.plan = Plan()
 
     def _observe(self, oldest_us: int, newest_us: int) -> None:
-        """Of many transactions that became visible together, the two that say most."""
+        """Record the latency of the oldest and of the newest of the transactions that became visible together."""
         now_us = time.time_ns() // 1000
         self._latency.observe(max(0, now_us - oldest_us) / 1e6)
         if newest_us != oldest_us:
@@ -203,6 +209,6 @@ class CacheSink:
 
 
 def _digest(projections: Sequence[Projection]) -> bytes:
-    """Names a set of projections: with other ones, what is in the cache has another shape and must be warmed again."""
+    """The name of a set of projections. A cache with another name has other shapes, and must be warmed again."""
     text = "".join(projection.model_dump_json() for projection in projections)
     return hashlib.sha256(text.encode()).hexdigest()[:8].encode() + b"-"

@@ -1,4 +1,4 @@
-"""Removing many keys at once: those that fit the configured templates, found by SCAN."""
+"""Removes many keys at once: SCAN finds those that fit the configured templates."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -15,7 +15,10 @@ _UNLINK_AT_ONCE: Final = 1000
 
 
 async def scan(connection: Connection, pattern: bytes) -> AsyncGenerator[list[bytes]]:
-    """The keys that fit a pattern, in pages of about 2,000 looked-at keys; a page may be empty."""
+    """Yield the keys that fit a pattern, in pages of about 2,000 examined keys; a page may be empty.
+
+    Raises Unavailable or Invalid.
+    """
     cursor = b"0"
     while True:
         cursor, keys = await connection.call(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCAN_COUNT)
@@ -48,6 +51,6 @@ class Sweep:
                     await self._calls.send_now(plan, self._calls.next_step())
 
     def _owner(self, key: bytes) -> str | None:
-        """The table that a key belongs to: of `user:{id}` and `user:{id}:turns`, the one that says more about it."""
+        """The table of the template that fits the key: of `user:{id}` and `user:{id}:turns` the more literal one."""
         fitting = [(template.weight, table) for template, table in self._templates if template.regex.fullmatch(key)]
         return max(fitting)[1] if fitting else None

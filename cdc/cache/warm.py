@@ -1,4 +1,4 @@
-"""Warming the cache: all of its keys anew, from the rows of a snapshot."""
+"""Warms the cache: removes all of its keys, and fills it from the rows of a snapshot."""
 
 from collections.abc import AsyncIterator
 
@@ -15,7 +15,7 @@ from cdc.row import Row
 
 
 class WarmUp:
-    """Fills the cache. `filling` names this filling: a checkpoint without `lsn`."""
+    """Fills the cache in script calls, while the checkpoint tells that it is not complete."""
 
     def __init__(self, settings: CacheSettings, calls: ScriptCalls, sweep: Sweep, projector: Projector) -> None:
         self._batch_rows, self._batch_bytes = settings.batch_rows, settings.batch_bytes
@@ -27,6 +27,8 @@ class WarmUp:
         self, rows: AsyncIterator[tuple[Relation, list[Row]]], filling: Checkpoint, lsn: int, snapshot_ms: int
     ) -> None:
         """Fill the cache with the rows of a snapshot at `lsn`, read at `snapshot_ms` (milliseconds since 1970).
+
+        `filling` is a checkpoint without `lsn` that names this warm-up.
 
         1. A checkpoint without `lsn` says: being filled. A crash from here on means that the cache is warmed again.
         2. Every key of the projections goes.

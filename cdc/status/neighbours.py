@@ -56,6 +56,7 @@ class CacheStatus:
 
 
 async def look_at_postgres(settings: PostgresSettings) -> PostgresStatus:
+    """Read the state of the server and of our slot. A CdcError stands in the result, and is not raised."""
     server: Server | None = None
     try:
         async with await connect(settings) as connection:
@@ -67,6 +68,7 @@ async def look_at_postgres(settings: PostgresSettings) -> PostgresStatus:
 
 
 async def look_at_archive(settings: ArchiveSettings) -> ArchiveStatus:
+    """Read the tail, an open gap and the proofs. A CdcError stands in the result, and is not raised."""
     try:
         bucket = open_bucket(settings)
         try:
@@ -96,6 +98,7 @@ async def _last_time_us(bucket: Bucket, seq: int) -> int | None:
 
 
 async def look_at_cache(settings: CacheSettings) -> CacheStatus:
+    """Read the cache's checkpoint. A CdcError stands in the result, and is not raised."""
     if settings.url is None:
         return CacheStatus(configured=False)
     try:

@@ -62,6 +62,7 @@ class Guard:
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Hand the request on, or refuse it: with 421 for a foreign Host, with 401 without the token."""
         if self._token is None and not self._is_ours(request.headers.get("Host")):
             raise web.HTTPMisdirectedRequest(text=f"this is {self._listen}; ask for it by that name, or by localhost\n")
         if request.path in self._open_paths or self.may_know(request):

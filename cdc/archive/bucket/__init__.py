@@ -1,1 +1,1 @@
-"""Where objects live: S3, a directory, memory; what a bucket must keep to, and what it costs."""
+"""Buckets store objects: on S3, in a directory, in memory. Also the contract of a bucket, and what it costs."""

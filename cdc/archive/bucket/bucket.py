@@ -1,4 +1,4 @@
-"""Where objects live: the small face that the archive asks of a bucket, and the proof that a bucket keeps its word.
+"""The bucket stores objects: the small interface that the archive needs, and the proof that no object is overwritten.
 
 Keys are relative to the archive's prefix. An object made with `create` is never changed; only hint and proofs are
 `replace`d. Implementations: `s3` (S3 and R2), `directory`, `memory` (tests and examples). Every method may raise
@@ -19,7 +19,7 @@ _PROBE_ATTEMPTS = 5
 
 
 class AlreadyExists(CdcError):
-    """The key is taken, and nothing was written. Not a failure: the caller compares."""
+    """The key is taken, and nothing was written. It is no failure yet: the caller compares the bytes."""
 
 
 class Bucket(Protocol):
@@ -32,11 +32,11 @@ class Bucket(Protocol):
 
     @property
     def rewrite_pause_s(self) -> float:
-        """How long a key must be left alone between two attempts to write it."""
+        """The seconds that must pass between two attempts to write one key."""
         ...
 
     async def create(self, key: str, body: bytes) -> None:
-        """Make an object that survives a crash, or raise AlreadyExists. One of many at once wins."""
+        """Make an object that survives a crash, or raise AlreadyExists. Of many writers at once, one wins."""
         ...
 
     async def get(self, key: str) -> bytes | None:
@@ -52,19 +52,19 @@ class Bucket(Protocol):
         ...
 
     def list(self, prefix: str, after: str = "") -> AsyncIterator[str]:
-        """Keys that start with `prefix` and come after `after`, in order."""
+        """Yield the keys that start with `prefix` and come after `after`, in order."""
         ...
 
     async def close(self) -> None: ...
 
 
 async def read_object(bucket: Bucket, key: str) -> bytes:
-    """An object that must be there. Raises DataError if it is not."""
+    """Read an object that must be there. Raises DataError if it is not, Unavailable or Invalid."""
     return required(bucket, key, await bucket.get(key))
 
 
 def required(bucket: Bucket, key: str, body: bytes | None) -> bytes:
-    """What `get` returned of an object that must be there. Raises DataError if it is not."""
+    """Return `body`, which `get` returned for an object that must be there. Raises DataError if it is None."""
     if body is None:
         raise DataError(
             f"{key} is missing from the archive", detail=f"The archive is {bucket.url}.", hint="cdc archive verify"
@@ -73,11 +73,11 @@ def required(bucket: Bucket, key: str, body: bytes | None) -> bytes:
 
 
 async def prove_conditional_put(bucket: Bucket) -> None:
-    """Prove that a key can be created once and not again. Raises Invalid if the bucket overwrites.
+    """Prove that a key can be created once and not again. Raises Invalid if the bucket overwrites, or Unavailable.
 
     Some S3 servers accept `If-None-Match: *` and ignore it; with them two writers would destroy each other's segments.
-    The probe's key is always the same, so that starts leave no litter and no right to delete is needed: an object left
-    by an earlier start proves that creating works, and its refusal now is the proof.
+    The probe's key is always the same, so that starts leave no litter and need no right to delete. An object of an
+    earlier start proves that creating works, and its refusal now is the proof.
     """
     created = await _probe(bucket)
     if created:

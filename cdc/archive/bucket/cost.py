@@ -1,4 +1,4 @@
-"""Costs of the bucket's operations, by list prices, and of a month with a configuration (pure).
+"""Computes the cost of the bucket's operations by list prices, and of a month with a configuration (pure).
 
 Cloudflare R2, standard storage, beyond the free million of Class A operations (PUT, LIST) a month
 (https://developers.cloudflare.com/r2/pricing/). Reading is for starts and catch-ups, and costs a twelfth.
@@ -18,15 +18,15 @@ _LEAST_BETWEEN_PUTS_S: Final = 0.05
 
 
 def per_month_usd(puts_per_s: float) -> float:
-    """Dollars a month for PUTs at this rate."""
+    """The dollars a month for PUTs at this rate."""
     return puts_per_s * MONTH_S * PUT_USD
 
 
 def busy_month_usd(settings: ArchiveSettings) -> float:
-    """Dollars a month for PUTs if traffic never pauses: a segment each `linger_s`. Large changes fill more."""
+    """The dollars a month for PUTs if traffic never pauses: a segment each `linger_s`. Large changes fill more."""
     return per_month_usd(1 / max(settings.linger_s, _LEAST_BETWEEN_PUTS_S))
 
 
 def idle_month_usd(settings: ArchiveSettings) -> float:
-    """Dollars a month for PUTs if nothing is published: coverage alone."""
+    """The dollars a month for PUTs if nothing is published: coverage alone."""
     return per_month_usd(1 / settings.coverage_interval_s)

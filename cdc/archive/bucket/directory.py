@@ -1,8 +1,8 @@
-"""A bucket in a directory: an archive on a disk, a network file system, or for a demo.
+"""A bucket in a directory keeps an archive on a disk, on a network file system, or for a demo.
 
-An object is written to a temporary file beside it, synced, and then linked under its name: `os.link` fails if the name
-is taken (rename would overwrite), so of many writers one wins. At last the directory is synced, and the ones made for
-it. All of this runs in threads, for a disk may take its time.
+An object is written to a temporary file beside it, synced, and then linked under its name. `os.link` fails if the name
+is taken (rename would overwrite), so one of many writers wins. At last the directory is synced, and the parents that
+were made for it. All of this runs in threads, because a disk may be slow.
 """
 
 import asyncio
@@ -20,14 +20,15 @@ from cdc.errors import Invalid, Unavailable
 _Result = TypeVar("_Result")
 
 _TEMPORARY = ".tmp-"
-# A person must act: rights, a file in a directory's place, a read-only or linkless file system, a name too long.
+# Errors that a person must mend: rights, a file in a directory's place, a read-only file system or one without links, a
+# name that is too long.
 _INVALID = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR} | {
     errno.EOPNOTSUPP, errno.EPERM, errno.EROFS
 }  # fmt: skip
 
 
 class DirectoryBucket:
-    """Objects as files under `root`, which is made when the first object is."""
+    """Stores objects as files under `root`, which is made with the first object."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -93,7 +94,7 @@ def _replace(root: Path, path: Path, body: bytes) -> None:
 
 @contextlib.contextmanager
 def _temporary(root: Path, path: Path, body: bytes) -> Iterator[Path]:
-    """A synced file with these bytes in the same directory, gone at the end."""
+    """Make a synced file with these bytes in the same directory; remove it at the end."""
     _make_directory(root, path.parent)
     temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
     try:

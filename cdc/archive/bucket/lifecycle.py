@@ -1,6 +1,6 @@
-"""Rules by which a bucket deletes or moves objects by itself, its locks and versions, and its clock.
+"""Reads the rules by which a bucket deletes or moves objects by itself, its locks and versions, and its clock.
 
-Only a bucket on S3 has such rules, and not every store answers, nor may every key ask: what is not told is None.
+Only a bucket on S3 has such rules. Not every store answers, and not every key may ask: an unknown fact is None.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from cdc.archive.bucket.bucket import Bucket
 from cdc.config import ArchiveSettings
 from cdc.errors import CdcError
 
-# Reading an object there takes hours, and a restore reads all of them.
+# Reading an object from these storage classes takes hours, and a restore reads all of them.
 _DEEP = ("GLACIER", "DEEP_ARCHIVE")
 
 _OURS = ("log/", "base/")
@@ -26,7 +26,7 @@ class _Described(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A lifecycle rule that concerns the archive. `deletes`: else it moves objects to where they are hard to read."""
+    """A lifecycle rule that concerns the archive: it deletes objects, or moves them to where reading takes hours."""
 
     name: str
     prefix: str
@@ -36,7 +36,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`others` are the lifecycle rules, as S3 writes them, that may stay. None: the bucket did not tell."""
+    """The rules of a bucket. `others` are the lifecycle rules that may stay, as S3 writes them. None: not known."""
 
     harmful: tuple[Rule, ...] | None
     others: tuple[Mapping[str, Any], ...]
@@ -45,7 +45,7 @@ class Rules:
 
 
 async def read_rules(settings: ArchiveSettings, bucket: Bucket) -> Rules | None:
-    """None for a bucket that has no rules of its own, such as a directory."""
+    """Read the bucket's rules; None for a bucket without any, such as a directory. Raises Unavailable or Invalid."""
     if not isinstance(bucket, _Described):
         return None
     lifecycle = await _ask(bucket, "get_bucket_lifecycle_configuration")
@@ -62,14 +62,14 @@ async def read_rules(settings: ArchiveSettings, bucket: Bucket) -> Rules | None:
 
 
 async def read_bucket_time(bucket: Bucket) -> float | None:
-    """The store's clock, in whole seconds since 1970. Raises Unavailable or Invalid."""
+    """Read the store's clock, in whole seconds since 1970; None if it has none. Raises Unavailable or Invalid."""
     answer = await bucket.describe("head_bucket") if isinstance(bucket, _Described) else None
     date = ((answer or {}).get("ResponseMetadata") or {}).get("HTTPHeaders", {}).get("date")
     return None if date is None else parsedate_to_datetime(date).timestamp()
 
 
 async def _ask(bucket: _Described, operation: str) -> dict[str, Any] | None:
-    """{} where there is no such configuration; None where the store refuses to tell, which is its right."""
+    """Ask the store; {} if there is no such configuration, None if the store refuses to tell, as it may."""
     try:
         return await bucket.describe(operation) or {}
     except CdcError:
@@ -79,7 +79,7 @@ async def _ask(bucket: _Described, operation: str) -> dict[str, Any] | None:
 def sort_rules(
     rules: Iterable[Mapping[str, Any]], prefix: str
 ) -> tuple[tuple[Rule, ...], tuple[Mapping[str, Any], ...]]:
-    """Those that delete or move objects of the archive under this prefix, and the rest (pure)."""
+    """Sort lifecycle rules (pure): first those that delete or move objects under this prefix, then the rest."""
     harmful, others = [], []
     for rule in rules:
         found = _judge(rule, prefix)

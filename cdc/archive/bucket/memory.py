@@ -1,4 +1,4 @@
-"""A bucket in memory: for tests, simulations and examples. It keeps the whole contract except outliving the process."""
+"""A bucket in memory, for tests, simulations and examples. It keeps the whole contract, but ends with the process."""
 
 from collections.abc import AsyncIterator
 
@@ -6,7 +6,7 @@ from cdc.archive.bucket.bucket import AlreadyExists
 
 
 class MemoryBucket:
-    """Objects in a dict, which tests may look into and damage."""
+    """Stores objects in a dict, which tests may look into and damage."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Opening the bucket that the configuration names."""
+"""Opens the bucket that the configuration names."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,7 +11,7 @@ from cdc.config import ArchiveSettings
 
 
 def open_bucket(settings: ArchiveSettings) -> Bucket:
-    """The bucket that `archive.url` names, with the keys of `archive.identity`. No request is made yet."""
+    """Make the bucket that `archive.url` names, with the keys of `archive.identity`. No request is made yet."""
     bucket = _open(settings)
     if settings.identity is None:
         return bucket
@@ -22,7 +22,7 @@ def _open(settings: ArchiveSettings) -> Bucket:
     parts = urlsplit(settings.url)
     if parts.scheme == "file":
         return DirectoryBucket(Path(unquote(parts.path)))
-    from cdc.archive.bucket.s3 import S3Bucket  # takes half a second to import, for those who need it
+    from cdc.archive.bucket.s3 import S3Bucket  # takes half a second to import, so only where it is needed
 
     return S3Bucket(
         parts.netloc,

@@ -1,4 +1,4 @@
-"""Reading many objects of a bucket, several at a time."""
+"""Reads many objects of a bucket, several at a time."""
 
 import asyncio
 from collections import deque
@@ -12,9 +12,9 @@ _READ_AHEAD: Final = 8
 
 
 async def read_ahead(bucket: Bucket, keys: Sequence[str]) -> AsyncGenerator[tuple[str, bytes | None]]:
-    """Objects in the order of the keys, eight of them asked for ahead; None where there is none.
+    """Yield objects in the order of the keys, with eight requests ahead; None for an object that is not there.
 
-    Close it (`aclosing`), and what was asked for ahead is cancelled. Raises Unavailable or Invalid.
+    Close it (`aclosing`) to cancel the requests ahead. Raises Unavailable or Invalid.
     """
     ahead: deque[tuple[str, asyncio.Task[bytes | None]]] = deque()
     waiting = iter(keys)

@@ -1,15 +1,15 @@
-"""A bucket on S3 or Cloudflare R2, spoken to as R2 wants it.
+"""A bucket on S3 or Cloudflare R2. Requests keep to what R2 accepts.
 
-- The SDK never retries: a PUT that succeeded but whose answer was lost would be answered 412 on the retry, and only the
-  sink can tell that 412 from another writer's. (aiohttp below sends a request once more, at once, when a kept
+- The SDK never retries. Suppose that a PUT succeeded and its answer was lost: the retry would be answered 412, and only
+  the sink can tell that 412 from another writer's. (aiohttp below sends a request once more, at once, when a kept
   connection turns out to be dead. That stays: it is the same bytes, and the sink compares either way.)
 - No checksum trailer: botocore's default (aws-chunked with CRC, over TLS) is refused by R2. Content-MD5 instead.
 - No `Expect: 100-continue`: where it goes unanswered it costs a second a PUT.
-- One client, kept open. A call has a time limit of its own, for a connection may hang in more places than the SDK
+- One client is kept open. A call has a time limit of its own, because a connection may hang in more places than the SDK
   counts.
 
-Errors: 412 is AlreadyExists; 5xx, 429, timeouts and lost connections are Unavailable; what a person must mend (rights,
-a bucket that is not there, a clock) is Invalid, with the command that mends it.
+Errors: 412 is AlreadyExists. 5xx, 429, timeouts and lost connections are Unavailable. Faults that a person must mend
+(rights, a missing bucket, a clock) are Invalid, with the command that mends them.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _HINTS = {
 _RIGHTS_HINT = "allow the key GetObject and PutObject on {bucket}/*, ListBucket on {bucket}   # R2: Object Read & Write"
 _CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   # systemd: LoadCredential=aws:FILE"
 
-# A 4xx that the next attempt may not meet again.
+# A 4xx that may be gone at the next attempt.
 _PASSING = {
     "RequestTimeout",
     "SlowDown",
@@ -59,7 +59,7 @@ _ABSENT = {"NoSuchKey", "NotFound", "404", "NoSuchLifecycleConfiguration", "Obje
 
 
 class S3Bucket:
-    """Objects under `prefix` of an S3 bucket. Credentials come from the usual AWS chain, or from systemd."""
+    """Stores objects under `prefix` of an S3 bucket. Credentials come from the usual AWS chain, or from systemd."""
 
     def __init__(
         self, bucket: str, prefix: str = "", *, endpoint_url: str | None, region: str, put_timeout_s: float
@@ -121,7 +121,10 @@ class S3Bucket:
             request["ContinuationToken"] = answer["NextContinuationToken"]
 
     async def describe(self, operation: str) -> dict[str, Any] | None:
-        """The answer to a question about the bucket itself (`head_bucket`, ...); None if it has no such thing."""
+        """Ask about the bucket itself (`head_bucket`, ...); None if it has no such thing.
+
+        Raises Unavailable or Invalid.
+        """
         try:
             async with self._call() as client:
                 answer: dict[str, Any] = await getattr(client, operation)(Bucket=self._bucket)

@@ -1,4 +1,4 @@
-"""A bucket with the private keys to its objects. Only what reads rows asks for them (`keys_of`)."""
+"""A bucket with the private keys to its objects. Only code that reads rows asks for them (`keys_of`)."""
 
 from collections.abc import AsyncIterator
 
@@ -7,7 +7,7 @@ from cdc.archive.format.encryption import NO_KEYS, Keys
 
 
 class UnlockedBucket:
-    """Another bucket, unchanged: objects come and go as they are stored."""
+    """Passes every call to another bucket unchanged: objects come and go as they are stored."""
 
     def __init__(self, bucket: Bucket, keys: Keys) -> None:
         self._bucket = bucket
@@ -41,5 +41,5 @@ class UnlockedBucket:
 
 
 def keys_of(bucket: Bucket) -> Keys:
-    """The keys to what lies in a bucket; none where none was given."""
+    """The private keys to a bucket's objects; none if none were given."""
     return bucket.keys if isinstance(bucket, UnlockedBucket) else NO_KEYS

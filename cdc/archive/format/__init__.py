@@ -1,1 +1,1 @@
-"""The bytes of the archive: headers, segments, lines, keys of objects, encryption. Nothing here does I/O."""
+"""Defines the bytes of the archive: headers, segments, lines, keys of objects, encryption. Only `key_file` does I/O."""

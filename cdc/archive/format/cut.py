@@ -1,7 +1,7 @@
-"""How a batch becomes segments (pure).
+"""Cuts a batch into the contents of segments (pure).
 
 Whole transactions go together into `data` segments of bounded size. A transaction that arrives in pieces, or is larger
-than a segment, goes out as `part` segments, a run of its pieces in each; never does a data segment hold a fragment.
+than a segment, goes out as `part` segments, with a run of its pieces in each. A data segment never holds a fragment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def cut(transactions: Sequence[Transaction], segment_bytes: int) -> Iterator[Cut
 
 
 def _by_transaction(transactions: Sequence[Transaction]) -> Iterator[Transaction | list[Transaction]]:
-    """Whole transactions as they are, and pieces of one together."""
+    """Yield whole transactions as they are, and the pieces of one transaction as one list."""
     pieces: list[Transaction] = []
     for transaction in transactions:
         if pieces and (transaction.first_seq == 0 or transaction.commit_lsn != pieces[0].commit_lsn):
@@ -67,7 +67,7 @@ def _nbytes(transactions: Sequence[Transaction]) -> int:
 
 
 def _joined(pieces: list[Transaction]) -> Transaction | None:
-    """All the pieces as one; None if some are not here."""
+    """Join the pieces to one transaction; None if some are not here."""
     if pieces[0].first_seq > 0 or not pieces[-1].last:
         return None
     last = pieces[-1]
@@ -88,7 +88,7 @@ def _cut_large(pieces: list[Transaction], segment_bytes: int) -> Iterator[PartCu
 
 
 def _split(piece: Transaction, segment_bytes: int) -> Iterator[Transaction]:
-    """A piece larger than a segment, in fragments of equally many changes; a change is never split."""
+    """Split a piece larger than a segment into fragments of equally many changes. A change is never split."""
     fragments = min(-(-piece.nbytes // segment_bytes), len(piece.changes))
     if fragments <= 1:
         yield piece

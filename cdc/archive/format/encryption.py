@@ -1,9 +1,9 @@
-"""Encryption of an object's lines. The header stays readable: it holds no row's values, and the chain is over the bytes
-as they are stored, so `verify`, `ls` and the writer itself need no key.
+"""Encrypts the lines of an object. The header stays readable: it holds no row's values, and the chain is over the bytes
+as they are stored. So `verify`, `ls` and the writer itself need no key.
 
-An object draws a key of its own (32 bytes) and carries it in its header, wrapped for each recipient with HPKE (RFC
-9180: base mode, X25519, HKDF-SHA256, AES-256-GCM). Each zstd frame of lines becomes one zstd *skippable* frame, so that
-the object still is a run of zstd frames, and `zstdcat` shows its header:
+An object has a random key of its own (32 bytes). Its header carries that key, wrapped for each recipient with HPKE (RFC
+9180: base mode, X25519, HKDF-SHA256, AES-256-GCM). Each zstd frame of lines becomes one zstd *skippable* frame. So the
+object still is a run of zstd frames, and `zstdcat` shows its header:
 
     50 2A 4D 18 | length, 4 bytes little-endian | AES-256-GCM of the frame, its tag at the end | check, 8 bytes
 
@@ -44,18 +44,21 @@ _FRAME: Final = struct.Struct("<II")
 
 
 class Sealed(Invalid):
-    """Rows are needed, and none of the keys at hand opens the object."""
+    """Rows are needed, and none of the given keys opens the object."""
 
 
 class Recipients:
-    """To whom the lines of new objects are encrypted: their public keys, as `cdcpub_…`."""
+    """Encrypts new objects to recipients, which are given by their public keys (`cdcpub_…`)."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         publics = [decode_key(PUBLIC, text) for text in texts]
         self._keys = {key_id(public): X25519PublicKey.from_public_bytes(public) for public in publics}
 
     def seal(self, header: Header, frames: Sequence[bytes]) -> tuple[Header, list[bytes]]:
-        """The header and the frames of lines as they are stored. Other bytes each time: freeze them."""
+        """Encrypt the frames of lines; return the header and the frames as they are stored.
+
+        The bytes differ at each call: keep them for further attempts.
+        """
         key = os.urandom(_KEY_BYTES)
         wrapped = [WrappedKey(name, _text(_WRAP.encrypt(key, public, _INFO))) for name, public in self._keys.items()]
         header = replace(header, encryption=Encryption("AES-256-GCM", "HPKE-X25519", len(frames), tuple(wrapped)))
@@ -64,22 +67,22 @@ class Recipients:
 
 
 class Keys:
-    """Private keys, which open what was encrypted to them."""
+    """Private keys, which open the objects that were encrypted to them."""
 
     def __init__(self, private: Iterable[X25519PrivateKey] = ()) -> None:
         self._keys = {key_id(key.public_key().public_bytes_raw()): key for key in private}
 
     @classmethod
     def parse(cls, text: str) -> "Keys":
-        """Those of an identity (cdc/config/recipient.py). Raises ValueError, which never quotes one."""
+        """Read the keys of an identity (cdc/config/recipient.py). Raises ValueError, which never quotes a key."""
         return cls([X25519PrivateKey.from_private_bytes(key) for key in decode_identity(text)])
 
     def open_for(self, recipients: Sequence[str]) -> bool:
-        """Whether one of them belongs to one of these recipients."""
+        """True if one of the keys belongs to one of these recipients."""
         return any(key_id(decode_key(PUBLIC, text)) in self._keys for text in recipients)
 
     def unwrap(self, encryption: Encryption) -> bytes | None:
-        """The key of an object; None if it is encrypted to others. Raises DataError."""
+        """Unwrap the key of an object; None if it is encrypted to others. Raises DataError."""
         for wrapped in encryption.recipients:
             private = self._keys.get(wrapped.id)
             if private is not None:
@@ -91,7 +94,7 @@ NO_KEYS: Final = Keys()
 
 
 def sealed_frames(data: memoryview, header: Header, encryption: Encryption) -> list[memoryview]:
-    """The ciphertexts of an object, found intact as far as one can tell without a key. Raises DataError."""
+    """Read the ciphertexts of an object, and check all that can be checked without a key. Raises DataError."""
     frames = list(_unpack(data, header))
     if len(frames) != encryption.frames:
         raise _damaged(header, f"it holds {len(frames)} encrypted frames, its header counts {encryption.frames}")
@@ -99,7 +102,7 @@ def sealed_frames(data: memoryview, header: Header, encryption: Encryption) -> l
 
 
 def unseal(frames: Iterable[memoryview], header: Header, line: bytes, key: bytes) -> bytes:
-    """The zstd frames that were encrypted under this header line. Raises DataError."""
+    """Decrypt the zstd frames that were encrypted under this header line with this key. Raises DataError."""
     cipher, digest = AESGCM(key), sha256(line).digest()
     try:
         return b"".join([cipher.decrypt(_nonce(n), frame, digest) for n, frame in enumerate(frames)])
@@ -108,7 +111,7 @@ def unseal(frames: Iterable[memoryview], header: Header, line: bytes, key: bytes
 
 
 def no_key_for(header: Header, encryption: Encryption) -> Sealed:
-    """What to raise where the lines are needed."""
+    """The error to raise for an object whose lines are needed and whose key is missing."""
     what = "a snapshot's chunk" if header.kind == "base" else f"segment {header.seq}"
     return Sealed(
         f"the rows of {what} are encrypted, and no key that opens them is configured",
@@ -118,7 +121,7 @@ def no_key_for(header: Header, encryption: Encryption) -> Sealed:
 
 
 def generate_key() -> tuple[str, str]:
-    """A new pair: what to write as a recipient, and what to keep secret."""
+    """Draw a new pair of keys: the public one, to write as a recipient, and the private one, to keep secret."""
     private = X25519PrivateKey.generate()
     public = private.public_key().public_bytes_raw()
     return encode_key(PUBLIC, public), encode_key(PRIVATE, private.private_bytes_raw())

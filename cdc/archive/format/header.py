@@ -1,7 +1,7 @@
-"""The first line of every object: what it is, where it came from, and what its lines must add up to.
+"""The header is the first line of every object: its kind, its source, and the counts that its lines must add up to.
 
-Positions are integers and times microseconds since 1970; `header_line.py` prints them as people read them. What has
-neither is a `msgspec.Struct`, which stands in the line as it is.
+Positions are integers and times microseconds since 1970; `header_line.py` prints both for people. A part without
+positions and times is a `msgspec.Struct`, which stands in the line as it is.
 """
 
 import functools
@@ -22,7 +22,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The database that an archive tells the history of, and how its values were printed.
+    """The database whose history an archive holds, and the settings that its values were printed with.
 
     `tables` are the oids of the published tables by name, as the writer found them when it took over.
     """
@@ -38,7 +38,7 @@ class Source:
 
 
 class Writer(msgspec.Struct, frozen=True):
-    """Who wrote: a name drawn at start, and how many writers there have been, this one included."""
+    """The writer: a random name, and the count of writers so far, this one included."""
 
     id: str
     epoch: Count
@@ -66,7 +66,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class ChangeCounts(msgspec.Struct, frozen=True):
-    """How many rows of a table differ between two states: only in the first, only in the second, not equal."""
+    """The counts of a table's rows that differ between two states: only in the first, only in the second, unequal."""
 
     deleted: Count
     inserted: Count
@@ -74,7 +74,7 @@ class ChangeCounts(msgspec.Struct, frozen=True):
 
 
 class Repair(msgspec.Struct, frozen=True):
-    """What a snapshot that closes the gap of segment `gap` found changed inside, by table.
+    """The changes inside the gap of segment `gap`, by table, as the snapshot that closes it found them.
 
     `deleted` are objects with the keys of deleted rows. `unknown` are tables that were not compared, each with the
     reason.
@@ -92,7 +92,7 @@ class Repair(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a `snapshot` record commits: all rows as they were at `consistent_lsn`."""
+    """The rows that a `snapshot` record commits: all of them, as they were at `consistent_lsn`."""
 
     seq: int
     consistent_lsn: int
@@ -109,7 +109,7 @@ class Base:
 class Gap:
     """Changes after `from_lsn` were lost; the archive is complete again from the next snapshot.
 
-    `time_us` says when that was found out, 0 if the record does not.
+    `time_us` is when the loss was found, 0 if the record does not tell.
     """
 
     from_lsn: int
@@ -162,7 +162,7 @@ class WrappedKey(msgspec.Struct, frozen=True):
 
 
 class Encryption(msgspec.Struct, frozen=True):
-    """How the lines are encrypted, in how many frames, and to whom (cdc/archive/format/encryption.py)."""
+    """The encryption of the lines: scheme, count of frames, wrapped keys (cdc/archive/format/encryption.py)."""
 
     cipher: Literal["AES-256-GCM"]
     key_wrap: Literal["HPKE-X25519"]
@@ -172,12 +172,13 @@ class Encryption(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What the header line says.
+    """The facts in the header line.
 
-    `first_lsn` is the commit LSN of the first transaction with lines here, None without lines; `last_lsn` that of the
-    last transaction which is complete in the archive with this object (0: none yet), so that the tail alone says where
-    the archive stands. `ends` holds `end_lsn - commit_lsn` of each complete transaction, in order. `open_gap` is the
-    number of the `gap` segment that no snapshot has closed yet.
+    - `first_lsn`: the commit LSN of the first transaction with lines here; None without lines.
+    - `last_lsn`: the commit LSN of the last transaction that is complete in the archive with this object; 0: none yet.
+      So the tail alone tells the archive's position.
+    - `ends`: `end_lsn - commit_lsn` of each complete transaction, in order.
+    - `open_gap`: the number of the `gap` segment that no snapshot has closed yet.
     """
 
     archive: str
@@ -212,7 +213,7 @@ class Header:
 
 @functools.lru_cache(maxsize=1024)
 def shape_of(relation: Relation) -> RelationShape:
-    """A relation as the header describes it."""
+    """Describe a relation as the header does."""
     return RelationShape(
         relation.schema,
         relation.name,
@@ -224,11 +225,11 @@ def shape_of(relation: Relation) -> RelationShape:
 
 @functools.lru_cache(maxsize=1024)
 def relation_of(shape: RelationShape) -> Relation:
-    """The relation that a header describes; equal shapes give the same object."""
+    """Make the relation that a header describes; equal shapes give the same object."""
     columns = [Column(c.name, c.type, c.oid, c.typmod, c.key) for c in shape.columns]
     return Relation(shape.oid, shape.schema, shape.name, shape.replica_identity, columns)
 
 
 def shapes_by_name(relations: Sequence[Relation]) -> dict[str, RelationShape]:
-    """Relations as a header lists them."""
+    """Describe relations as a header lists them, by qualified name."""
     return {relation.qualified_name: shape_of(relation) for relation in relations}

@@ -1,8 +1,8 @@
-"""The header as it stands in an object: its first line, as JSON.
+"""Encodes the header as the first line of an object, in JSON, and decodes it.
 
-Positions and times are printed as people read them (`16/B374D848`, `2026-11-22T18:07:13.802498Z`). The names of the
-fields are a public contract (`docs/archive-format.md`). Fields that a later version adds are ignored here. Anything
-else that does not fit raises DataError.
+Positions and times are printed for people (`16/B374D848`, `2026-11-22T18:07:13.802498Z`). The names of the fields are a
+public contract (`docs/archive-format.md`). Fields that a later version adds are ignored. Anything else that does not
+fit raises DataError.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -108,7 +108,7 @@ _DECODER = msgspec.json.Decoder(_Header)
 
 
 def encode_header(header: Header) -> bytes:
-    """The header as one line of JSON, without its line break."""
+    """Encode the header as one line of JSON, without its line break."""
     source = header.source
     return _ENCODER.encode(
         _Header(
@@ -152,7 +152,7 @@ def encode_header(header: Header) -> bytes:
 
 
 def decode_header(line: bytes) -> Header:
-    """The header that gave this line. Raises DataError for anything that `encode_header` cannot have written."""
+    """Decode the header line. Raises DataError for anything that `encode_header` cannot have written."""
     try:
         return _from_wire(_DECODER.decode(line))
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
@@ -253,6 +253,6 @@ def _decode_fork(fork: _Fork | None) -> Fork | None:
 
 
 def header_facts(header: Header) -> dict[str, Any]:
-    """The header as plain values, for `--json`."""
+    """Return the header as plain values, for `--json`."""
     facts: dict[str, Any] = msgspec.json.decode(encode_header(header))
     return facts

@@ -1,4 +1,4 @@
-"""A new pair of keys. The private one goes into a file that only its owner reads, the public one to the caller."""
+"""Makes a pair of keys. The private one goes into a file that only its owner can read, the public one to the caller."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,12 @@ from cdc.errors import Invalid
 
 
 def write_identity(path: Path) -> str:
-    """Draw a pair, make the file with the private key, and return the public one. Never overwrites. Raises Invalid."""
+    """Draw a pair, write the private key to a new file, and return the public key.
+
+    Raises Invalid if the file exists or cannot be written.
+    """
     public, private = generate_key()
-    text = f"# Whoever has the key below reads what is encrypted to\n# {public}\n{private}\n"
+    text = f"# The key below decrypts what is encrypted to\n# {public}\n{private}\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
@@ -19,7 +22,7 @@ def write_identity(path: Path) -> str:
             os.fsync(descriptor)
     except FileExistsError:
         raise Invalid(
-            f"{path} is there already, and a key that is overwritten is lost with all that it reads",
+            f"{path} exists; a private key is never overwritten",
             hint=f"cdc key generate --out {path}.new",
         ) from None
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The lines of a segment: one change a line, in JSON, as docs/archive-format.md writes them. Pure, and compiled.
+"""Encodes the lines of a segment: one change a line, in JSON, as docs/archive-format.md defines. Pure, and compiled.
 
-The hot path of the archive. What is the same for a whole transaction or relation is made once, a row's JSON is shared
-with the other sinks (`RowChange.after`), and a line is a few appends.
+This is the hot path of the archive. Parts that a transaction or a relation repeats are made once, a row's JSON is
+shared with the other sinks (`RowChange.after`), and a line is a few appends.
 """
 
 import functools
@@ -23,13 +23,13 @@ from cdc.change import (
 )
 from cdc.row import encode_text
 
-# Nearly every transaction has fewer changes than this.
+# Most transactions have fewer changes than this.
 _FEW: Final = 256
 _NUMBERS: Final = [b"%d" % number for number in range(_FEW)]
 
 
 class Encoder:
-    """Encodes the lines of one object, and remembers what its header must say of them."""
+    """Encodes the lines of one object, and keeps the counts and shapes that its header needs."""
 
     __slots__ = ("_current", "_pieces", "lines", "relations", "reshaped")
 
@@ -41,9 +41,9 @@ class Encoder:
         self._pieces: dict[Relation, dict[str, bytes]] = {}
 
     def encode(self, ordinal: int | None, transaction: Transaction, changes: Sequence[Change]) -> bytes:
-        """The lines of some changes of a transaction, in order.
+        """Encode some changes of a transaction, in order. `ordinal` is None for lines without one.
 
-        What is the same for the whole transaction or relation is made once; a line is a few appends.
+        Parts that a transaction or a relation repeats are made once; a line is a few appends.
         """
         head, middle = _ends_of_line(ordinal, transaction)
         lines: list[bytes] = []
@@ -67,9 +67,10 @@ class Encoder:
     def encode_slice(
         self, first_ordinal: int, transactions: Sequence[Transaction], start: int, rows: int, nbytes: int
     ) -> tuple[bytes, int]:
-        """The lines of transactions from `start` on, up to about so many rows or bytes, and where to go on.
+        """Encode transactions from index `start` on, up to about `rows` rows or `nbytes` bytes.
 
-        `first_ordinal` is that of the first of all. Stops before a transaction that has more than `rows` by itself.
+        Returns the lines, and the index to go on from. `first_ordinal` is the ordinal of transaction 0. Stops before a
+        transaction that has more than `rows` changes by itself.
         """
         lines: list[bytes] = []
         at, rows_left, bytes_left = start, rows, nbytes
@@ -102,7 +103,7 @@ class Encoder:
             self.relations[name] = shape
         elif known != shape:
             self.reshaped.append(Reshaped(line, name, shape))
-            # The shape may change back, so the next relation of this name is described anew.
+            # The shape may change back, so the next relation of this name is described again.
             for other in [other for other in self._pieces if other.qualified_name == name]:
                 del self._pieces[other]
         self._current[name] = shape
@@ -111,7 +112,7 @@ class Encoder:
 
 
 def _rows(change: RowChange, after: bytes | None, before: bytes | None) -> bytes:
-    """A line from behind its key to its end."""
+    """The end of a line: everything after its key."""
     parts: list[bytes] = []
     if after is not None:
         parts += [b',"after":', after]
@@ -130,7 +131,7 @@ def _pieces_of(qualified_name: str) -> dict[str, bytes]:
 
 
 def _ends_of_line(ordinal: int | None, transaction: Transaction) -> tuple[bytes, bytes]:
-    """What all lines of a transaction begin with and go on with. One format each: formatting costs by the call."""
+    """The two texts that all lines of a transaction share. Each is one format: formatting costs by the call."""
     lsn, time_us = transaction.commit_lsn, transaction.commit_time_us
     number = b"null" if ordinal is None else b"%d" % ordinal
     second = time_us // 1_000_000
@@ -141,7 +142,7 @@ def _ends_of_line(ordinal: int | None, transaction: Transaction) -> tuple[bytes,
 
 @functools.lru_cache(maxsize=16)
 def _second(seconds: int) -> bytes:
-    """A time as `format_time` prints it, up to the point; many transactions commit within one second."""
+    """A time as `format_time` prints it, up to the point. It is cached: many transactions commit within one second."""
     return format_time(seconds * 1_000_000)[:-7].encode()
 
 

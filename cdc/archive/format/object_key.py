@@ -1,4 +1,4 @@
-"""The keys of an archive's objects, below the prefix that archive.url names.
+"""Names an archive's objects, below the prefix in `archive.url`.
 
     log/0000000000000041.ndjson.zst                                segment 41
     base/0000000000000002/public.turns/00000000.ndjson.zst          a chunk of the snapshot that segment 2 commits
@@ -29,12 +29,12 @@ def seq_of(key: str) -> int | None:
 
 
 def base_key(seq: int, relation: Relation, number: int, *, deleted: bool = False) -> str:
-    """Where chunk `number` of a table lies, of the snapshot that segment `seq` commits."""
+    """The key of a table's chunk `number`, of the snapshot that segment `seq` commits."""
     table = f"{_part_of_key(relation.schema)}.{_part_of_key(relation.name)}"
     return f"{BASE}{seq:016d}/{table}/{'deleted/' if deleted else ''}{number:08d}{SUFFIX}"
 
 
 def _part_of_key(name: str) -> str:
-    """An identifier as a part of a key: letters and digits of any script stay, what could break a path does not."""
+    """An identifier as a part of a key. Letters and digits of any script stay; characters that break paths do not."""
     quoted = "".join(char if char.isalnum() or char in "_-.$" else quote(char, safe="") for char in name)
     return quoted.replace(".", "%2E")

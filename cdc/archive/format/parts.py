@@ -1,4 +1,4 @@
-"""Series of `part` segments. A series counts once its last part has arrived; an incomplete one is ignored."""
+"""Collects `part` segments. A series counts once its last part has arrived; an incomplete one is ignored."""
 
 from typing import Generic, Protocol, TypeVar
 
@@ -14,13 +14,13 @@ _Step = TypeVar("_Step", bound=HasPart)
 
 
 class Series(Generic[_Step]):
-    """Takes segments in their order. A part that is not the awaited next one abandons those before it."""
+    """Takes segments in their order. A part other than the expected next one abandons those before it."""
 
     def __init__(self) -> None:
         self._waiting: list[_Step] = []
 
     def add(self, step: _Step) -> list[_Step]:
-        """What counts now that this one is there: itself, a whole series with its last part, or nothing yet."""
+        """Add a segment; return the segments that count now: itself, a complete series, or none yet."""
         part = step.part
         if part is None:
             self._waiting = []

@@ -1,16 +1,16 @@
-"""A segment: a header line and one change a line, compressed. Pure: bytes in, bytes out.
+"""Encodes and decodes a segment: a header line and one change a line, compressed. Pure: bytes in, bytes out.
 
-The object is a run of zstd frames: the header line alone in the first, the lines in the others, so that the header can
-be read without the rest and `zstdcat | jq` works on the whole. A line is
+The object is a run of zstd frames. The first holds the header line alone, the others hold the lines. So the header can
+be read without the rest, and `zstdcat | jq` works on the whole. A line is
 
     {"ord":41,"lsn":"0/1A2B3C8","seq":0,"xid":771,"time":"...","op":"c","table":"public.turns","key":{...},"after":{...}}
 
 with `before` where Postgres sent it and `unchanged` where TOASTed columns did not come. `t` lines (truncate) carry
 `cascade` and `restart_identity`, `m` lines (logical message) `prefix`, `content` and `transactional`.
 
-`lines.py` writes the lines; `decode_segment` reads an object back. Where the header says `encryption`, the frames after
-it are encrypted, and reading them takes a key (encryption.py); `inspect_segment` does without if it must. Whatever was
-damaged, decoding raises DataError and nothing else, and never holds more memory than the object's blocks allow.
+`lines.py` writes the lines; `decode_segment` reads an object back. If the header has `encryption`, the frames after it
+are encrypted, and reading them takes a key (encryption.py). Without the key `inspect_segment` reads the header alone.
+For any damage decoding raises DataError and nothing else. It never holds more memory than the object's blocks allow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,22 +47,22 @@ _MAX_BODY_BYTES = 8 * 1024 * 1024 * 1024
 _CHECKSUM_BYTES = 4
 _RLE = 1
 
-# What a decoded change weighs beside its bytes: an object, a list, and a header for each value.
+# The memory of a decoded change beside its bytes: an object, a list, and a header for each value.
 _CHANGE_OVERHEAD_BYTES = 400
 
 
 def compress_frame(data: bytes, level: int) -> bytes:
-    """One zstd frame with its content's size and checksum."""
+    """Compress data to one zstd frame, with its content's size and checksum."""
     return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True).compress(data)
 
 
 def compress_header(header: Header, level: int) -> bytes:
-    """The first frame of an object."""
+    """Make the first frame of an object."""
     return compress_frame(encode_header(header) + b"\n", level)
 
 
 def encode_segment(header: Header, lines: Sequence[bytes], level: int) -> bytes:
-    """A whole object from its header and its lines; each line ends in a line break."""
+    """Make a whole object from its header and its lines; each line ends in a line break."""
     body = b"".join(lines)
     frames = [compress_frame(body[at : at + FRAME_BYTES], level) for at in range(0, len(body), FRAME_BYTES)]
     return b"".join([compress_header(header, level), *frames])
@@ -78,15 +78,15 @@ class Segment:
         self.lines = lines
 
     def transactions(self) -> list[Transaction]:
-        """The transactions (or the piece of one) in this segment. Raises DataError."""
+        """Decode the transactions (or the piece of one) in this segment. Raises DataError."""
         return list(self.iterate())
 
     def iterate(self) -> Iterator[Transaction]:
-        """The same, decoded one after another. Raises DataError."""
+        """Decode the transactions one after another. Raises DataError."""
         return _decode_transactions(self.header, self.lines)
 
     def rows(self) -> list[RowChange]:
-        """The rows of a base chunk. Raises DataError."""
+        """Decode the rows of a base chunk. Raises DataError."""
         return [change for _, change in _decode_changes(self.header, self.lines) if isinstance(change, RowChange)]
 
 
@@ -103,7 +103,7 @@ def decode_segment(data: bytes, keys: Keys = NO_KEYS) -> Segment:
 
 
 def inspect_segment(data: bytes, keys: Keys = NO_KEYS) -> Segment | Header:
-    """The same, or of an encrypted object that none of the keys opens the header alone. Raises DataError."""
+    """Read an object as `decode_segment` does; only its header if none of the keys opens it. Raises DataError."""
     frames = iter(_frames(data))
     first = next(frames, None)
     line = _decompress_header_frame(first)
@@ -129,7 +129,7 @@ def _decode_lines(header: Header, frames: "list[_Frame]") -> Segment:
 
 
 def decode_segment_header(data: bytes) -> Header:
-    """Only the header of an object; the rest is not looked at. Raises DataError."""
+    """Decode only the header of an object; the rest is not read. Raises DataError."""
     return decode_header(_decompress_header_frame(next(_frames(data), None)))
 
 

@@ -1,1 +1,1 @@
-"""Proves that the archive is whole, remembers what was proved, and shows it as metrics."""
+"""Proves that the archive is whole, remembers the proofs, and shows them as metrics."""

@@ -1,17 +1,21 @@
-"""Proof that an archive is whole, by reading all of it: what `cdc archive verify` runs, and what restore runs first.
+"""The audit proves that an archive is whole, by reading all of it. `cdc archive verify` and `cdc demo` run it.
 
-For each object of the log, in order: its bytes decode; it is the segment that its key says, of the same archive, and
-names the SHA-256 of the one before; no number is missing; ordinals are dense and commit LSNs increase within an epoch;
-series of parts are complete or visibly abandoned; coverage never goes back; and what the header counts is what the
-lines hold. For each snapshot record: every chunk is there, with the recorded bytes, checksum and rows.
+It checks each object of the log, in order:
 
-Of an object that none of the bucket's keys opens, all is proved but what is in the lines. `AuditReport.sealed` counts
-them.
+- its bytes decode, and its header's counts are those of its lines;
+- it is the segment that its key says, of the same archive, and names the SHA-256 of the one before;
+- no number is missing, ordinals are dense, and commit LSNs increase within an epoch;
+- series of parts are complete or visibly abandoned, and coverage never goes back.
 
-Damage is collected, not raised: one bad object must not hide the next. Only being unable to read raises.
+It checks each snapshot record: every chunk is there, with the recorded bytes, checksum and rows.
 
-A proof may go on where an earlier one ended (`Audit.after`): all that the chain's check needs of what came before is in
-the header of the segment there. `cdc/archive/proof/verification.py` remembers which segment that was.
+If none of the bucket's keys opens an object, everything is proved but its lines. `AuditReport.sealed` counts such
+objects.
+
+Damage is collected, not raised: one bad object must not hide the next. Only a bucket that cannot be read raises.
+
+A proof may go on where an earlier one ended (`Audit.after`): the header of the segment there has all that the chain's
+check needs of the part before. `cdc/archive/proof/verification.py` remembers which segment that was.
 """
 
 import asyncio
@@ -40,7 +44,7 @@ Passed = Callable[["AuditReport"], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that an intact archive does not have."""
+    """A fault that an intact archive does not have."""
 
     key: str
     problem: str
@@ -48,7 +52,7 @@ class Damage:
 
 @dataclass(slots=True)
 class RecordedGap:
-    """Where the history is not whole, as the archive itself records: no damage. `closed_lsn` 0: no snapshot yet."""
+    """A gap that the archive itself records, which is no damage. `closed_lsn` 0: no snapshot has closed it yet."""
 
     seq: int
     gap: Gap
@@ -58,10 +62,10 @@ class RecordedGap:
 
 @dataclass(slots=True)
 class AuditReport:
-    """What an archive holds, and what is wrong with it.
+    """The contents of an archive, and its faults.
 
-    `open_parts` are those of `abandoned_parts` with which the archive ends: the last of their series may yet come.
-    `sealed` objects are encrypted, and their lines were not read.
+    `open_parts` counts those of `abandoned_parts` at the archive's end: the last of their series may yet come. `sealed`
+    counts encrypted objects whose lines were not read.
     """
 
     segments: int = 0
@@ -127,9 +131,9 @@ async def _verify_bases(bucket: Bucket, audit: "Audit") -> None:
 
 
 class Audit:
-    """Looks at one object after another and notes what does not fit to those before.
+    """Checks one object after another, and notes what does not fit to those before.
 
-    `bases` are snapshots whose chunks are still to be looked at, `chunks` the keys of all that were named.
+    `bases` are snapshots whose chunks are still to be checked. `chunks` are the keys of all chunks that were named.
     """
 
     def __init__(self, keys: Keys = NO_KEYS) -> None:
@@ -145,14 +149,14 @@ class Audit:
 
     @classmethod
     def after(cls, report: AuditReport, header: Header, digest: str, keys: Keys = NO_KEYS) -> "Audit":
-        """An audit that has proved everything up to this segment, whose bytes have this SHA-256."""
+        """Make an audit that has proved everything up to this segment, whose bytes have this SHA-256."""
         audit = cls(keys)
         audit.report, audit._previous, audit._digest = report, header, digest
         audit._series = None if header.part is None or header.part.last else header
         return audit
 
     def see(self, key: str, body: bytes | None) -> None:
-        """The next object of the log, in the order of keys."""
+        """Check the next object of the log, in the order of keys; None: it is missing."""
         self._key = key
         seq = seq_of(key)
         if body is None or seq is None:
@@ -177,7 +181,7 @@ class Audit:
         self.report.open_parts = self.report.abandoned_parts - before
 
     def see_chunk(self, base: Base, chunk: Chunk, body: bytes | None) -> None:
-        """One object of a snapshot's rows."""
+        """Check one object of a snapshot's rows; None: it is missing."""
         self._key = chunk.key
         if body is None:
             self._find(f"is missing, though the snapshot at {format_lsn(base.consistent_lsn)} names it")
@@ -202,7 +206,7 @@ class Audit:
         self._expect(same_table, f"holds rows of other tables than {chunk.table}")
 
     def _see_sealed_chunk(self, base: Base, chunk: Chunk, header: Header) -> None:
-        """The same, as far as the header tells."""
+        """Check a chunk without its key, as far as the header tells."""
         self.report.sealed += 1
         self.report.base_rows += header.changes if chunk in base.chunks else 0
         self._expect(header.kind == "base", "is not a chunk of a snapshot")
@@ -288,7 +292,7 @@ class Audit:
             last = max(last, transaction.commit_lsn)
 
     def _check_gap(self, header: Header) -> None:
-        """A gap is carried from header to header until a snapshot closes it; no transaction may lie between."""
+        """Check that the headers name an open gap until a snapshot closes it, and that no transaction lies between."""
         if header.gap is not None:
             self.report.gaps.append(RecordedGap(header.seq, header.gap))
         before = None if self._previous is None else self._previous.open_gap
@@ -316,7 +320,7 @@ class Audit:
 
 
 def _check_lines(header: Header, transactions: Sequence[Transaction]) -> Iterator[str]:
-    """Whether a header is true to its lines. Yields what is wrong."""
+    """Compare a header with its lines. Yields each fault."""
     complete = [transaction for transaction in transactions if transaction.last]
     if len(complete) != header.transactions:
         yield f"holds {len(complete)} complete transactions, its header says {header.transactions}"

@@ -1,9 +1,9 @@
-"""Remembered proofs, in objects beside the archive.
+"""Remembers proofs, in objects beside the archive.
 
-The next verification goes on where the last one ended, and `cdc status` and the metrics tell when the archive was last
+The next verification goes on where the last one ended. `cdc status` and the metrics tell when the archive was last
 proved, compared and restored.
 
-One small object for each kind of proof, because nothing but its own command writes it:
+Each kind of proof has one small object, which only its own command writes:
 
     proof/verify.json    `cdc archive verify`             the chain is whole up to a segment
     proof/against.json   `cdc archive verify --against`   archive and live tables were equal at an LSN
@@ -33,10 +33,10 @@ VERIFY_KEY: Final = f"{PROOF}verify.json"
 AGAINST_KEY: Final = f"{PROOF}against.json"
 DRILL_KEY: Final = f"{PROOF}drill.json"
 
-# Three GETs each time: 26,000 a month, one cent at R2. Alerts on proofs are of hours and days.
+# The pause between two reads. Each is three GETs: 26,000 a month, one cent at R2. Alerts on proofs take hours and days.
 WATCH_S = 300.0
 
-# Two commands that end together want the same key, and R2 takes one write a second to it.
+# Two commands that end together write the same key, and R2 takes one write a second to it.
 _ATTEMPTS = 5
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -66,8 +66,8 @@ class ForkNote(msgspec.Struct, frozen=True):
 class Proved(msgspec.Struct, frozen=True, kw_only=True):
     """The archive is whole up to and with segment `seq`, whose bytes have this SHA-256.
 
-    What a proof needs to go on is in that segment's header; here are only totals, for reports. `whole_since` is when
-    the part that begins with segment 0 was last read, for nothing behind `seq` is looked at again.
+    The next proof goes on from that segment's header; the totals here are only for reports. `whole_since` is when the
+    part from segment 0 on was last read, because a proof that goes on does not read it again.
     """
 
     seq: _Count
@@ -92,7 +92,7 @@ class Proved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run ended: the archive, the time, the command, and in `failure` what it found, for people."""
+    """The end of a run: the archive, the time, the command, and in `failure` what it found, for people."""
 
     cdc: Literal[1] = 1
     archive: str
@@ -109,12 +109,12 @@ class Proof(_Ended, frozen=True, kw_only=True):
 
     @property
     def held(self) -> tuple[int, int] | None:
-        """When it last held, in microseconds since 1970, and up to which LSN."""
+        """The time when the proof last held, in microseconds since 1970, and its LSN; None if it never held."""
         return None if self.proved is None else (parse_time(self.proved.time), parse_lsn(self.proved.covered_upto))
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
-    """A comparison that found no difference. `seconds` and `changes` are those of a drill's restore."""
+    """A comparison without differences. `seconds` and `changes` are those of a drill's restore."""
 
     time: str
     lsn: _Position
@@ -135,12 +135,12 @@ class RememberedRun(_Ended, frozen=True, kw_only=True):
 
     @property
     def held(self) -> tuple[int, int] | None:
-        """When it last held, in microseconds since 1970, and at which LSN."""
+        """The time of the last success, in microseconds since 1970, and its LSN; None if there was none."""
         return None if self.success is None else (parse_time(self.success.time), parse_lsn(self.success.lsn))
 
 
 class Proofs(msgspec.Struct, frozen=True):
-    """All that is remembered of an archive."""
+    """All remembered proofs of an archive."""
 
     verify: Proof | None = None
     against: RememberedRun | None = None
@@ -167,7 +167,7 @@ async def read_proof(bucket: Bucket) -> Proof | None:
 
 
 async def read_proofs(bucket: Bucket) -> Proofs:
-    """All three objects. Raises Unavailable or Invalid."""
+    """Read all three objects. Raises Unavailable or Invalid."""
     return Proofs(
         await read_proof(bucket),
         await _read(bucket, AGAINST_KEY, RememberedRun),
@@ -176,7 +176,7 @@ async def read_proofs(bucket: Bucket) -> Proofs:
 
 
 def only_of(proofs: Proofs, archive: str) -> Proofs:
-    """Those that speak of this archive: a prefix may have held another one before."""
+    """Keep the proofs of this archive: the prefix may have held another one before."""
     kept = {name: getattr(proofs, name) for name in Proofs.__struct_fields__}
     return Proofs(**{name: one for name, one in kept.items() if one is not None and one.archive == archive})
 
@@ -189,9 +189,9 @@ async def write_proof(bucket: Bucket, proof: Proof) -> None:
 async def remember_run(
     bucket: Bucket, key: str, *, archive: str, command: str, now_us: int, failure: str = "", success: Success | None
 ) -> str:
-    """Write down how a comparison or a drill ended; without `success` the last one that had it is kept.
+    """Write down the end of a comparison or a drill; without `success` the last success is kept.
 
-    Returns why that was not possible, or ''. The result of the run holds either way.
+    Returns why it could not be written, or ''. The result of the run holds either way.
     """
     try:
         before = await _read(bucket, key, RememberedRun)
@@ -211,7 +211,7 @@ async def remember_run(
 
 
 def success(now_us: int, lsn: int, rows: dict[str, int], *, changes: int = 0, seconds: float = 0.0) -> Success:
-    """What is remembered of a comparison without differences; `rows` are the live ones of each table."""
+    """Make the record of a comparison without differences. `rows` counts the live rows of each table."""
     return Success(
         time=format_time(now_us),
         lsn=format_lsn(lsn),
@@ -236,7 +236,7 @@ async def _replace(bucket: Bucket, key: str, kept: Proof | RememberedRun) -> Non
 
 
 async def watch(bucket: Bucket, archive: str) -> None:
-    """Keep the gauges as the objects say, until cancelled. A bucket that is away leaves them as they are."""
+    """Read the objects and set the gauges, again and again until cancelled. If the bucket is away the gauges stay."""
     while True:
         try:
             export(only_of(await read_proofs(bucket), archive))
@@ -246,7 +246,7 @@ async def watch(bucket: Bucket, archive: str) -> None:
 
 
 def export(proofs: Proofs) -> None:
-    """Set the gauges. A proof that was never run has none."""
+    """Set the gauges of all proofs that were ever run."""
     for name in Proofs.__struct_fields__:
         kept: Proof | RememberedRun | None = getattr(proofs, name)
         if kept is None:

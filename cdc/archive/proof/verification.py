@@ -1,19 +1,19 @@
-"""`cdc archive verify`: incremental verification.
+"""`cdc archive verify` verifies the archive incrementally.
 
 It reads only the segments after the last proof, and first checks that the segment named in it is unchanged.
 
-1. read `proof/verify.json`, and the segment that it names: the archive's UUID, the object's SHA-256 and what its header
-   says of positions must be as remembered, or the proof begins with segment 0, and the report says why;
-2. verify what follows, or with `full` everything; now and then write down how far that is, so that a first proof of a
+1. read `proof/verify.json`, and the segment that it names. The archive's UUID, the object's SHA-256 and its header's
+   positions must be as remembered. Otherwise the proof begins with segment 0, and the report says why;
+2. verify what follows, or with `full` everything. Write down the progress now and then, so that a first proof of a
    large archive which is killed does not begin again;
 3. remember the result. A failure never moves the proof forward. After a run from segment 0 it takes the proof back to
    what that run had proved itself, so that no later run can pass the damage by.
 
-A change of bytes behind the remembered segment (a disk's rot, a person's hand) is seen by `full` alone, except that
-an archive never shrinks: ending before the remembered segment is a finding.
+Only `full` sees bytes that changed before the remembered segment (a disk's rot, a person's hand). One case is always
+seen: an archive never shrinks, so one that ends before the remembered segment is a finding.
 
-Two at once do not harm each other: each writes down only what it has seen itself. A success never takes the place of a
-failure that came meanwhile, nor of a success that reaches further.
+Two runs at once do not harm each other: each writes down only what it has seen itself. A success never replaces a
+failure that came meanwhile, nor a success that reaches further.
 """
 
 import time
@@ -33,16 +33,18 @@ from cdc.errors import CdcError, DataError
 from cdc.lsn import format_lsn, parse_lsn
 from cdc.position import Epoch
 
-# A PUT costs nothing beside what is read in this time, and so much work is lost when it is killed.
+# The pause between two notes. A PUT costs little beside the reads in this time; a killed run loses that much work.
 _NOTE_S = 60.0
 
 
 @dataclass(slots=True)
 class VerificationRun:
-    """A run: what the archive is known to hold after it, and how much of that it read itself.
+    """A run: the known contents of the archive after it, and how much of that it read itself.
 
-    `since` is the remembered proof that it went on from, `whole_since` when its first segment was read; `restarted` is
-    why there was none to go on from though one is remembered, `unremembered` why the result could not be written down.
+    - `since`: the remembered proof that it went on from.
+    - `whole_since`: when its first segment was read.
+    - `restarted`: why it could not go on from a proof that is remembered.
+    - `unremembered`: why the result could not be written down.
     """
 
     report: AuditReport
@@ -57,7 +59,7 @@ class VerificationRun:
 
 
 class Prover:
-    """One run over one archive."""
+    """Runs one verification of one archive."""
 
     def __init__(self, bucket: Bucket, *, full: bool = False, note_s: float = _NOTE_S) -> None:
         self._bucket = bucket
@@ -70,7 +72,7 @@ class Prover:
         self._noted_s = time.monotonic()
 
     async def run(self, progress: Progress | None = None) -> VerificationRun:
-        """Raises Unavailable or Invalid if the archive cannot be read; then nothing is remembered."""
+        """Verify. Raises Unavailable or Invalid if the archive cannot be read; then nothing is remembered."""
         self._known = await read_proof(self._bucket)
         run = VerificationRun(AuditReport())
         audit = None if self._full else await self._go_on(run)  # 1
@@ -82,7 +84,7 @@ class Prover:
         return run
 
     async def _go_on(self, run: VerificationRun) -> Audit | None:
-        """An audit that stands where the remembered proof ended; None where there is nothing to go on from."""
+        """Make an audit that goes on where the remembered proof ended; None if there is nothing to go on from."""
         proved = self._known.proved if self._known else None
         if self._known is None or proved is None:
             run.restarted = "" if self._known is None else "the last one found damage"
@@ -112,10 +114,10 @@ class Prover:
         if report.last_seq < known.proved.seq:
             ended = f"is the last segment, but the archive was proved up to segment {known.proved.seq}"
             report.findings.append(Damage(log_key(report.last_seq), f"{ended} at {known.proved.time}"))
-            self._good = known.proved  # or the next run would know nothing of it
+            self._good = known.proved  # otherwise the next run would not know of it
 
     async def _note(self, report: AuditReport) -> None:
-        """How far it is whole. A run that only comes again through what was proved before writes nothing down."""
+        """Write down how far the archive is whole. A run through a part that was proved before writes nothing."""
         if time.monotonic() - self._noted_s < self._note_s:
             return
         self._noted_s = time.monotonic()
@@ -135,7 +137,7 @@ class Prover:
 
     async def _remember(self, report: AuditReport) -> str:
         if not report.archive:
-            return ""  # not one object could be read: there is nothing that a proof could be of
+            return ""  # no object could be read: there is nothing to prove
         if report.intact:
             self._good = _proved_of(report, self._whole_since)
         proof = Proof(
@@ -149,7 +151,7 @@ class Prover:
         return await self._write(proof)
 
     async def _write(self, proof: Proof) -> str:
-        """Write a proof down; return why that was not possible. The result of the run holds either way."""
+        """Write a proof down; return why that failed, or ''. The result of the run holds either way."""
         try:
             there = await read_proof(self._bucket)
             if there is not None and there != self._known and _says_more(there, proof):
@@ -162,7 +164,7 @@ class Prover:
 
 
 def _says_more(there: Proof, ours: Proof) -> bool:
-    """Whether what another run wrote meanwhile must stay."""
+    """True if the proof that another run wrote meanwhile must stay."""
     if there.archive != ours.archive or not ours.ok:
         return False
     if not there.ok:
@@ -234,7 +236,7 @@ def _recorded_gap_of(note: GapNote) -> RecordedGap:
 
 
 def _report_of(archive: str, proved: Proved) -> AuditReport:
-    """The totals, as the report of the run that proved them had them."""
+    """The report of the remembered proof, with its totals."""
     return AuditReport(
         segments=proved.segments,
         transactions=proved.transactions,

@@ -1,1 +1,1 @@
-"""Reads the log in order: its tail, its transactions, its history with forks and gaps."""
+"""Reads the log: its tail, its transactions in order, and its history with forks and gaps."""

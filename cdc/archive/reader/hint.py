@@ -1,5 +1,4 @@
-"""The hint: an object that says where the log's end was, and only shortens the next start's search for it.
-
+"""The hint is an object that tells where the log's end was. It only shortens the next start's search for the end.
 It is overwritten now and then, is never trusted, and may be absent or old.
 """
 
@@ -13,7 +12,8 @@ from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.format.object_key import HINT_KEY
 from cdc.errors import CdcError
 
-# From some twenty HEADs to a few: that is not worth a PUT a minute, and a log that hardly grows is found without it.
+# A hint shortens the search from some twenty HEADs to a few. That is not worth a PUT a minute, and a log that hardly
+# grows is found without it.
 _INTERVAL_S = 60.0
 _INTERVAL_SEGMENTS = 16
 _SEGMENTS_A_MINUTE = 2
@@ -29,6 +29,7 @@ def encode_hint(seq: int) -> bytes:
 
 
 async def read_hint(bucket: Bucket) -> int | None:
+    """Read the hint's segment number; None if there is none, or none that can be. Raises Unavailable or Invalid."""
     body = await bucket.get(HINT_KEY)
     try:
         seq = None if body is None else msgspec.json.decode(body, type=_Hint).seq
@@ -47,7 +48,7 @@ class HintWriter:
         self._written_at = time.monotonic()
 
     def note(self, seq: int) -> None:
-        """Segment `seq` is the last one now, which is worth a hint now and then."""
+        """Note that segment `seq` is the last one now, and write a hint if one is due."""
         elapsed_s, segments = time.monotonic() - self._written_at, seq - self._seq
         many = max(_INTERVAL_SEGMENTS, _SEGMENTS_A_MINUTE * elapsed_s / 60)
         if elapsed_s >= _INTERVAL_S and segments >= many and (self._task is None or self._task.done()):

@@ -1,13 +1,13 @@
-"""The history up to a moment: which snapshot to begin with, which segments follow, and what lies between them.
+"""Reads the history up to a moment: the snapshot to begin with, the segments that follow, and the breaks in between.
 
-`read_history` walks the log from its start and checks the chain on the way (numbers, archive, SHA-256 of each object);
-it stops where the moment lies behind it. What it remembers of each segment is small. `History.base` and
-`History.transactions` then read rows and transactions, and check that the bytes are still those that were walked.
+`read_history` walks the log from its start and checks the chain on the way (numbers, archive, SHA-256 of each object).
+It stops at the first segment past the moment, and remembers little of each segment. `History.chunks` and
+`History.transactions` then read rows and transactions, and check that the bytes have not changed since the walk.
 
-A gap after the snapshot that is begun with means that the state at the moment is unknown: it is refused, and never
-stepped over. A fork leads on: what the timeline that was left had committed beyond the switch point never happened on
-the one that goes on, and is left out; but a snapshot of that lost tail is no state of it, and is refused. Gaps and
-forks before the snapshot are only told, for a snapshot is a whole state by itself.
+If a gap lies between the snapshot and the moment, the state at the moment is unknown: it is refused, and no gap is
+skipped. A fork is crossed. The commits of the old timeline beyond the switch point never happened on the new one: they
+are left out. A snapshot of that lost tail is no state of the new timeline, and is refused. Gaps and forks before the
+snapshot are only reported, because a snapshot is a whole state by itself.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
@@ -34,11 +34,12 @@ from cdc.position import Epoch
 
 @dataclass(frozen=True, slots=True)
 class RestorePoint:
-    """The moment to restore to: its last transaction. At most one field is given; none means the archive's end.
+    """The moment to restore to. At most one field is given; none means the archive's end.
 
-    `lsn` is compared with commit LSNs of the history of the archive's last epoch, which has no lost tails; `time_us`
-    with commit times (microseconds since 1970): up to the first commit on a new timeline it is the old one's history.
-    Everything stops before the first commit that is past the moment, though a later one might have an earlier time.
+    `lsn` is compared with commit LSNs of the history of the archive's last epoch, which has no lost tails. `time_us` is
+    compared with commit times (microseconds since 1970). A time before the first commit on a new timeline belongs to
+    the old one's history. The restore stops before the first commit past the moment, even if a later one has an
+    earlier time.
     """
 
     lsn: int | None = None
@@ -53,7 +54,7 @@ class RestorePoint:
         return "the archive's end" if self.ordinal is None else f"ordinal {self.ordinal}"
 
     def is_before(self, ordinal: int, transaction: Transaction) -> bool:
-        """Whether this transaction is past the moment."""
+        """True if this transaction is past the moment."""
         if self.lsn is not None:
             return transaction.commit_lsn > self.lsn
         if self.time_us is not None:
@@ -63,9 +64,9 @@ class RestorePoint:
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """A gap or a fork in the log. Rows may have changed there without a transaction that says so.
+    """A gap or a fork in the log. Rows may have changed there without a transaction that tells so.
 
-    `lsn` is where the gap begins, or the fork's switch point; `next_ordinal` that of the first transaction after it.
+    `lsn` is where the gap begins, or the fork's switch point. `next_ordinal` is that of the first transaction after it.
     """
 
     seq: int
@@ -80,8 +81,10 @@ class Break:
 
 @dataclass(frozen=True, slots=True)
 class Crossing(Break):
-    """A fork that the way leads across. Of the transactions from `lost_ordinal` to before `next_ordinal` those were
-    lost that were not committed before `lsn`, the switch point.
+    """A fork between the snapshot and the moment.
+
+    Some transactions from `lost_ordinal` to before `next_ordinal` were lost: those that were not committed before
+    `lsn`, the switch point.
     """
 
     lost_ordinal: int
@@ -89,7 +92,7 @@ class Crossing(Break):
 
 @dataclass(frozen=True, slots=True)
 class _CheckedSegment:
-    """A segment on the way, with what is remembered of it. `digest` is the SHA-256 of its bytes."""
+    """The remembered facts of a segment on the way. `digest` is the SHA-256 of its bytes."""
 
     seq: int
     digest: bytes
@@ -102,10 +105,12 @@ class _CheckedSegment:
 
 @dataclass(slots=True)
 class History:
-    """The way from a snapshot to a moment. `base_seq` and `first_ordinal` are the snapshot record's.
+    """The way from a snapshot to a moment.
 
-    `shapes` are the tables as they were last described before the moment. `skipped` are breaks before the
-    snapshot, `forks` those after it. `covered_upto` is how far the walk came.
+    - `base_seq`, `first_ordinal`: of the snapshot record.
+    - `shapes`: the tables as they were last described before the moment.
+    - `skipped`: the breaks before the snapshot; `forks`: the forks after it.
+    - `covered_upto`: the position that the walk reached.
     """
 
     until: RestorePoint
@@ -127,16 +132,16 @@ class History:
 
     @property
     def changes(self) -> int:
-        """How many changes follow, at most: the moment may lie within the last segment."""
+        """The count of changes that follow, at most: the moment may lie within the last segment."""
         return sum(step.changes for step in self.steps)
 
     def remarks(self) -> list[str]:
-        """What a person should know of the way, a line each."""
+        """The remarks on the way for a person, one a line."""
         before = [f"an interruption lies before that snapshot: {one}" for one in self.skipped]
         return before + [f"what was lost there is left out: {fork}" for fork in self.forks]
 
     def changes_from(self, ordinal: int) -> int:
-        """The same, from a transaction on."""
+        """The count of changes from a transaction on, at most."""
         return sum(step.changes for step in self._steps_from(ordinal))
 
     def _steps_from(self, ordinal: int) -> list[_CheckedSegment]:
@@ -145,11 +150,14 @@ class History:
         ]
 
     def _switch_lsn_after(self, seq: int) -> int | None:
-        """Where the timelines that were left since a segment part from the one that goes on; None: it is the same."""
+        """The lowest LSN at which a timeline was left after segment `seq`; None if none was left."""
         return min((fork.lsn for fork in self.forks if fork.seq > seq), default=None)
 
     async def chunks(self, bucket: Bucket, first: int = 0) -> AsyncIterator[tuple[int, list[RowChange]]]:
-        """The snapshot's rows, chunk by chunk with its number, from chunk `first` on. Raises DataError."""
+        """Yield the snapshot's rows, chunk by chunk with its number, from chunk `first` on.
+
+        Raises DataError, Sealed without the key, Unavailable or Invalid.
+        """
         async with aclosing(self.chunk_bodies(bucket, first)) as bodies:
             async for number, body in bodies:
                 yield number, decode_segment(body, keys_of(bucket)).rows()
@@ -157,7 +165,10 @@ class History:
     async def chunk_bodies(
         self, bucket: Bucket, first: int = 0, tables: Collection[str] | None = None
     ) -> AsyncGenerator[tuple[int, bytes]]:
-        """The objects that hold those rows (of some tables alone), each as it was written. Raises DataError."""
+        """Yield the snapshot's objects as they were written, from chunk `first` on; of `tables` only, if given.
+
+        Raises DataError, Unavailable or Invalid.
+        """
         wanted = [n for n, chunk in enumerate(self.base.chunks) if n >= first and (not tables or chunk.table in tables)]
         numbers = iter(wanted)
         async with aclosing(read_ahead(bucket, [self.base.chunks[number].key for number in wanted])) as objects:
@@ -169,7 +180,10 @@ class History:
                 yield number, body
 
     async def transactions(self, bucket: Bucket, first_ordinal: int) -> AsyncIterator[tuple[int, Transaction]]:
-        """Transactions (large ones in pieces) with their ordinals, from one of them to the moment. Raises DataError."""
+        """Yield transactions (large ones in pieces) with their ordinals, from `first_ordinal` to the moment.
+
+        Raises DataError, Sealed without the key, Unavailable or Invalid.
+        """
         steps = self._steps_from(first_ordinal)
         following = iter(steps)
         async with aclosing(read_ahead(bucket, [log_key(step.seq) for step in steps])) as objects:
@@ -179,7 +193,7 @@ class History:
                     raise DataError(f"{key} has changed since the chain was checked", hint="cdc archive verify")
                 ordinal, switch_lsn = step.first_ordinal, self._switch_lsn_after(step.seq)
                 for transaction in decode_segment(body, keys_of(bucket)).iterate():
-                    # A switch point is never within a record: a commit that begins before it ends before it.
+                    # A switch point is never within a record: a commit that begins before the point ends before it.
                     if switch_lsn is None or transaction.commit_lsn < switch_lsn:
                         if self.until.is_before(ordinal, transaction):
                             return
@@ -189,16 +203,16 @@ class History:
 
 
 async def read_history(bucket: Bucket, until: RestorePoint) -> History:
-    """The way to a moment, its chain checked.
+    """Walk the log to a moment, and check its chain.
 
     Raises Invalid if the archive is empty or does not reach the moment, DataError where the chain is broken, Diverged
-    where a gap lies between the snapshot and the moment, or the snapshot is of a lost tail.
+    where a gap lies between the snapshot and the moment, or the snapshot is of a lost tail; Unavailable.
     """
     tail = await read_tail(bucket)
     if tail is None:
         raise Invalid(f"there is no archive yet at {bucket.url}", hint="cdc status")
     builder = HistoryBuilder(bucket, until, tail.source.epoch)
-    # One number after another, which the tail's search has shown to be there.
+    # The tail's search has shown that the numbers are dense.
     async with aclosing(read_ahead(bucket, [log_key(seq) for seq in range(tail.seq + 1)])) as objects:
         async for key, body in objects:
             if not await builder.step(required(bucket, key, body)):
@@ -209,7 +223,7 @@ async def read_history(bucket: Bucket, until: RestorePoint) -> History:
 
 
 class HistoryBuilder:
-    """Makes a history of one segment after another, until the moment lies behind."""
+    """Builds a history from one segment after another, until one is past the moment."""
 
     def __init__(self, bucket: Bucket, until: RestorePoint, epoch: Epoch) -> None:
         self._bucket = bucket
@@ -224,7 +238,10 @@ class HistoryBuilder:
         self._ahead: list[Header] = []
 
     async def step(self, body: bytes) -> bool:
-        """Look at the next object; False if everything after it is past the moment."""
+        """Take the next object; False if it, and everything after it, is past the moment.
+
+        Raises DataError if the chain is broken, Sealed without the key, Unavailable or Invalid.
+        """
         header = decode_segment_header(body)
         self._check_chain(header)
         if self._is_behind(header):
@@ -241,14 +258,14 @@ class HistoryBuilder:
         return True
 
     def _look_at_fork(self, header: Header) -> None:
-        """A time before anything was committed behind a fork is a time of the old timeline."""
+        """Note a fork. For a time it counts from the first commit after it: earlier times are the old timeline's."""
         if header.fork is not None:
             self._ahead.append(header)
         if self._until.time_us is None or header.transactions or header.base is not None:
             self.lead_across()
 
     def lead_across(self) -> None:
-        """The moment lies behind all that was looked at, so the forks that waited for that count."""
+        """Cross the forks that waited, because the moment comes after everything so far."""
         ahead, self._ahead = self._ahead, []
         for header in ahead:
             if self._history is not None and header.fork is not None:
@@ -264,7 +281,10 @@ class HistoryBuilder:
         history.forks.append(Crossing(header.seq, "fork", switch_lsn, next_ordinal, fork.reason, lost_ordinal))
 
     def finish(self) -> History:
-        """The way, now that the moment is reached or the archive has ended."""
+        """Return the history, after the moment is reached or the archive has ended.
+
+        Raises Invalid if the archive does not reach the moment, Diverged if the state there is unknown.
+        """
         until, last, history = self._until, self._last, self._history
         if history is None or last is None:
             raise Invalid(
@@ -297,7 +317,7 @@ class HistoryBuilder:
             )
 
     def _is_behind(self, header: Header) -> bool:
-        """Whether all that was looked at before already leads past the moment, or this segment begins past it."""
+        """True if the segments before already reach the moment, or if this one begins past it."""
         until, last = self._until, self._last
         if last is None:
             return False
@@ -308,10 +328,10 @@ class HistoryBuilder:
         return until.lsn is not None and last.epoch == self._epoch and last.covered_upto > until.lsn
 
     async def _reaches(self, base: Base) -> bool:
-        """Whether a snapshot is a state at or before the moment."""
+        """True if a snapshot is a state at or before the moment."""
         until = self._until
         if until.lsn is not None:
-            # It holds every commit before its LSN, so it is the very state after the commit before.
+            # It holds every commit before its LSN, so it is exactly the state after the commit before.
             return base.consistent_lsn <= until.lsn + 1
         if until.time_us is not None and base.chunks:
             body = await self._bucket.get(base.chunks[0].key)
@@ -321,7 +341,7 @@ class HistoryBuilder:
         return True
 
     def _begin(self, header: Header, base: Base) -> None:
-        """Begin with this snapshot: what lay before it does not matter any more."""
+        """Begin again with this snapshot, and forget the segments before it."""
         before = self._history
         skipped: list[Break] = [] if before is None else [*before.skipped, *before.forks]
         self._history = History(
@@ -363,7 +383,7 @@ _TIMED = msgspec.json.Decoder(_Timed)
 
 
 def _time_us_of(chunk: bytes, keys: Keys) -> int:
-    """When a chunk's rows were read: its lines say so, its header does not."""
+    """The time when a chunk's rows were read, from its lines: its header does not tell. Raises DataError."""
     try:
         lines = decode_segment(chunk, keys).lines[:1]
         return max((parse_time(_TIMED.decode(line).time) for line in lines), default=0)

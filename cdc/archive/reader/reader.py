@@ -1,9 +1,8 @@
-"""Reading the archive back: as segments, as lines, and as the transactions after a position.
+"""Reads the archive back: as segments, as lines, and as the transactions after a position.
 
-`ArchiveReader.transactions` is the third spring of batches, beside the replication stream and the snapshot. The cache
-catches up from it, and restore replays it. What a crash left of a large transaction (a series of parts without its
-last) is never yielded: a series is first confirmed by the headers that follow, then read again part by part, so that
-memory holds one segment at a time.
+`ArchiveReader.transactions` is a source of batches, beside the replication stream and the snapshot. The cache catches
+up from it. A crash may leave a series of parts without its last: such a transaction is never yielded. A series is first
+confirmed by the headers that follow, then read again part by part, so that memory holds one segment at a time.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from cdc.errors import DataError, Diverged, Moved
 from cdc.lsn import format_lsn
 from cdc.position import Position
 
-# About a millisecond of decoding; a pause after each lets the loop serve others.
+# About a millisecond of decoding; a pause after each lets other tasks run.
 _SLICE_CHANGES = 128
 
 # Decompressing more than this takes longer than handing it to a thread.
@@ -42,9 +41,9 @@ class SegmentFacts:
 
 
 class ArchiveReader:
-    """Reads one archive; any number may read beside a writer.
+    """Reads one archive. Any number of readers may work beside a writer.
 
-    `covered_upto` is how far `transactions` has read, also over WAL that held no changes of ours.
+    `covered_upto` is the position up to which `transactions` has read, also over WAL that held no changes of ours.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -52,11 +51,14 @@ class ArchiveReader:
         self.covered_upto = 0
 
     async def find_tail(self) -> Tail | None:
-        """Where the archive stands; None if it is empty. Raises DataError for a damaged tail."""
+        """Find the archive's tail; None if it is empty. Raises DataError for a damaged tail, Unavailable or Invalid."""
         return await read_tail(self._bucket)
 
     async def read(self, seq: int) -> Segment | None:
-        """Segment `seq`, or None if there is none. Raises DataError, or Sealed without its key."""
+        """Read segment `seq`; None if there is none.
+
+        Raises DataError, Sealed without its key, Unavailable or Invalid.
+        """
         body = await self._bucket.get(log_key(seq))
         if body is None:
             return None
@@ -66,22 +68,23 @@ class ArchiveReader:
         return segment
 
     async def read_header(self, seq: int) -> Header | None:
-        """The header of segment `seq`, or None if there is none. Raises DataError."""
+        """Read the header of segment `seq`; None if there is none. Raises DataError, Unavailable or Invalid."""
         body = await self._bucket.get(log_key(seq))
         return None if body is None else _header_of(body, seq)
 
     async def segments(self, from_seq: int = 0) -> AsyncIterator[Segment]:
-        """All segments from `from_seq` to the end, in order."""
+        """Yield all segments from `from_seq` to the end, in order. Raises as `read` does."""
         seq = from_seq
         while (segment := await self.read(seq)) is not None:
             yield segment
             seq += 1
 
     async def transactions(self, after: Position | None) -> AsyncIterator[Transaction]:
-        """Transactions that `after` does not cover (None: all), in order, to the archive's present end.
+        """Yield the transactions that `after` does not cover (None: all), in order, to the archive's present end.
 
-        A large one comes in pieces; if `after` is within it, it goes on at `part_seq`. Raises Moved where a snapshot, a
-        gap or a fork lies after the position, for transactions alone do not lead across; Diverged for another cluster.
+        A large one comes in pieces; if `after` is within it, it goes on at `part_seq`. Raises Diverged for another
+        cluster. Raises Moved if a snapshot, a gap or a fork lies after the position: transactions alone do not lead
+        across it. Otherwise raises as `read` does.
         """
         seq = 0 if after is None else await self._seek(after)
         while (segment := await self.read(seq)) is not None:
@@ -110,9 +113,9 @@ class ArchiveReader:
         return segment
 
     async def _end_of_series(self, first: Header) -> int | None:
-        """The number of the segment after a series of parts.
+        """Find the number of the segment after a series of parts.
 
-        Negative if the series was abandoned, None if it is not finished yet.
+        It is negative if the series was abandoned, and None if the series is not finished yet.
         """
         part, seq = first.part, first.seq
         while part is not None and part.index == seq - first.seq and _same_transaction(part.commit_lsn, first):
@@ -126,7 +129,7 @@ class ArchiveReader:
         return -max(seq, first.seq + 1)
 
     async def _seek(self, after: Position) -> int:
-        """The first segment to read after a position: backwards from the tail in doubling steps, then halving."""
+        """Find the first segment to read after a position: backwards from the tail in doubling steps, then halving."""
         last = await find_last_seq(self._bucket)
         if last is None:
             return 0
@@ -142,15 +145,15 @@ class ArchiveReader:
                 low = middle
             else:
                 high = middle
-        # A part moves nothing until the last of its series, so the first segment that moves may end a series.
+        # Only the last part of a series moves the coverage, so the first segment that moves it may end a series.
         header = await self._header_surely(high)
         return high if header.part is None else high - header.part.index
 
     async def _behind(self, last: int, after: Position) -> int:
-        """The first segment to read when the tail is covered, and more may be written any moment.
+        """Find the first segment to read when the tail is covered, and more may be written at any time.
 
-        A part moves nothing, so it looks covered while its series still grows. A reader that began behind it would take
-        the rest of the series for an abandoned one.
+        A part does not move the coverage, so it looks covered while its series still grows. A reader that began after
+        it would mistake the rest of the series for an abandoned one.
         """
         header = await self._header_surely(last)
         growing = header.part is not None and not header.part.last and header.epoch == after.epoch
@@ -194,7 +197,7 @@ def _not_followable(header: Header, after: Position) -> Moved:
 
 
 async def _transactions_of(segment: Segment, after: Position | None) -> AsyncIterator[Transaction]:
-    """The transactions of a segment that a position does not cover, with pauses for the loop."""
+    """Yield the transactions of a segment that a position does not cover, with pauses for the loop."""
     changes = 0
     for transaction in segment.iterate():
         changes += len(transaction.changes)
@@ -207,7 +210,7 @@ async def _transactions_of(segment: Segment, after: Position | None) -> AsyncIte
 
 
 def _rest(transaction: Transaction, after: Position | None, header: Header) -> Transaction | None:
-    """What of a transaction (or piece) a position does not cover; None if it covers all."""
+    """Cut off the part of a transaction (or piece) that a position covers; None if it covers all."""
     if after is None or header.epoch != after.epoch:
         return transaction
     if transaction.last and transaction.end_lsn <= after.lsn:
@@ -230,7 +233,10 @@ def _rest(transaction: Transaction, after: Position | None, header: Header) -> T
 
 
 async def list_segments(bucket: Bucket, from_seq: int = 0, to_seq: int | None = None) -> AsyncIterator[SegmentFacts]:
-    """The log's objects from one number to another (included), as `cdc archive ls` prints them."""
+    """Yield the facts of the log's objects from one number to another (included), as `cdc archive ls` prints them.
+
+    Raises DataError, Unavailable or Invalid.
+    """
     seq = from_seq
     while (to_seq is None or seq <= to_seq) and (body := await bucket.get(log_key(seq))) is not None:
         yield SegmentFacts(log_key(seq), decode_segment_header(body), len(body), sha256(body).hexdigest())
@@ -247,7 +253,10 @@ _TABLE = msgspec.json.Decoder(_Table)
 async def cat_lines(
     bucket: Bucket, from_seq: int = 0, to_seq: int | None = None, *, table: str | None = None
 ) -> AsyncIterator[bytes]:
-    """The lines of changes as they lie in the archive, without line breaks; of one table (`public.turns`) or of all."""
+    """Yield the lines of changes as the archive holds them, without line breaks; of one table (`public.turns`) or all.
+
+    Raises DataError, Sealed without the key, Unavailable or Invalid.
+    """
     reader, seq = ArchiveReader(bucket), from_seq
     while (to_seq is None or seq <= to_seq) and (segment := await reader.read(seq)) is not None:
         for line in segment.lines:

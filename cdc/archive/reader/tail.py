@@ -1,9 +1,8 @@
-"""Where an archive stands: how its last segment is found and checked, what lies behind it, and whose history it tells.
+"""Finds and checks the archive's last segment, and checks whose history the archive tells.
 
-Keys are dense: segment n exists only if all before it do. So the last one is found by asking for single keys, first
-from where the hint points (which is never trusted), then in doubling steps, then by halving. The tail's header says
-all that a writer must know, because every header does. What a starting writer must know beside stands in the headers
-behind it.
+Keys are dense: segment n exists only if all before it do. So the last one is found by asking for single keys: first
+from where the hint points (which is never trusted), then in doubling steps, then by halving. The tail's header has all
+that a writer needs, because every header does. A starting writer needs a few more facts, from the headers before it.
 """
 
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from cdc.archive.format.segment import Segment, decode_segment_header, inspect_s
 from cdc.archive.reader.hint import read_hint
 from cdc.errors import DataError, Diverged
 
-# Segments in which a last coverage is looked for, one GET each; a fence behind them is found by halving.
+# The last segments that are searched for a coverage, one GET each; a fence before them is found by halving.
 _LOOKED_BACK = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """The end of an archive. `last_commit_lsn` and `covered_upto` are of `source.epoch`; 0 means nothing yet.
+    """The end of an archive. `last_commit_lsn` and `covered_upto` belong to `source.epoch`; 0 means nothing yet.
 
     `covered_upto` is 0 until the backfill's snapshot record (or a first transaction) is in the archive. `open_gap` is
     the number of a `gap` segment that waits for its snapshot.
@@ -41,7 +40,7 @@ class Tail:
 
 
 def tail_of(header: Header, digest: str) -> Tail:
-    """What an archive is when this segment, whose bytes have this SHA-256, is its last."""
+    """The tail of an archive whose last segment has this header, and bytes with this SHA-256."""
     return Tail(
         archive=header.archive,
         seq=header.seq,
@@ -58,14 +57,15 @@ def tail_of(header: Header, digest: str) -> Tail:
 async def read_tail(bucket: Bucket) -> Tail | None:
     """Find the last segment and check it against the one before. None for an empty archive.
 
-    Raises DataError if the tail is damaged, is not what its key says, or does not follow from its predecessor.
+    Raises DataError if the tail is damaged, is not what its key says, or does not follow from its predecessor;
+    Unavailable or Invalid if the bucket cannot be read.
     """
     seq = await find_last_seq(bucket)
     return None if seq is None else await check_tail(bucket, seq)
 
 
 async def check_tail(bucket: Bucket, seq: int) -> Tail:
-    """Read segment `seq`, check it against the one before, and say where the archive stands after it."""
+    """Read segment `seq`, check it against the one before, and return the tail that it makes. Raises as `read_tail`."""
     body, previous = await read_segment(bucket, seq), None if seq == 0 else await read_segment(bucket, seq - 1)
     found = inspect_segment(body, keys_of(bucket))
     header = found.header if isinstance(found, Segment) else found
@@ -81,12 +81,15 @@ async def check_tail(bucket: Bucket, seq: int) -> Tail:
 
 
 async def read_segment(bucket: Bucket, seq: int) -> bytes:
-    """Raises DataError if it is not there."""
+    """Read the bytes of segment `seq`. Raises DataError if it is not there, Unavailable or Invalid."""
     return await read_object(bucket, log_key(seq))
 
 
 async def find_last_seq(bucket: Bucket) -> int | None:
-    """The number of the last segment, or None for an empty archive. Raises DataError for a hole."""
+    """Find the number of the last segment; None for an empty archive.
+
+    Raises DataError for a hole, Unavailable or Invalid.
+    """
     hinted = await read_hint(bucket)
     start = hinted if hinted is not None and await _exists(bucket, hinted) else -1
     while True:
@@ -104,7 +107,7 @@ async def find_last_seq(bucket: Bucket) -> int | None:
 
 
 async def _probe_forward(bucket: Bucket, start: int) -> int:
-    """The last segment of the dense run that `start` is in (-1: nothing is known to exist)."""
+    """Find the last segment of the dense run that `start` is in (-1: nothing is known to exist)."""
     low, step = start, 1
     while await _exists(bucket, low + step):
         low, step = low + step, step * 2
@@ -119,7 +122,7 @@ async def _probe_forward(bucket: Bucket, start: int) -> int:
 
 
 async def _first_beyond(bucket: Bucket, seq: int) -> str | None:
-    """Any log key after `seq`. One listing at start tells a hole from the end."""
+    """Find a log key after `seq`; None if there is none. One listing at start tells a hole from the end."""
     async for key in bucket.list(LOG, after=log_key(seq) if seq >= 0 else LOG):
         if seq_of(key) is not None:
             return key
@@ -131,9 +134,10 @@ async def _exists(bucket: Bucket, seq: int) -> bool:
 
 
 async def read_last_look(bucket: Bucket, tail: Tail) -> int:
-    """`covered_upto` when a writer last looked at the publication: before it covered idle WAL, or at its start.
+    """Read `covered_upto` of the time when a writer last looked at the publication.
 
-    The first is looked for among the last segments only, the second by halving: each start raises `writer.epoch`.
+    A writer looks before it covers idle WAL, and at its start. The first is searched among the last segments only, the
+    second by halving: each start raises `writer.epoch`. Raises DataError, Unavailable or Invalid.
     """
     for seq in range(tail.seq, max(-1, tail.seq - _LOOKED_BACK), -1):
         header = await _read_header(bucket, seq)
@@ -148,7 +152,10 @@ async def read_last_look(bucket: Bucket, tail: Tail) -> int:
 
 
 async def find_lost_snapshot(bucket: Bucket, tail: Tail) -> int | None:
-    """The switch point of a fork behind which nothing was written yet, if the last snapshot is in its lost tail."""
+    """Find the switch point of a fork at the tail whose lost tail holds the last snapshot; None if there is none.
+
+    Nothing was written after such a fork yet. Raises DataError, Unavailable or Invalid.
+    """
     fork: Fork | None = None
     for seq in range(tail.seq, -1, -1):
         header = await _read_header(bucket, seq)

@@ -1,1 +1,1 @@
-"""The tables as they were: rows folded from the log, compared by digest or by sorted runs."""
+"""Adds the log up to the state of tables, and compares states by digests or by sorted runs."""

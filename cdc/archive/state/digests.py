@@ -1,7 +1,7 @@
-"""A row as digests of its values, for comparing states of a table without holding their rows.
+"""Digests the values of a row, so that states of a table can be compared without their rows.
 
-A row's digests are one string, each column's at its place, all of the same width; a string may end early, where columns
-were added later. Values compare as the archive holds them.
+A row's digests are one string, with each column's at its place, all of the same width. A string may end early if
+columns were added later. Values are compared as the archive holds them.
 """
 
 from hashlib import blake2b
@@ -16,7 +16,7 @@ _NULL: Final = b"\0" * WIDTH
 
 
 def digest(value: Value) -> bytes:
-    """Of one value; UNKNOWN for one that Postgres did not send."""
+    """Digest one value; UNKNOWN for one that Postgres did not send."""
     if isinstance(value, bytes):
         return blake2b(value, digest_size=WIDTH).digest()
     return UNKNOWN if value is ABSENT else _NULL
@@ -28,7 +28,7 @@ def digest_at(digests: bytes, place: int) -> bytes:
 
 
 def as_archived(relation: Relation, row: Row) -> Row:
-    """Line breaks of a `json` become spaces in the archive."""
+    """The row as the archive holds it: line breaks of a `json` become spaces."""
     return [
         value.replace(b"\n", b" ").replace(b"\r", b" ")
         if column.type_oid == Oid.JSON and isinstance(value, bytes)

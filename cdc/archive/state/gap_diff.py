@@ -1,12 +1,12 @@
-"""The changes across a gap: the state before it, as the archive's transactions give it, against the new snapshot.
+"""Finds the changes across a gap: it compares the state before the gap, by the archive's transactions, with a snapshot.
 
-1. `replay`: from the last snapshot before the gap on, every change: a row's key, and digests of its values;
-2. `see`: the same of the rows that the new snapshot reads, on their way into the archive;
-3. `conclude`: both, sorted by key, side by side. Rows that are only in the first were deleted inside the gap: their
-   keys are archived, and all is counted for the record of the snapshot.
+1. `replay` takes every change from the last snapshot before the gap on: a row's key, and digests of its values;
+2. `see` takes the same of the rows that the new snapshot reads, on their way into the archive;
+3. `conclude` compares both, sorted by key. Rows that are only in the first were deleted inside the gap: their keys are
+   archived. All differences are counted for the record of the snapshot.
 
-Both sides are sorted outside of memory (`sorted_runs.py`), so that memory stays bounded whatever the tables' size. A
-gap must be closed even if it cannot be told what changed inside: the obstacle becomes the reason that is recorded.
+Both sides are sorted outside of memory (`sorted_runs.py`), so that memory stays bounded with tables of any size. A gap
+must be closed even if the changes inside cannot be found: then the reason is recorded.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ log = structlog.get_logger()
 _GONE: Final = b"-"
 _HERE: Final = b"+"
 
-# Keys that are compared between two pauses, so that the loop may serve others.
+# The count of keys that are compared between two pauses, which let other tasks run.
 _SLICE_KEYS: Final = 5000
 
 
 class Unknown(Exception):
-    """It cannot be told what changed; the message says why."""
+    """The changes cannot be found; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _ChangedSegment:
 
 
 class GapDiff:
-    """What changed across one gap. `close` it when the gap is closed, or the attempt is over."""
+    """Finds the changes across one gap. `close` it when the gap is closed, or the attempt is over."""
 
     def __init__(self, gap_seq: int, sorter: Sorter | None = None) -> None:
         self._gap_seq = gap_seq
@@ -72,7 +72,7 @@ class GapDiff:
         self._keys = NO_KEYS
 
     async def replay(self, bucket: Bucket, last_seq: int) -> None:
-        """1. The state before the gap, of an archive that ends with segment `last_seq`. Raises Unavailable."""
+        """1. Take the state before the gap, of an archive that ends with segment `last_seq`. Raises Unavailable."""
         self._keys = keys_of(bucket)
         try:
             base, steps = await _find_way(bucket, last_seq)
@@ -87,7 +87,7 @@ class GapDiff:
             self._give_up(error)
 
     def see(self, relation: Relation, rows: Sequence[Row]) -> None:
-        """2. Rows of the new snapshot."""
+        """2. Take rows of the new snapshot."""
         if self._problem:
             return
         try:
@@ -99,7 +99,10 @@ class GapDiff:
             self._give_up(error)
 
     async def conclude(self, archive: ArchiveSink, relations: Sequence[Relation], consistent_lsn: int) -> Repair:
-        """3. Compare, archive the keys of deleted rows, and say what the snapshot's record shall say."""
+        """3. Compare, archive the keys of deleted rows, and return the changes for the snapshot's record.
+
+        Raises as `ArchiveSink.write_deleted` does.
+        """
         tables: dict[str, ChangeCounts] = {}
         unknown: dict[str, str] = {}
         deleted: list[Chunk] = []
@@ -137,7 +140,7 @@ class GapDiff:
     def _apply_segment(self, body: bytes, upto_lsn: int | None) -> None:
         for transaction in decode_segment(body, self._keys).iterate():
             if upto_lsn is not None and transaction.commit_lsn >= upto_lsn:
-                continue  # a piece has no end_lsn, and a timeline is left between two records
+                continue  # lost. Not by end_lsn: a piece has none, and a switch point lies between two records
             if transaction.commit_lsn < self._consistent_lsn:
                 continue  # the snapshot has it
             for change in transaction.changes:
@@ -147,7 +150,7 @@ class GapDiff:
     def _apply(self, change: RowChange | Truncate) -> None:
         relation = change.relation
         table = self._before.get(relation.qualified_name) or self._begin(self._before, relation)
-        self._order += 2  # a change may say two things: that one key is gone, and that another is there
+        self._order += 2  # a change may make two entries: one key is gone, and another is there
         if isinstance(change, Truncate):
             table.truncated_at = self._order
         else:
@@ -167,7 +170,7 @@ class GapDiff:
 
 
 class _TableEntries:
-    """One table's rows, as entries that say of a key: here, with these digests, or gone.
+    """The rows of one table, as entries for each key: it is here with these digests, or it is gone.
 
     Without a key the whole row is the key. A column has its place from when it is first seen.
     """
@@ -185,13 +188,13 @@ class _TableEntries:
         return bool(_key_of(self.relation))
 
     def fits(self, relation: Relation) -> bool:
-        """Whether rows of this shape have the same keys as those that came before."""
+        """True if rows of this shape have the same key columns as those that came before."""
         if self.keyed or _key_of(relation):
             return _key_of(self.relation) == _key_of(relation)
         return [c.name for c in self.relation.columns] == [c.name for c in relation.columns]
 
     def apply(self, change: RowChange, order: int) -> None:
-        """Note what this change says of the rows it names."""
+        """Note the rows that this change makes, changes or removes."""
         relation, new, old = change.relation, change.new, change.old
         old_key = None if old is None else self._key(relation, old)
         if new is None:
@@ -207,7 +210,7 @@ class _TableEntries:
         self._add(relation, self._key(relation, row), order, _HERE + self._digests(relation, row))
 
     def states(self) -> Iterator[tuple[bytes, bytes]]:
-        """What is there in the end, in the order of keys: digests, or for a table without a key one entry a row."""
+        """Yield the final rows in the order of keys, with their digests; without a key, one entry for each row."""
         for key, entries in groupby(self._runs, key=itemgetter(0)):
             said = [value for _, order, value in entries if order > self.truncated_at]
             if self.keyed:
@@ -244,7 +247,7 @@ class _TableEntries:
 
 
 class _Comparison:
-    """Two states side by side. Iterating gives the keys of rows that are only in the first, and counts on the way."""
+    """Compares two states. Iterating gives the keys of rows that are only in the first, and counts on the way."""
 
     def __init__(self, before: _TableEntries, after: _TableEntries) -> None:
         self._before = before
@@ -258,7 +261,7 @@ class _Comparison:
         return ChangeCounts(self._deleted, self._inserted, self._changed)
 
     def slices(self) -> Iterator[list[bytes]]:
-        """The keys in runs; one may be empty, for there is one after each so many keys that were looked at."""
+        """Yield the keys in runs, one after each so many keys that were compared. So a run may be empty."""
         gone: list[bytes] = []
         both = heapq.merge(_tagged(self._before, 0), _tagged(self._after, 1))
         for looked_at, (key, sides) in enumerate(groupby(both, key=itemgetter(0))):
@@ -269,7 +272,7 @@ class _Comparison:
         yield gone
 
     def _count(self, sides: list[tuple[bytes, int, bytes]]) -> int:
-        """Count one key; how many rows of it are gone (at most one, if the table has a key)."""
+        """Count one key; return how many of its rows are gone (at most one, if the table has a key)."""
         before = [state for _, side, state in sides if side == 0]
         after = [state for _, side, state in sides if side == 1]
         if len(before) == len(after) == 1 and self._differs(before[0], after[0]):
@@ -280,7 +283,7 @@ class _Comparison:
         return gone
 
     def _differs(self, before: bytes, after: bytes) -> bool:
-        """In a column that both know."""
+        """True if the two differ in a column that both know."""
         if not before and not after:
             return False
         for was, now in self._places:
@@ -301,14 +304,14 @@ def _tagged(table: _TableEntries, side: int) -> Iterator[tuple[bytes, int, bytes
 
 
 async def _rows_of(comparison: _Comparison, relation: Relation) -> AsyncIterator[list[Row]]:
-    """The deleted rows' keys as rows; what is not of the key is absent."""
+    """Yield the deleted rows' keys as rows, with ABSENT outside the key."""
     slices = comparison.slices()
     while (keys := await asyncio.to_thread(next, slices, None)) is not None:
         yield [relation.codec.decode(key) for key in keys]
 
 
 def _fold(said: Sequence[bytes]) -> bytes | None:
-    """What several entries of one key come to. What an update did not send stays as it was."""
+    """Fold several entries of one key to the last state. A value that an update did not send stays as it was."""
     state: bytes | None = None
     for value in said:
         if value == _GONE:
@@ -326,15 +329,15 @@ def _fold(said: Sequence[bytes]) -> bytes | None:
 
 
 def _key_of(relation: Relation) -> list[tuple[str, int]]:
-    """The key's columns and types; none if the whole row stands for a key. Integers are one type: they print alike."""
+    """The key's columns and types; none if the whole row is the key. Integers are one type: they print alike."""
     columns = [relation.columns[relation.column_index[name]] for name in relation.identity]
     return [(c.name, Oid.INT8 if c.type_oid in INTEGER_OIDS else c.type_oid) for c in columns]
 
 
 async def _find_way(bucket: Bucket, last_seq: int) -> tuple[Base, list[_ChangedSegment]]:
-    """The last snapshot, and the segments with changes after it, found from the archive's end backwards.
+    """Find the last snapshot, and the segments with changes after it, backwards from the archive's end.
 
-    A fork may lie before the gap, or behind it: its record was written while the gap was open.
+    A fork may come before the gap, or after it, if its record was written while the gap was open.
     """
     steps: list[_ChangedSegment] = []
     switch_lsn: int | None = None

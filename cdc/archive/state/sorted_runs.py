@@ -1,8 +1,8 @@
-"""Entries sorted outside of memory: more of them than memory holds, in the order of their keys.
+"""Sorts entries by key outside of memory, if there are more than memory holds.
 
-Entries gather in memory; when all `Runs` of a `Sorter` together hold too much, each writes what it has, sorted, as a
+Entries gather in memory. When all `Runs` of a `Sorter` together hold too much, each writes its entries, sorted, as a
 run into a temporary directory. Reading merges the runs. Many runs are first merged into a longer one, so that only a
-few files are open at a time. The directory is made when it is first needed, and goes with the sorter.
+few files are open at a time. The directory is made when it is first needed, and removed with the sorter.
 """
 
 import heapq
@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
 
-# What the entries of all runs may take in memory, and what an entry takes beside its bytes: a tuple and two objects.
+# The memory for the entries of all runs, and that of one entry beside its bytes: a tuple and two objects.
 _MEMORY_BYTES: Final = 32 * 1024 * 1024
 _ENTRY_BYTES: Final = 200
 
-# Files that are merged at once.
+# The number of files that are merged at once.
 _FAN_IN: Final = 16
 _FILE_BUFFER_BYTES: Final = 64 * 1024
 
@@ -25,7 +25,7 @@ _HEAD = struct.Struct("<QII")
 
 
 class Entry(NamedTuple):
-    """A key and what is said of it. `order` tells several of one key apart: no two have the same."""
+    """A key and a value. Several entries of one key differ in `order`: no two have the same."""
 
     key: bytes
     order: int
@@ -49,7 +49,7 @@ class Sorter:
         return runs
 
     def held(self, nbytes: int) -> None:
-        """So many bytes more are held in memory; if that is too much, all of it is written."""
+        """Count `nbytes` more in memory; if that is too much, write everything to files."""
         self._held_bytes += nbytes
         if self._held_bytes > self._memory_bytes:
             for runs in self._runs:
@@ -57,7 +57,7 @@ class Sorter:
             self._held_bytes = 0
 
     def write(self, entries: Iterable[Entry]) -> Path:
-        """Write sorted entries as a file."""
+        """Write sorted entries to a new file. Raises OSError if there is no room."""
         if self._closed:
             raise OSError("the sorter is closed")
         if self._directory is None:
@@ -86,7 +86,7 @@ class Sorter:
 
 
 class Runs:
-    """The entries of one thing. Iterating gives all of them, sorted by key and order."""
+    """Entries to sort. Iterating gives all of them, sorted by key and order."""
 
     def __init__(self, sorter: Sorter) -> None:
         self._sorter = sorter

@@ -1,4 +1,4 @@
-"""A table as the archive has it, in little memory: of each row its key, and of each value a digest of eight bytes."""
+"""Holds a table's state by the archive in little memory: a row's key, and a digest of eight bytes for each value."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from cdc.row import ABSENT, Row
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row that is not the same. `kind` is `missing` or `extra` in the archive, or `unequal` in `columns`."""
+    """A row that differs. `kind` is `missing` or `extra` in the archive, or `unequal` in `columns`."""
 
     table: str
     kind: str
@@ -27,7 +27,7 @@ class Difference:
 class TableState:
     """One table's rows as digests, by key; without a key as a bag of equal rows.
 
-    A column has its place from when it is first seen, whatever the table's shape becomes.
+    A column keeps the place that it gets when it is first seen, also if the table's shape changes.
     """
 
     def __init__(self, relation: Relation) -> None:
@@ -44,7 +44,7 @@ class TableState:
         self._bag.clear()
 
     def apply(self, change: RowChange) -> None:
-        """The next change of this table."""
+        """Apply the next change of this table. Raises Invalid if the table's key has changed."""
         self._meet(change.relation)
         identity = change.new if change.old is None else change.old
         before = None
@@ -54,7 +54,10 @@ class TableState:
             self._put(change.relation, change.new, before)
 
     def take(self, relation: Relation, row: Row) -> Iterator[Difference]:
-        """Compare a live row with the one here, which then is gone."""
+        """Compare a live row with the archived one, and remove the archived one. Yields the difference, if any.
+
+        Raises Invalid if the table's key has changed.
+        """
         self._meet(relation)
         digests = self._digests(relation, row, None)
         if not self._keys:
@@ -71,7 +74,7 @@ class TableState:
             yield Difference(self._name, "unequal", self._describe(key), columns)
 
     def rest(self) -> Iterator[Difference]:
-        """Rows that no live row has taken."""
+        """Yield the archived rows that no live row has matched."""
         for key in self._rows:
             yield Difference(self._name, "extra", self._describe(key))
         for _ in self._bag.elements():
@@ -105,7 +108,7 @@ class TableState:
         return None
 
     def _key(self, relation: Relation, row: Row) -> bytes:
-        """No value of Postgres's holds a zero byte."""
+        """Join the key's values with zero bytes, which no value of Postgres's holds."""
         values = [row[relation.column_index[name]] for name in self._keys]
         return b"\0".join([value if isinstance(value, bytes) else b"" for value in values])
 
@@ -124,7 +127,7 @@ class TableState:
         return b"".join(digests)
 
     def _unequal(self, here: bytes, live: bytes) -> tuple[str, ...]:
-        """Columns of a live row that are known here and differ."""
+        """The columns of a live row that are known here and differ."""
         columns = []
         for name, place in self._places.items():
             ours = digest_at(here, place)
@@ -138,7 +141,7 @@ class TableState:
 
 
 def state_of(tables: dict[str, TableState], relation: Relation) -> TableState:
-    """The table's state among those of all tables by name; an empty one if there was none."""
+    """The table's state in `tables`, by name; a new empty one if there was none."""
     table = tables.get(relation.qualified_name)
     if table is None:
         table = tables[relation.qualified_name] = TableState(relation)

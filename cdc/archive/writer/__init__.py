@@ -1,1 +1,1 @@
-"""The one writer of the archive: it makes segments and chunks, and PUTs them one after another."""
+"""Writes the archive: makes segments and chunks, and PUTs them one after another."""

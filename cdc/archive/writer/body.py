@@ -1,7 +1,7 @@
-"""An object while it is made: lines are encoded, gathered into frames, and frozen with their header.
+"""Makes the bytes of an object: encodes lines, gathers them into frames, and freezes them with their header.
 
-Encoding happens in slices with a pause after each, compression of anything large in a thread: the loop that we share
-with the cache is never held for more than about a millisecond.
+Encoding happens in slices with a pause after each, and compression of anything large in a thread. So the loop that we
+share with the cache is never blocked for more than about a millisecond.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from cdc.row import Row
 
 _Result = TypeVar("_Result")
 
-# About a millisecond of encoding; a pause after each lets the loop serve others.
+# About a millisecond of encoding; a pause after each lets other tasks run.
 _SLICE_ROWS = 128
 _SLICE_BYTES = 128 * 1024
 
@@ -33,7 +33,7 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The bytes of an object, for good, their SHA-256 in hex, and the header they begin with."""
+    """The final bytes of an object, their SHA-256 in hex, and the header that they begin with."""
 
     header: Header
     data: bytes
@@ -42,7 +42,7 @@ class Frozen:
 
 @dataclass(slots=True)
 class Body:
-    """An object's lines in compressed frames, encrypted in the end if there are `recipients`."""
+    """Gathers an object's lines in compressed frames, which are encrypted in the end if there are `recipients`."""
 
     level: int
     recipients: Recipients | None = None
@@ -53,7 +53,7 @@ class Body:
     _raw_bytes: int = 0
 
     async def add(self, first_ordinal: int, transactions: Sequence[Transaction]) -> None:
-        """Encode the lines of some transactions, whose ordinals count up from the first one's."""
+        """Encode the lines of some transactions. Their ordinals count up from `first_ordinal`."""
         at = 0
         while at < len(transactions):
             lines, then = self.encoder.encode_slice(first_ordinal, transactions, at, _SLICE_ROWS, _SLICE_BYTES)
@@ -64,13 +64,13 @@ class Body:
             at = then
 
     async def add_changes(self, ordinal: int | None, transaction: Transaction) -> None:
-        """Encode the lines of one transaction, however many."""
+        """Encode the lines of one transaction, of any number."""
         for at in range(0, len(transaction.changes), _SLICE_ROWS):
             changes = transaction.changes[at : at + _SLICE_ROWS]
             await self._gather(self.encoder.encode(ordinal, transaction, changes))
 
     async def add_rows(self, op: str, relation: Relation, rows: Sequence[Row], lsn: int) -> None:
-        """Encode the rows of a snapshot at `lsn`: as they are there, or, for DELETE, as they no longer are."""
+        """Encode the rows of a snapshot at `lsn`: rows that are there (READ), or keys of deleted rows (DELETE)."""
         first = self.encoder.lines
         new_and_old = [(None, row) if op == DELETE else (row, None) for row in rows]
         changes: list[Change] = [
@@ -84,11 +84,11 @@ class Body:
 
     @property
     def full(self) -> bool:
-        """Whether this is as much as a chunk of a snapshot should hold."""
+        """True if this holds as much as a chunk of a snapshot should."""
         return self.nbytes + self._raw_bytes >= _CHUNK_BYTES
 
     async def freeze(self, header: Header) -> Frozen:
-        """Complete the header with what is known of the lines, and make the object's bytes."""
+        """Complete the header with the facts of the lines, and make the object's bytes."""
         await self._flush()
         if not self.empty:
             header = self._describe(header)
@@ -96,7 +96,7 @@ class Body:
         return await _off_loop(large, _freeze, header, self.frames, self.level, self.recipients)
 
     async def _gather(self, lines: bytes) -> None:
-        """Keep the lines of a slice, and pause, so that the loop may serve others."""
+        """Keep the lines of a slice, and pause, so that other tasks run."""
         if not lines:
             return
         self._raw.append(lines)
@@ -106,7 +106,7 @@ class Body:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Compress what has gathered into a frame."""
+        """Compress the gathered lines into a frame."""
         if not self._raw:
             return
         raw, self._raw = self._raw, []
@@ -115,7 +115,7 @@ class Body:
         self.frames.append(await _off_loop(large, _compress, raw, self.level))
 
     def _describe(self, header: Header) -> Header:
-        """The header, completed with what is known of the lines."""
+        """The header, completed with the facts of the lines."""
         return replace(
             header,
             changes=self.encoder.lines,

@@ -1,7 +1,7 @@
-"""Chunks: a snapshot's rows in objects of bounded size, written before the `snapshot` record that names them.
+"""Writes chunks: a snapshot's rows in objects of bounded size, before the `snapshot` record that names them.
 
 A chunk counts only once its record is there. The keys hold the number of the segment that was next when the first chunk
-was written. So a backfill that starts over, behind a new fence, never meets the keys of the one before.
+was written. So a backfill that starts over, after a new fence, never meets the keys of the one before.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from cdc.row import Row
 
 
 class ChunkWriter:
-    """The chunks of one writer. `seq` is the number in the keys of those written last, -1 before the first.
+    """Writes the chunks of one writer. `seq` is the number in the keys of the last chunks, -1 before the first.
 
-    `writing` is held while a chunk is PUT; `tail` gives the tail to write behind, or raises Moved.
+    `writing` is locked while a chunk is PUT. `tail` returns the tail to write after, or raises Moved.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ChunkWriter:
     async def write(
         self, op: str, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
     ) -> list[Chunk]:
-        """Write a table's rows as they are at `consistent_lsn` (READ), or as they no longer are (DELETE).
+        """Write a table's rows as they are at `consistent_lsn` (READ), or keys of rows that are gone by then (DELETE).
 
         Raises Moved, Fenced, and what reading the batches raises.
         """

@@ -1,6 +1,6 @@
-"""Headers of the objects that a writer is about to make: each follows from the tail before it. Pure.
+"""Makes the headers of a writer's next objects: each follows from the tail before it. Pure.
 
-What only the lines can tell (their number, shapes and bytes) is added when an object is frozen (`body.py`).
+The facts of the lines (their number, shapes and bytes) are added when an object is frozen (`body.py`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def new_header(archive: str, kind: Kind, source: Source, writer_id: str) -> Head
 
 
 def first_header(tail: Tail, kind: Kind, source: Source, writer_id: str) -> Header:
-    """The header of a writer's first segment, a `fence` or a `fork`, behind another writer's tail."""
+    """The header of a writer's first segment, a `fence` or a `fork`, after another writer's tail."""
     return Header(
         archive=tail.archive,
         seq=tail.seq + 1,
@@ -36,7 +36,7 @@ def first_header(tail: Tail, kind: Kind, source: Source, writer_id: str) -> Head
 def fork_header(tail: Tail, source: Source, writer_id: str, switch_lsn: int, reason: str) -> Header:
     """The header of a `fork` segment, whose source left the tail's epoch at `switch_lsn`.
 
-    Up to the switch both epochs are one history, and may be sent again; nothing new ends before it.
+    Up to the switch both epochs are one history, which may be sent again. No new transaction ends before it.
     """
     return replace(
         first_header(tail, "fork", source, writer_id),
@@ -89,7 +89,7 @@ def data_facts(tail: Tail, transactions: Sequence[Transaction]) -> dict[str, Any
 
 
 def part_facts(tail: Tail, pieces: Sequence[Transaction], index: int) -> dict[str, Any]:
-    """The facts of the `part` segment number `index` of a large transaction. Only the last part moves anything."""
+    """The facts of the `part` segment number `index` of a large transaction. Only the last part moves the coverage."""
     first, last = pieces[0], pieces[-1]
     facts: dict[str, Any] = {
         "first_lsn": first.commit_lsn,

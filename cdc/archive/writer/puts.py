@@ -1,7 +1,8 @@
-"""PUTs of objects that are created once: the same bytes, again and again, until it is settled whether they are there.
+"""PUTs objects that are created once: it sends the same bytes again and again until they are there.
 
-A lost answer, or a bucket that is away, leaves open whether an attempt was applied. The next one tells: a taken key is
-compared, our bytes mean that an earlier attempt had succeeded, others that another writer was there first.
+A lost answer, or a bucket that is away, leaves open whether an attempt was applied. The next one tells. If the key is
+taken, the bytes are compared: ours mean that an earlier attempt had succeeded, others mean that another writer was
+faster.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ _STRUGGLING_S = 5.0
 
 
 class Puts:
-    """`retry_s` is the pause after a first failure, doubled up to `max_retry_s`."""
+    """PUTs objects, and retries. `retry_s` is the pause after a first failure, doubled up to `max_retry_s`."""
 
     def __init__(self, bucket: Bucket, retry_s: float, max_retry_s: float) -> None:
         self._bucket = bucket
@@ -31,12 +32,12 @@ class Puts:
 
     @property
     def struggling(self) -> bool:
-        """Whether a PUT has failed and is being tried again, or takes suspiciously long."""
+        """True while a PUT has failed and is tried again, or takes suspiciously long."""
         since = self._since
         return self._failing or (since is not None and time.monotonic() - since > _STRUGGLING_S)
 
     async def try_once(self, key: str, body: bytes) -> bool:
-        """One attempt; False if other bytes are under the key. Raises Unavailable."""
+        """PUT once; False if other bytes are under the key. Raises Unavailable or Invalid."""
         metrics.puts.inc()
         try:
             await self._bucket.create(key, body)
@@ -45,7 +46,7 @@ class Puts:
         return True
 
     async def settle(self, key: str, body: bytes) -> None:
-        """PUT these bytes until they are there. Raises Fenced if others are."""
+        """PUT these bytes until they are there. Raises Fenced if others are, Invalid if the bucket refuses."""
         self._since, attempt = time.monotonic(), 0
         try:
             while not await self._settled(key, body):
@@ -55,7 +56,7 @@ class Puts:
             self._since, self._failing = None, False
 
     async def _settled(self, key: str, body: bytes) -> bool:
-        """Try once; False if the bucket is away for now."""
+        """Try once; False if the bucket is away for now. Raises Fenced."""
         metrics.puts.inc()
         try:
             await self._bucket.create(key, body)

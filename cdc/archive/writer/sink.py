@@ -1,13 +1,13 @@
-"""The writer of the archive: one segment after another, each created once, each naming the bytes of the one before.
+"""The archive's sink writes one segment after another. Each is created once, and names the SHA-256 of the one before.
 
-`open()` finds the tail, `fence()` puts a segment of our own behind it, and from then on we are the writer: any other
-that still believes to be it meets a taken key and ends. `write()` freezes the bytes of segment n once and PUTs them,
-one PUT in flight, the same bytes again for as long as the bucket is away. A taken key is compared: our bytes mean that
-an earlier attempt had succeeded, others that we were fenced.
+`open()` finds the tail, and `fence()` puts a segment of our own after it. From then on we are the writer: an older
+writer meets a taken key and ends. `write()` freezes the bytes of segment n once and PUTs them. One PUT is in flight,
+and the same bytes are sent again while the bucket is away. If the key is taken, the bytes are compared: ours mean that
+an earlier attempt had succeeded, others mean that we were fenced.
 
-Position and ordinals live in memory only between segments and are always what the tail says. If a write is cancelled
-with its PUT in flight, it is not known whether the segment is there: the sink must be opened and fenced again, which
-settles it (a late PUT meets our fence's key, or we find it as the tail).
+Position and ordinals are kept in memory only between segments, and are always those of the tail. If a write is
+cancelled with its PUT in flight, it is unknown whether the segment is there. Then the sink must be opened and fenced
+again, which settles it: a late PUT meets our fence's key, or we find its segment as the tail.
 
 `headers.py` makes the header of the next segment, `body.py` the object's bytes, `puts.py` settles the PUT, and
 `chunks.py` writes a snapshot's rows.
@@ -59,9 +59,9 @@ class _Series:
 
 
 class ArchiveSink:
-    """See `cdc.pipeline.sinks.Gate` for the contract. The caller that opened the bucket closes it.
+    """Writes one archive; `cdc.pipeline.sinks.Gate` is the contract. The caller that opened the bucket closes it.
 
-    After `open()` comes `fence()`; without it, or after a write that was cancelled or lost, writing raises Moved.
+    After `open()` comes `fence()`. Without it, or after a write that was cancelled or lost, writing raises Moved.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class ArchiveSink:
 
     @property
     def bucket(self) -> Bucket:
-        """Where the archive lies, for those who read what was written."""
+        """The bucket of the archive, for readers of what was written."""
         return self._bucket
 
     @property
     def tail(self) -> Tail | None:
-        """Where the archive stands; None while it is empty. Known once opened."""
+        """The tail of the archive; None while it is empty, and before `open`."""
         return self._tail
 
     @property
@@ -102,7 +102,7 @@ class ArchiveSink:
 
     @property
     def struggling(self) -> bool:
-        """Whether a PUT has failed and is being tried again, or takes suspiciously long."""
+        """True while a PUT has failed and is tried again, or takes suspiciously long."""
         return self._puts.struggling
 
     async def open(self) -> Position | None:
@@ -126,21 +126,25 @@ class ArchiveSink:
             check_source(self._bucket.url, self._tail.source, source)
 
     async def fence(self, source: Source) -> None:
-        """Become the writer: put a `fence` segment behind the tail. Any earlier writer meets it and ends.
+        """Become the writer: put a `fence` segment after the tail. An earlier writer meets it and ends.
 
-        Raises Diverged for another history, Unavailable if the bucket is away, others are always faster, or what came
-        before us is of another timeline: whether that is a fork is for `open` to find out.
+        Raises Moved before `open`, Invalid if the bucket refuses, DataError for a damaged tail, Diverged for another
+        history. Raises Unavailable if the bucket is away, if others are always faster, or if a segment of another
+        timeline came before us. The next `open` finds out whether that is a fork.
         """
         async with self._writing:
             await self._take("fence", source)
 
     async def write_fork(self, source: Source, switch_lsn: int, reason: str) -> None:
-        """Become the writer in a new epoch, which left the archived one at `switch_lsn`. Takes the place of `fence`."""
+        """Become the writer in a new epoch, which left the archived one at `switch_lsn`. It replaces `fence`.
+
+        Raises as `fence` does, and Unavailable if another service has recorded the fork.
+        """
         async with self._writing:
             await self._take("fork", source, switch_lsn, reason)
 
     async def write(self, batch: Batch) -> int:
-        """Archive a batch. Pieces of a large transaction go out as parts and move nothing until the last.
+        """Archive a batch; return `covered_upto`. Parts of a large transaction do not move it until the last part.
 
         While the bucket is away this tries again without end (`struggling` says so). Raises Fenced when another writer
         took over, Moved when the sink must be opened and fenced (again) first.
@@ -161,7 +165,10 @@ class ArchiveSink:
             return self.covered_upto
 
     async def write_coverage(self, lsn: int) -> int:
-        """Record that nothing published lies between the last transaction and `lsn`; return what is covered."""
+        """Record that nothing published lies between the last transaction and `lsn`; return `covered_upto`.
+
+        Raises as `write` does.
+        """
         async with self._writing:
             self._writable()
             if self._series is not None and lsn > self._series.commit_lsn:
@@ -173,13 +180,19 @@ class ArchiveSink:
     async def write_base(
         self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
     ) -> list[Chunk]:
-        """Archive a table's rows as a snapshot read them, in bounded objects, for `write_snapshot` to commit."""
+        """Archive a table's rows as a snapshot read them, in bounded objects, for `write_snapshot` to commit.
+
+        Raises as `write` does, and what reading the batches raises.
+        """
         return await self._chunks.write(READ, relation, batches, consistent_lsn)
 
     async def write_deleted(
         self, relation: Relation, batches: AsyncIterator[Sequence[Row]], consistent_lsn: int
     ) -> list[Chunk]:
-        """Archive the keys of rows that were deleted inside a gap, in bounded objects, for `write_snapshot` to name."""
+        """Archive the keys of rows that were deleted inside a gap, in bounded objects, for `write_snapshot` to name.
+
+        Raises as `write` does, and what reading the batches raises.
+        """
         return await self._chunks.write(DELETE, relation, batches, consistent_lsn)
 
     async def write_snapshot(
@@ -189,7 +202,10 @@ class ArchiveSink:
         relations: Sequence[Relation] = (),
         repair: Repair | None = None,
     ) -> int:
-        """Commit a snapshot: its chunks now are the state at `consistent_lsn`, of all the tables in `relations`."""
+        """Commit a snapshot: its chunks now are the state at `consistent_lsn`, of all the tables in `relations`.
+
+        Returns `covered_upto`. Raises as `write` does.
+        """
         async with self._writing:
             tail = self._writable()
             seq = self._chunks.seq if chunks or (repair and repair.deleted) else tail.seq + 1
@@ -203,7 +219,10 @@ class ArchiveSink:
             return self.covered_upto
 
     async def write_gap(self, from_lsn: int, reason: str) -> None:
-        """Record that changes after `from_lsn` are lost. The next snapshot makes the archive complete again."""
+        """Record that changes after `from_lsn` are lost. The next snapshot makes the archive complete again.
+
+        Raises as `write` does.
+        """
         async with self._writing:
             tail = self._writable()
             self._series = None
@@ -241,7 +260,7 @@ class ArchiveSink:
             if kind == "fork" and (header.fork is None or self._tail.source.epoch != header.fork.previous):
                 raise Unavailable("another service has recorded the fork")
             if kind == "fence" and self._tail.source.epoch != source.epoch:
-                raise Unavailable("a segment of another timeline came before our fence; looking again")
+                raise Unavailable("a segment of another timeline came before our fence; checking again")
             header = self._first_header(kind, source, switch_lsn, reason)
         raise Unavailable(
             "the archive could not be fenced: other writers were faster each time",
@@ -280,7 +299,7 @@ class ArchiveSink:
         self._series = _Series(first.commit_lsn, index + 1, next_seq)
 
     def _next_index(self, piece: Transaction) -> int:
-        """0 for a transaction that begins, whatever was begun before; else the number after the series' last part."""
+        """The part number of this piece: 0 for a new transaction, else the number after the series' last part."""
         if piece.first_seq == 0:
             return 0
         series = self._series
@@ -292,7 +311,7 @@ class ArchiveSink:
         """Freeze the next segment, and PUT it until it is there."""
         header = next_header(self._writable(), kind, self._writer_id, **facts)
         frozen = await (body or self._new_body()).freeze(header)
-        self._ours = False  # not known until the PUT is settled; a cancellation leaves it so
+        self._ours = False  # unknown until the PUT is settled; a cancellation leaves it so
         crash_point("segment_put_unsent")
         crash_soon("segment_put_in_flight")
         await self._puts.settle(log_key(header.seq), frozen.data)

@@ -26,7 +26,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path, capfd: pytest.CaptureFixture
     file = tmp_path / "identity"
     file.write_text("older")
     assert main(["key", "generate", "--out", str(file)]) == 2
-    assert "is there already" in capfd.readouterr().err
+    assert "exists; a private key is never overwritten" in capfd.readouterr().err
     assert file.read_text() == "older"
 
 
