@@ -63,7 +63,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
 def test_tests_and_modules_that_are_named_are_there(document: Path) -> None:
-    for name in re.findall(r"`((?:tests|cdc|deploy|sql|docs)/[\w./-]+)`", document.read_text()):
+    for name in re.findall(r"`((?:tests|cdc|deploy|sql|docs|findings)/[\w./-]+)`", document.read_text()):
         assert list(ROOT.glob(name.rstrip("/"))) or (ROOT / f"{name}.py").exists(), name
 
 
