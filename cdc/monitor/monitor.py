@@ -20,6 +20,8 @@ from cdc.monitor.watcher import Watcher
 
 log = structlog.get_logger()
 
+_UNTIL_SEEN_S = 1.0
+
 
 class Monitor:
     """Keeps the latest report, and writes `positions.server`. `run` it as a task of its own.
@@ -36,6 +38,7 @@ class Monitor:
         self._gauges = Gauges()
         self.latest: Report | None = None
         self.mishap: CdcError | None = None
+        self._seen = False
 
     @property
     def reasons(self) -> list[Finding]:
@@ -81,14 +84,20 @@ class Monitor:
         try:
             while True:
                 await self._look()
-                await asyncio.sleep(self._settings.interval_s)
+                await asyncio.sleep(self._pause_s)
         finally:
             await self._watcher.close()
+
+    @property
+    def _pause_s(self) -> float:
+        """Seconds until the next look. Our slot may be made after the first one: until then the looks are frequent."""
+        return self._settings.interval_s if self._seen else min(self._settings.interval_s, _UNTIL_SEEN_S)
 
     async def _look(self) -> None:
         try:
             self.latest = await self._watcher.look()
             self._positions.server = self.latest.observation.wal_lsn
+            self._seen = self._seen or self.latest.has_ours
             self._gauges.show(self.latest)
         except CdcError as error:
             self._failed(error)

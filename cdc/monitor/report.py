@@ -40,6 +40,11 @@ class Report:
         ]
 
     @property
+    def has_ours(self) -> bool:
+        """Whether our slot is there."""
+        return self.ours in self.forecasts
+
+    @property
     def retained_bytes(self) -> int | None:
         """The WAL in bytes that our slot keeps; None if it is not there, or lost."""
         ours = (watched for watched in self.observation.slots if watched.slot.name == self.ours)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -304,16 +305,31 @@ def metric(name: str, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(name, labels)
 
 
+async def until_so(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def test_our_slot_is_seen_soon_after_it_is_made_however_long_the_interval(database: str) -> None:
+    slot = f"cdc_{uuid4().hex[:12]}"
+    settings = PostgresSettings.model_validate({"dsn": database, "slot": slot})
+    monitor = Monitor(settings, MonitorSettings(interval_s=3600))
+    task = asyncio.create_task(monitor.run())
+    try:
+        await until_so(lambda: monitor.latest is not None)
+        execute(database, f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+        await until_so(lambda: any(found["ours"] for found in monitor.slots))
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
 async def test_the_monitor_outlives_the_server_says_so_once_and_forgets_dropped_slots(
     make_postgres: MakePostgres,
 ) -> None:
     server = make_postgres(settings=SETTINGS)
     make_slots(server)
-
-    async def until_so(true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
-            while not true():
-                await asyncio.sleep(0.02)
 
     monitor = Monitor(settings_of(server), MonitorSettings(interval_s=0.1))
     task = asyncio.create_task(monitor.run())
