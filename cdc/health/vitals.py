@@ -268,6 +268,7 @@ class Vitals:
         known = self.positions.archived if upstream == self.upstream else 0
         self.positions.archived = max(known, archived_lsn)
         self.upstream = upstream
+        self.archived_at = self.archived_at or time.time()  # our fence, the last step of the start
         self.backlog.clear()
         self.reported_at = time.monotonic()
         self.enter(Phase.STREAMING)

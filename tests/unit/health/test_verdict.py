@@ -55,6 +55,11 @@ def test_whoever_does_not_stream_is_alive_and_not_ready_and_says_why_with_a_hint
     assert reason.hint
 
 
+def test_a_start_counts_as_the_last_put_for_its_fence_was_one() -> None:
+    assert Vitals().archived_at is None
+    assert streaming().archived_at is not None
+
+
 def test_one_that_stops_does_nothing_else_any_more() -> None:
     vitals = Vitals()
     vitals.enter(Phase.STOPPING)
