@@ -48,15 +48,47 @@ class _File:
     content: bytes
 
 
+def _sample_named(name: str) -> Sample:
+    """Raises Invalid, which names all."""
+    try:
+        return Sample(name)
+    except ValueError:
+        raise Invalid(
+            f"{name!r} is no sample", detail=f"There are {', '.join(Sample)}.", hint="cdc config sample --list"
+        ) from None
+
+
+def _directory(text: str) -> Path:
+    """Raises Invalid for what cannot be a directory."""
+    if not text:
+        raise Invalid("--out is empty", hint="cdc config sample --out a-new-directory")
+    if Path(text).exists() and not Path(text).is_dir():
+        raise Invalid(f"{text} is not a directory", hint="cdc config sample --out a-new-directory")
+    return Path(text)
+
+
 @app.command()
 def sample(
-    name: Annotated[Sample, typer.Argument(help="Which one; --list tells them apart.")] = Sample.CONFIGURATION,
+    name: Annotated[
+        Sample,
+        typer.Argument(
+            help="Which one; --list tells them apart.",
+            parser=_sample_named,
+            metavar="NAME",
+            autocompletion=lambda: list(Sample),
+        ),
+    ] = Sample.CONFIGURATION,
     out: Annotated[
-        Path | None, typer.Option(help="Write the files into this directory; none is overwritten.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            help="Write the files into this directory; none is overwritten.", parser=_directory, metavar="DIR"
+        ),
     ] = None,
     only_list: Annotated[bool, typer.Option("--list", help="List the samples and their files.")] = False,
 ) -> None:
     """Print the sample configuration, or another sample; several files each with its name before it."""
+    if only_list and out is not None:
+        raise Invalid("--list writes nothing, so --out has no use", hint="cdc config sample --list")
     if only_list:
         print_table(_list())
     elif out is not None:

@@ -85,4 +85,4 @@ async def prove(settings: ArchiveSettings, *, full: bool) -> VerificationRun:
 async def _check_there(bucket: Bucket, first: int) -> None:
     if await bucket.head(log_key(first)) is None:
         what = f"there is no segment {first} in {bucket.url}" if first else f"there is no archive yet at {bucket.url}"
-        raise Invalid(what, hint="cdc archive ls; cdc status")
+        raise Invalid(what, hint="cdc archive ls; cdc status" if first else "cdc run; cdc status")

@@ -32,7 +32,7 @@ def validate(model: type[SectionT], values: Any, prefix: tuple[str, ...], found:
     raise Invalid(
         f"the configuration has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} ({found.sources})",
         detail="\n  " + "\n  ".join(mistakes),
-        hint="cdc --config FILE names another file; deploy/cdc.toml explains every option",
+        hint="cdc --config FILE names another file; cdc config sample   # explains every option",
     )
 
 

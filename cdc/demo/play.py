@@ -14,8 +14,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +22,7 @@ from rich.markup import escape
 from cdc import log
 from cdc.archive.bucket.opening import open_bucket
 from cdc.cache.reader import CacheReader
+from cdc.demo.commands import Command, later_commands, live_commands
 from cdc.demo.meter import ArchiveMeter, CacheMeter, percentile
 from cdc.demo.screen import Moment, Screen, latency, open_screen
 from cdc.demo.stage import ServiceProcess, Stage, ask_ready, running_service, set_up
@@ -215,26 +215,10 @@ class Play:
         return await self.cache.lsn() >= self.archive_meter.last_commit_lsn
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
-    what: str
-    text: str
-
-
 def _print_live_commands(console: Console, stage: Stage) -> None:
     console.print(f"\nThe service answers at {stage.address}\nOpen it in a browser: the page shows what goes on.")
     console.print("\nWhile it runs, look for yourself from another terminal:\n")
-    port = stage.valkey.port
-    _print_commands(
-        console,
-        [
-            _Command("the tables", f"{stage.postgres.bin_dir / 'psql'} {stage.dsn} -c 'SELECT * FROM turns LIMIT 5'"),
-            _Command("a key", f"redis-cli -p {port} RANDOMKEY"),
-            _Command("a session's last turns", f"redis-cli -p {port} ZREVRANGE session:SESSION_HASH:turns 0 9"),
-            _Command("all is well?", f"cdc status --config {stage.configuration}"),
-            _Command("is it ready?", f"curl {stage.address}readyz"),
-        ],
-    )
+    _print_commands(console, live_commands(stage))
 
 
 def _print_summary(console: Console, summary: Summary, play: Play) -> None:
@@ -251,19 +235,10 @@ def _print_summary(console: Console, summary: Summary, play: Play) -> None:
 
 def _print_farewell(console: Console, stage: Stage) -> None:
     console.print("The servers have ended; the archive stays. Look further:\n")
-    _print_commands(
-        console,
-        [
-            _Command("its segments", f"cdc archive ls --config {stage.configuration}"),
-            _Command("verify again", f"cdc archive verify --config {stage.configuration}"),
-            _Command("every change", f"zstdcat {stage.archive}/log/*.zst | jq -c 'select(.op)' | head"),
-            _Command("what the service said", f"jq . {stage.service_log}"),
-            _Command("remove it all", f"rm -r {stage.directory}"),
-        ],
-    )
+    _print_commands(console, later_commands(stage))
 
 
-def _print_commands(console: Console, commands: list[_Command]) -> None:
+def _print_commands(console: Console, commands: Iterable[Command]) -> None:
     for command in commands:
         console.print(f"  {command.what:24}{escape(command.text)}", style=None)
     console.print()

@@ -137,7 +137,7 @@ class ServiceProcess:
     """Starts and stops `cdc run`, which ends with this process in every case."""
 
     def __init__(self, stage: Stage) -> None:
-        argv = [*_command(), "run", "--config", str(stage.configuration)]
+        argv = [*own_command(), "run", "--config", str(stage.configuration)]
         self._process = ServerProcess(argv, stage.service_log, death_signal=signal.SIGTERM)
 
     @property
@@ -188,8 +188,8 @@ async def ask_ready(stage: Stage) -> str:
         return f"nothing ({type(error).__name__})"
 
 
-def _command() -> list[str]:
-    """The argv that runs the `cdc` of this installation."""
+def own_command() -> list[str]:
+    """Return the argv that runs the `cdc` of this installation."""
     script = Path(sys.executable).with_name("cdc")
     return (
         [str(script)]

@@ -40,7 +40,6 @@ class TransactionQueue:
         self.nbytes = 0
         self.since = Since(since_lsn)
         self.closed = False
-        self.drops = 0
         self._waiting: deque[Transaction] = deque()
         self._last_end_lsn = since_lsn
         self._mid_transaction = False
@@ -80,7 +79,6 @@ class TransactionQueue:
 
     def drop(self) -> None:
         """Forget all that waits; go on with the first transaction that begins later."""
-        self.drops += 1
         self._clear()
         self._skipping = True
         # Inside a transaction no such point is known yet: put() sets `since` when the next transaction begins.

@@ -20,7 +20,7 @@ from cdc.position import Epoch
 from cdc.postgres.quoting import quote_identifier
 from cdc.postgres.refusal import QUERY_CANCELED, Refusal, in_session
 from cdc.postgres.session import Connection, connect
-from cdc.postgres.slot import Slot, slot_of_row
+from cdc.postgres.slot import Slot, parsed, slot_of_row
 
 # Observing must not harm the server. A locked catalog or a pg_wal with a million files ends the statement after this.
 _STATEMENT_TIMEOUT_MS: Final = 5000
@@ -280,15 +280,11 @@ def _reader(row: Mapping[str, Any]) -> Reader:
         row["reader_role"],
         row["session_state"],
         row["sender_state"],
-        _lsn(row["sent"]),
-        _lsn(row["written"]),
-        _lsn(row["flushed"]),
+        parsed(row["sent"]),
+        parsed(row["written"]),
+        parsed(row["flushed"]),
         row["reply_at"],
     )
-
-
-def _lsn(text: str | None) -> int | None:
-    return None if text is None else parse_lsn(text)
 
 
 def _hidden(server: Mapping[str, Any]) -> list[Hidden]:

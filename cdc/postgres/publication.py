@@ -17,7 +17,6 @@ from cdc.postgres.refusal import UNDEFINED_OBJECT, Refusal, in_session
 from cdc.postgres.session import Connection
 
 DEFAULT: Final = "d"
-NOTHING: Final = "n"
 FULL: Final = "f"
 INDEX: Final = "i"
 

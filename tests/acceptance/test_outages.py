@@ -8,13 +8,14 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import psycopg
 import pytest
 import redis
 
-from tests.acceptance.conftest import MakeService, settled_and_equal
+from tests.acceptance.conftest import MakeService, on_bucket, settled_and_equal
 from tests.conftest import MakePostgres, MakeValkey
 from tests.faults.checker import TABLES, acknowledgement_sampler, cache_sampler
 from tests.faults.objects import directory_tail, tail_of
@@ -103,11 +104,9 @@ def test_a_checkpoint_that_alone_is_lost_is_no_harm(
     settled_and_equal(service, installed, archive_dir, redis_url, witness, cache)
 
 
-def on_bucket(s3: S3Server, **options: object) -> dict[str, object]:
-    """Options of a service whose archive is in this bucket."""
-    archive: dict[str, object] = {"endpoint_url": s3.endpoint_url, "put_timeout_s": 2.0}
-    archive |= options
-    return {"archive": archive, "environment": s3.environment}
+def impatient_with(s3: S3Server, **options: object) -> dict[str, Any]:
+    """Options of a service that soon gives up a PUT."""
+    return on_bucket(s3, **{"put_timeout_s": 2.0, **options})
 
 
 def insert_turn(dsn: str) -> str:
@@ -136,7 +135,7 @@ def test_the_bucket_away_nothing_is_acknowledged_and_nothing_lost(
     installed: str, redis_url: str, s3: S3Server, make_service: MakeService, how: str
 ) -> None:
     witness = Witness(installed, TABLES)
-    service = make_service(installed, "s3://archive/outage", redis_url, **on_bucket(s3, queue_bytes=MIB)).start()
+    service = make_service(installed, "s3://archive/outage", redis_url, **impatient_with(s3, queue_bytes=MIB)).start()
     service.wait_until_caught_up(installed)
     tail = lambda: tail_of(s3.objects())  # noqa: E731 - one expression, used twice
     with acknowledgement_sampler(installed, tail) as acknowledgements, cache_sampler(redis_url) as cache:
@@ -164,7 +163,7 @@ def test_a_queue_that_is_shed_while_idle_wal_is_being_covered_is_read_again(
     installed: str, s3: S3Server, make_service: MakeService
 ) -> None:
     witness = Witness(installed, TABLES)
-    bucket = on_bucket(s3, queue_bytes=MIB, coverage_interval_s=1)
+    bucket = impatient_with(s3, queue_bytes=MIB, coverage_interval_s=1)
     service = make_service(installed, "s3://archive/shed", **bucket).start()
     service.wait_until_caught_up(installed)
     query(installed, "CREATE TABLE elsewhere (id int)")
@@ -196,7 +195,7 @@ def test_postgres_shuts_down_fast_while_the_bucket_is_away(
     dsn = postgres.dsn()
     install(dsn)
     witness = Witness(dsn, TABLES)
-    service = make_service(dsn, "s3://archive/shutdown", redis_url, **on_bucket(s3)).start()
+    service = make_service(dsn, "s3://archive/shutdown", redis_url, **impatient_with(s3)).start()
     service.wait_until_caught_up(dsn)
     with load(dsn):
         time.sleep(1)
@@ -248,7 +247,7 @@ def test_an_answer_that_is_lost_is_not_a_second_segment(
     installed: str, s3: S3Server, make_service: MakeService
 ) -> None:
     witness = Witness(installed, TABLES)
-    service = make_service(installed, "s3://archive/lost", **on_bucket(s3)).start()
+    service = make_service(installed, "s3://archive/lost", **impatient_with(s3)).start()
     service.wait_until_caught_up(installed)
     with load(installed):
         for _ in range(3):

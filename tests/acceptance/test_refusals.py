@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from tests.acceptance.conftest import MakeService
+from tests.acceptance.conftest import MakeService, on_bucket
 from tests.conftest import MakePostgres
 from tests.faults.objects import read_directory
 from tests.support.cdc_process import Service, install, query, run_cdc
@@ -38,24 +38,20 @@ def other_database(postgres_server: PostgresAddress) -> Iterator[str]:
         yield dsn
 
 
-def bucket_options(s3: S3Server) -> dict[str, Any]:
-    return {"archive": {"endpoint_url": s3.endpoint_url}, "environment": s3.environment}
-
-
 def test_a_bucket_that_does_not_exist(installed: str, s3: S3Server, make_service: MakeService) -> None:
-    service = make_service(installed, "s3://elsewhere/prefix", **bucket_options(s3))
+    service = make_service(installed, "s3://elsewhere/prefix", **on_bucket(s3))
     assert_refused(service, USAGE, "elsewhere", "NoSuchBucket", "create-bucket")
 
 
 def test_credentials_that_the_bucket_does_not_know(installed: str, s3: S3Server, make_service: MakeService) -> None:
-    options = bucket_options(s3)
+    options = on_bucket(s3)
     options["environment"] = {**options["environment"], "AWS_ACCESS_KEY_ID": "AKIAOTHER"}
     assert_refused(make_service(installed, "s3://archive/prefix", **options), USAGE)
 
 
 def test_a_bucket_that_ignores_if_none_match(installed: str, s3: S3Server, make_service: MakeService) -> None:
     s3.ignore_if_none_match = True
-    assert_refused(make_service(installed, "s3://archive/prefix", **bucket_options(s3)), USAGE, "If-None-Match")
+    assert_refused(make_service(installed, "s3://archive/prefix", **on_bucket(s3)), USAGE, "If-None-Match")
     assert query(installed, "SELECT * FROM pg_replication_slots WHERE slot_name = 'cdc'") == []
 
 

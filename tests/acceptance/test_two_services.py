@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.acceptance.conftest import MakeService, settled_and_equal
+from tests.acceptance.conftest import MakeService, on_bucket, settled_and_equal
 from tests.conftest import MakePostgres
 from tests.faults.checker import TABLES, check
 from tests.faults.objects import log_objects, read_lines
@@ -13,10 +13,6 @@ from tests.faults.witness import Witness
 from tests.faults.workload import Workload
 from tests.support.cdc_process import install, query, wait_until
 from tests.support.s3 import S3Server
-
-
-def on_bucket(s3: S3Server) -> dict[str, object]:
-    return {"archive": {"endpoint_url": s3.endpoint_url}, "environment": s3.environment}
 
 
 def test_a_standby_takes_over_when_the_first_is_killed(

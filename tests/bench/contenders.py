@@ -4,7 +4,6 @@ Each runs as a program of its own on its own copy of the slot, so that its CPU c
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psycopg
 
 from cdc.lsn import format_lsn
 from tests.bench.figures import Reading
+from tests.bench.subject import children_cpu_s
 from tests.bench.workloads import Written
 
 _PATIENCE_S = 240
@@ -94,15 +94,10 @@ def _run(command: list[str], connection: psycopg.Connection[Any], slot: str) -> 
     return seconds, 0.0, output
 
 
-def _children_cpu_s() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
-
-
 def _timed(command: list[str], connection: psycopg.Connection[Any], slot: str) -> tuple[float, float, bytes]:
-    before = _children_cpu_s()
+    before = children_cpu_s()
     seconds, _, output = _run(command, connection, slot)
-    return seconds, _children_cpu_s() - before, output
+    return seconds, children_cpu_s() - before, output
 
 
 def pg_recvlogical(connection: psycopg.Connection[Any], course: Course) -> Reading:

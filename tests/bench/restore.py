@@ -21,7 +21,7 @@ from cdc.postgres import install
 from tests.bench.figures import Figure, Reading, Standing, standings
 from tests.bench.sizes import Sizes
 from tests.bench.stack import Scene, Stack
-from tests.bench.subject import wait_until
+from tests.bench.subject import children_cpu_s, wait_until
 from tests.bench.workloads import TURNS
 
 COPY = "COPY from a file"
@@ -150,16 +150,11 @@ def _restore(scene: Scene, dsn: str, rows: int) -> Reading:
     """The whole command, from its start to its end."""
     command = [sys.executable, "-c", _MAIN, "restore", "--config", str(scene.configuration), "--into", dsn, "--json"]
     environment = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
-    started, before_s = time.monotonic(), _children_cpu_s()
+    started, before_s = time.monotonic(), children_cpu_s()
     done = subprocess.run(command, cwd=_CHECKOUT, env=environment, stdout=subprocess.PIPE, check=True)
     seconds = time.monotonic() - started
     told = json.loads(done.stdout)
-    return Reading(_RESTORE, rows, told["rows_copied"] + told["changes"], seconds, _children_cpu_s() - before_s)
-
-
-def _children_cpu_s() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
+    return Reading(_RESTORE, rows, told["rows_copied"] + told["changes"], seconds, children_cpu_s() - before_s)
 
 
 def check_equal(source: str, target: str, table: str) -> None:

@@ -22,6 +22,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
+def children_cpu_s() -> float:
+    """CPU seconds that ended children of this process have used."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 class Subject:
     """Started when made. `root` is the directory whose `cdc` is run: the checkout, or a compiled copy of it."""
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from cdc.cache.connection import Connection
+from cdc.cache.sink import CacheSink
 from cdc.change import CREATE, DELETE, UPDATE, Batch, Change, Column, Relation, RowChange, Transaction, Truncate
 from cdc.config import CacheSettings, HistoryProjection, LatestProjection, RowProjection
 from cdc.position import Epoch, Position
@@ -223,6 +224,11 @@ def _turn_of(row: Row | None) -> Turn | None:
     values = [value.decode() if isinstance(value, bytes) else None for value in row]
     turn = dict(zip([column.name for column in TURNS.columns], values, strict=True))
     return {name: int(value) if value is not None and name in ("id", "pos") else value for name, value in turn.items()}
+
+
+async def command(sink: CacheSink, *words: str) -> object:
+    """A plain command, as a reader of the cache sends it."""
+    return await sink._connection.call(*(word.encode() for word in words))
 
 
 async def read_cache(settings: CacheSettings) -> dict[str, Entry]:

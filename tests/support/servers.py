@@ -31,7 +31,7 @@ from psycopg import conninfo, sql
 
 from cdc.config import ArchiveSettings
 
-COMPOSE_FILE = Path(__file__).parent.parent / "deploy" / "compose.yaml"
+COMPOSE_FILE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
 COMPOSE_S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "waltier", "AWS_SECRET_ACCESS_KEY": "first-try-only"}
 DEBIAN_POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 DEBIAN_REDIS = Path("/usr/bin/redis-server")

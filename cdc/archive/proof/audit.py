@@ -243,7 +243,7 @@ class Audit:
         else:
             for problem in _check_lines(header, transactions):
                 self._find(problem)
-            self._check_order(header, transactions)
+            self._check_order(transactions)
         self._check_gap(header)
         self._count(header)
 
@@ -283,7 +283,7 @@ class Audit:
             self.report.abandoned_parts += self._series.part.index + 1
         self._series = None
 
-    def _check_order(self, header: Header, transactions: Sequence[Transaction]) -> None:
+    def _check_order(self, transactions: Sequence[Transaction]) -> None:
         previous = self._previous
         last = previous.last_lsn if previous is not None else 0
         for transaction in transactions:

@@ -17,7 +17,7 @@ from cdc.archive.bucket.unlocked import keys_of
 from cdc.archive.format.header import Header
 from cdc.archive.format.object_key import log_key
 from cdc.archive.format.segment import Segment, decode_segment, decode_segment_header
-from cdc.archive.reader.tail import Tail, find_last_seq, read_segment, read_tail
+from cdc.archive.reader.tail import find_last_seq, read_segment
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
 from cdc.lsn import format_lsn
@@ -49,10 +49,6 @@ class ArchiveReader:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self.covered_upto = 0
-
-    async def find_tail(self) -> Tail | None:
-        """Find the archive's tail; None if it is empty. Raises DataError for a damaged tail, Unavailable or Invalid."""
-        return await read_tail(self._bucket)
 
     async def read(self, seq: int) -> Segment | None:
         """Read segment `seq`; None if there is none.

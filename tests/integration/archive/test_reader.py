@@ -6,7 +6,8 @@ import pytest
 
 from cdc.archive.bucket.memory import MemoryBucket
 from cdc.archive.format.object_key import HINT_KEY, log_key
-from cdc.archive.reader.reader import ArchiveReader, cat_lines, list_segments
+from cdc.archive.reader.reader import cat_lines, list_segments
+from cdc.archive.reader.tail import read_tail
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
 from cdc.position import Epoch, Position
@@ -128,7 +129,7 @@ async def test_a_series_that_grows_while_its_beginning_is_sought_is_not_skipped(
 async def test_an_empty_archive_gives_nothing() -> None:
     assert await archived(MemoryBucket()) == []
     assert await archived(MemoryBucket(), Position(EPOCH, 100)) == []
-    assert await ArchiveReader(MemoryBucket()).find_tail() is None
+    assert await read_tail(MemoryBucket()) is None
 
 
 async def test_transactions_do_not_lead_across_a_gap_or_a_snapshot(bucket: MemoryBucket) -> None:

@@ -25,6 +25,7 @@ from tests.support.cache_model import (
     PROJECTIONS,
     START,
     CacheModel,
+    command,
     created,
     end_lsn,
     pieces,
@@ -51,10 +52,6 @@ async def opened(settings: CacheSettings, *, warm: bool = True) -> AsyncIterator
         yield sink
     finally:
         await sink.close()
-
-
-async def command(sink: CacheSink, *words: str) -> object:
-    return await sink._connection.call(*(word.encode() for word in words))
 
 
 def batch(*transactions: Transaction) -> Batch:

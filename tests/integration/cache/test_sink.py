@@ -30,6 +30,7 @@ from tests.support.cache_model import (
     TURNS,
     CacheModel,
     Entry,
+    command,
     created,
     deleted,
     end_lsn,
@@ -66,11 +67,6 @@ async def sink(settings: CacheSettings) -> AsyncIterator[CacheSink]:
     sink = await opened(settings)
     yield sink
     await sink.close()
-
-
-async def command(sink: CacheSink, *words: str) -> object:
-    """A plain command, as a reader of the cache sends it."""
-    return await sink._connection.call(*(word.encode() for word in words))
 
 
 def batch(*transactions: Transaction) -> Batch:

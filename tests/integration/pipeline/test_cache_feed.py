@@ -12,13 +12,13 @@ from cdc.archive.bucket.memory import MemoryBucket
 from cdc.archive.reader.reader import ArchiveReader
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.sink import CacheSink
-from cdc.change import Batch, Relation, Transaction
+from cdc.change import Batch, Transaction
 from cdc.config import CacheSettings, RowProjection
 from cdc.health.vitals import CacheState, Vitals
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.position import Position
-from cdc.row import Row
 from tests.support import transactions as archived
+from tests.support.cache_model import snapshot
 from tests.support.transactions import EPOCH, SOURCE, pieces, transaction
 
 QUEUE_BYTES = 10_000
@@ -40,7 +40,7 @@ class Stage:
     async def warm_up(self) -> Position:
         self.warm_ups += 1
         position = Position(EPOCH, self.snapshot_lsn)
-        await self.sink.warm(_no_rows(), position, archived.TIME_US)
+        await self.sink.warm(snapshot(), position, archived.TIME_US)
         return position
 
     async def archive_all(self, transactions: list[Transaction]) -> None:
@@ -58,12 +58,6 @@ class Stage:
                 if met:
                     return
                 await asyncio.sleep(0.01)
-
-
-async def _no_rows() -> AsyncIterator[tuple[Relation, list[Row]]]:
-    nothing: list[tuple[Relation, list[Row]]] = []
-    for rows in nothing:
-        yield rows
 
 
 @pytest.fixture

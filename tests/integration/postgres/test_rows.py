@@ -202,12 +202,10 @@ async def test_a_snapshot_shows_its_own_moment_in_bounded_batches(database: str)
         "CREATE TABLE t (id int PRIMARY KEY, at timestamptz NOT NULL)",
         "CREATE PUBLICATION cdc FOR TABLE t",
         "INSERT INTO t SELECT i, '2026-01-01Z'::timestamptz + i * interval '1 s' FROM generate_series(1, 25000) i",
-        "ANALYZE t",
     )
     async with _reading(settings) as (reader, publication):
         execute(database, "INSERT INTO t VALUES (99999, now())", "DELETE FROM t WHERE id = 1")
         (table,) = publication.tables
-        assert 20_000 <= await reader.estimate_rows(table) <= 30_000
         sizes = [len(batch) async for batch in reader.rows(table)]
         assert sum(sizes) == 25000
         assert max(sizes) <= 1000

@@ -54,7 +54,37 @@ def test_no_file_is_overwritten_and_then_none_is_written(tmp_path: Path, capsys:
     assert list(tmp_path.iterdir()) == [mine]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope"], "cdc: 'nope' is no sample"),
+        (["--list", "--out", "q"], "cdc: --list writes nothing, so --out has no use"),
+        (["--out", ""], "cdc: --out is empty"),
+        (["--out", "file"], "cdc: file is not a directory"),
+    ],
+)
+def test_a_mistake_is_said_plainly_and_nothing_is_written(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no directory")
+    assert main(["config", "sample", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert "\nhint: cdc config sample --" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_usage_names_the_argument_as_others_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "sample", "--help"]) == 0
+    assert "cdc config sample [OPTIONS] [NAME]" in capsys.readouterr().out
+
+
 def test_where_nothing_can_be_written_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("no directory")
-    assert main(["config", "sample", "--out", str(tmp_path / "file")]) == 2
+    assert main(["config", "sample", "--out", str(tmp_path / "file" / "below")]) == 2
     assert "cannot be written (" in capsys.readouterr().err

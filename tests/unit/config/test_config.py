@@ -384,3 +384,9 @@ def test_a_cache_of_an_encrypted_archive_needs_the_identity() -> None:
     environ = {"CDC_ARCHIVE__RECIPIENTS": json.dumps([box, safe]), "CDC_CACHE__URL": "redis://localhost:6379/0"}
     assert "archive.identity is needed: the cache catches up" in mistakes(GOOD, environ)
     assert load(write(GOOD), environ | {"CDC_ARCHIVE__IDENTITY": f"{private}\n"}).archive.identity is not None
+
+
+def test_a_mistake_leads_to_the_sample_that_every_installation_has() -> None:
+    with pytest.raises(Invalid) as caught:
+        load(None)
+    assert caught.value.hint.endswith("cdc config sample   # explains every option")

