@@ -48,6 +48,13 @@ class Destination(Protocol):
     async def close(self) -> None: ...
 
 
+class Followed(Destination, Protocol):
+    """A follower's destination: it is of one epoch, and empty until it is filled."""
+
+    async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
+        """With `fill`, a destination without a position is filled: at the LSN of `BEGINNING` there were no rows."""
+
+
 class Archive:
     """A gate's destination is a bucket."""
 
@@ -92,12 +99,12 @@ class Cache:
         self._sink = CacheSink(self._settings, EPOCH)
         self._follower: Follower = self._sink
 
-    async def reopen(self) -> Position | None:
+    async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
         await self._follower.close()
-        self._follower = self._sink = CacheSink(self._settings, EPOCH)
+        self._follower = self._sink = CacheSink(self._settings, epoch)
         found = await self._follower.open()
-        if found is None:
-            await self._sink.warm(_no_rows(), BEGINNING, TIME_US)
+        if found is None and fill:
+            await self._sink.warm(_no_rows(), Position(epoch, BEGINNING.lsn), TIME_US)
         return found
 
     async def write(self, batch: Batch) -> int:
@@ -128,21 +135,22 @@ class Journal:
     def __init__(self, path: Path, make: Callable[[Path, Epoch], SqliteSink] = SqliteSink) -> None:
         self._path = path
         self._make = make
-        self.sink = make(path, EPOCH)
+        self._sink = make(path, EPOCH)
+        self._follower: Follower = self._sink
 
-    async def reopen(self) -> Position | None:
-        await self.sink.close()
-        self.sink = self._make(self._path, EPOCH)
-        found = await self.sink.open()
-        if found is None:
-            await self.sink.fill([], BEGINNING)
+    async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
+        await self._follower.close()
+        self._follower = self._sink = self._make(self._path, epoch)
+        found = await self._follower.open()
+        if found is None and fill:
+            await self._sink.fill([], Position(epoch, BEGINNING.lsn))
         return found
 
     async def write(self, batch: Batch) -> int:
-        return await self.sink.write(batch)
+        return await self._follower.write(batch)
 
     async def advance(self, lsn: int) -> int:
-        return await self.sink.advance(lsn)
+        return await self._follower.advance(lsn)
 
     async def rows(self) -> Rows:
         rows: Rows = {}
@@ -156,7 +164,7 @@ class Journal:
         return [(commit_lsn, seq) for commit_lsn, seq, *_ in read_journal(self._path)]
 
     async def close(self) -> None:
-        await self.sink.close()
+        await self._follower.close()
 
 
 async def _no_rows() -> AsyncIterator[tuple[Relation, list[Row]]]:
