@@ -23,6 +23,7 @@ from tests.support.transactions import (
     lsns,
     opened,
     pieces,
+    right_after,
     settings,
     transaction,
 )
@@ -78,6 +79,25 @@ async def test_it_ends_with_the_transaction_that_is_named(bucket: MemoryBucket, 
     assert history.first_ordinal == first
     expected = [transaction(number + 1, {3: 9}.get(number, 2 if number < 3 else 1)) for number in range(9)]
     assert facts(await replayed(bucket, history)) == facts(expected[first : ordinal + 1])
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_commit_that_begins_where_the_last_one_ends_is_told_from_it(apart: bool) -> None:
+    """At an LSN, in one segment or in several; before a snapshot that begins there, and after it."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0)
+    one = transaction(1)
+    two = right_after(one, transaction(2))
+    three = right_after(two, transaction(3))
+    for written in [[one], [two]] if apart else [[one, two]]:
+        await sink.write(batch(*written))
+    chunks = await sink.write_base(TURNS, in_batches(ROWS, 2), two.end_lsn)
+    await sink.write_snapshot(two.end_lsn, chunks, [TURNS])
+    await sink.write(batch(three))
+    for lsn, expected in {one.commit_lsn: [one], two.commit_lsn: [one, two], three.commit_lsn: [three]}.items():
+        history = await read_history(bucket, RestorePoint(lsn=lsn))
+        assert facts(await replayed(bucket, history)) == facts(expected)
 
 
 async def test_it_goes_on_within_the_log_at_any_ordinal(bucket: MemoryBucket) -> None:
