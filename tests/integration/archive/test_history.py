@@ -45,6 +45,11 @@ async def replayed(bucket: MemoryBucket, history: History, first_ordinal: int = 
     return [one for _, one in found]
 
 
+async def replayed_across(bucket: MemoryBucket, history: History) -> list[Transaction]:
+    """As `replayed`; a lost tail leaves out ordinals."""
+    return [one async for _, one in history.transactions(bucket, history.first_ordinal)]
+
+
 @pytest.fixture
 async def bucket() -> MemoryBucket:
     """A snapshot, 1 to 6 of which 4 came in parts after an attempt that was abandoned, a snapshot, 7 to 9."""
@@ -180,6 +185,26 @@ async def test_behind_a_fork_its_lost_tail_never_happened(
     assert of_4 == ({later(4).commit_time_us} if 4 in there else set())
     assert [(fork.lsn, fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(348, 0, 5)]
     assert "left out: a fork at 0/15C" in "".join(history.remarks())
+
+
+@pytest.mark.parametrize("with_snapshot", [False, True])
+async def test_at_the_switch_point_a_commit_is_lost_and_a_snapshot_is_not(with_snapshot: bool) -> None:
+    """The commit's record begins there; the snapshot shows what was committed before."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0, [])
+    kept = transaction(1)
+    lost = right_after(kept, transaction(2))
+    await sink.write(batch(kept))
+    if with_snapshot:
+        await sink.write_snapshot(kept.end_lsn, await sink.write_base(TURNS, in_batches([], 2), kept.end_lsn), [TURNS])
+    await sink.write(batch(lost))
+    sink = await forked(bucket, kept.end_lsn)
+    await sink.write(batch(later(3)))
+    history = await read_history(bucket, RestorePoint())
+    assert history.base.consistent_lsn == (kept.end_lsn if with_snapshot else 50)
+    assert lsns(await replayed_across(bucket, history)) == ([3] if with_snapshot else [1, 3])
+    assert [(fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(1, 2)]
 
 
 @pytest.mark.parametrize(
