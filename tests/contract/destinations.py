@@ -32,7 +32,10 @@ class Destination(Protocol):
     """What a sink writes to, and the sink that is open on it now."""
 
     async def reopen(self) -> Position | None:
-        """Let go of the sink, make another on the same destination, ready to write; return what `open` returned."""
+        """Make another sink on the same destination, ready to write; return what `open` returned.
+
+        The sink before is closed only after that: what it does at its end comes too late to count.
+        """
 
     async def write(self, batch: Batch) -> int: ...
 
@@ -64,9 +67,10 @@ class Archive:
         self._gate: Gate = self._sink
 
     async def reopen(self) -> Position | None:
-        await self._gate.close()
+        before = self._gate
         self._gate = self._sink = ArchiveSink(self._bucket, settings(segment_bytes=64 * 1024), retry_s=0.01)
         found = await self._gate.open()
+        await before.close()
         await self._sink.fence(SOURCE)
         return found
 
@@ -100,9 +104,10 @@ class Cache:
         self._follower: Follower = self._sink
 
     async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
-        await self._follower.close()
+        before = self._follower
         self._follower = self._sink = CacheSink(self._settings, epoch)
         found = await self._follower.open()
+        await before.close()
         if found is None and fill:
             await self._sink.warm(_no_rows(), Position(epoch, BEGINNING.lsn), TIME_US)
         return found
@@ -139,9 +144,10 @@ class Journal:
         self._follower: Follower = self._sink
 
     async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
-        await self._follower.close()
+        before = self._follower
         self._follower = self._sink = self._make(self._path, epoch)
         found = await self._follower.open()
+        await before.close()
         if found is None and fill:
             await self._sink.fill([], Position(epoch, BEGINNING.lsn))
         return found

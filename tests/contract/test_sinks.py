@@ -283,6 +283,22 @@ class Forgetful(SqliteSink):
         pass
 
 
+class Lingering(SqliteSink):
+    """Records its position when it is closed."""
+
+    _latest: Position | None = None
+
+    def _stand(self, position: Position) -> None:
+        self._latest = position
+
+    async def close(self) -> None:
+        if self._latest is not None:
+            with self._transaction():
+                super()._stand(self._latest)
+        self._latest = None
+        await super().close()
+
+
 class Accepting(SqliteSink):
     """Takes a batch for durable that it writes with the next one."""
 
@@ -381,6 +397,7 @@ class Passing(SqliteSink):
         (Backward, what_is_written_takes_effect_in_order),
         (Accepting, what_is_written_takes_effect_in_order),
         (Forgetful, a_position_survives_reopening),
+        (Lingering, a_position_survives_reopening),
         (Accepting, a_position_survives_reopening),
         (Forgetful, a_passed_position_survives_reopening_and_none_goes_back),
         (Returning, a_passed_position_survives_reopening_and_none_goes_back),
