@@ -1,4 +1,6 @@
-"""The contract between the pipeline and a destination. This file is all that the author of a new sink must read.
+"""The contract between the pipeline and a destination.
+
+The author of a new sink must read this file, `Transaction` and `Batch` in `cdc/change.py`, and `cdc/position.py`.
 
 A sink is given every committed transaction in commit order, and answers with the position up to which it is durable.
 There are two kinds. The **gate** (the archive) decides what Postgres may forget: nothing is acknowledged before the
@@ -13,14 +15,22 @@ Both promise:
   opened again.
 - **In order, once.** Batches arrive in commit order, one call at a time. After a reconnect Postgres sends again what
   was not acknowledged. The sink skips what its position covers: a replay has no effect, and no position goes back.
+  Covered is a transaction with `commit_lsn < position.lsn`. One with `commit_lsn == position.lsn` is new: under
+  concurrent writers about half of all commit records begin where the one before ends.
 - **Whole.** A large transaction arrives in pieces: the first has `first_seq == 0`, the last one `last`. A sink counts
   it only with its last piece. It may apply pieces before that if its position says how far (`Position.part_seq`); else
   it keeps them aside. A piece with `first_seq == 0` instead of the awaited next one begins the transaction again.
+  `end_lsn` is 0 in every piece but the last.
 - **Retry on one floor.** A sink raises `Unavailable` when its destination is away, `Moved` when the destination is not
   where it was left. A follower's feed then opens the sink again. Any other error is for a person to see.
 
-To add a follower: a room of its own, a section in `cdc/config`, a feed beside the cache's in `cdc/service`, and a line
-in `tests/contract/test_sinks.py`, whose suite checks these promises. `tests/contract/sqlite_sink.py` is an example.
+A follower without a position (never filled, or another epoch's) invents none: `write()` and `advance()` raise `Moved`
+until its service has filled it from a snapshot.
+
+To add a follower: a room of its own, a section in `cdc/config`, and a feed beside the cache's in `cdc/service`. The
+suite `tests/contract/test_sinks.py` checks these promises. It needs an adapter that reads the destination past the sink
+(`Followed` in `tests/contract/destinations.py`), and a factory of that in its list `FOLLOWERS`.
+`tests/contract/sqlite_sink.py` is an example of a sink.
 """
 
 from typing import Protocol
@@ -77,5 +87,8 @@ class Follower(Sink, Protocol):
         ...
 
     async def advance(self, lsn: int) -> int:
-        """Move the position to `lsn`, up to which there are no changes; return where it is then. It never goes back."""
+        """Move the position to `lsn`, up to which there are no changes; return where it is then.
+
+        It never goes back, and does not move while a large transaction is there only in part.
+        """
         ...

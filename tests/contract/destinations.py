@@ -32,7 +32,10 @@ class Destination(Protocol):
     """What a sink writes to, and the sink that is open on it now."""
 
     async def reopen(self) -> Position | None:
-        """Let go of the sink, make another on the same destination, ready to write; return what `open` returned."""
+        """Make another sink on the same destination, ready to write; return what `open` returned.
+
+        The sink before is closed only after that: what it does at its end comes too late to count.
+        """
 
     async def write(self, batch: Batch) -> int: ...
 
@@ -48,6 +51,13 @@ class Destination(Protocol):
     async def close(self) -> None: ...
 
 
+class Followed(Destination, Protocol):
+    """A follower's destination: it is of one epoch, and empty until it is filled."""
+
+    async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
+        """With `fill`, a destination without a position is filled: at the LSN of `BEGINNING` there were no rows."""
+
+
 class Archive:
     """A gate's destination is a bucket."""
 
@@ -57,9 +67,10 @@ class Archive:
         self._gate: Gate = self._sink
 
     async def reopen(self) -> Position | None:
-        await self._gate.close()
+        before = self._gate
         self._gate = self._sink = ArchiveSink(self._bucket, settings(segment_bytes=64 * 1024), retry_s=0.01)
         found = await self._gate.open()
+        await before.close()
         await self._sink.fence(SOURCE)
         return found
 
@@ -92,12 +103,13 @@ class Cache:
         self._sink = CacheSink(self._settings, EPOCH)
         self._follower: Follower = self._sink
 
-    async def reopen(self) -> Position | None:
-        await self._follower.close()
-        self._follower = self._sink = CacheSink(self._settings, EPOCH)
+    async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
+        before = self._follower
+        self._follower = self._sink = CacheSink(self._settings, epoch)
         found = await self._follower.open()
-        if found is None:
-            await self._sink.warm(_no_rows(), BEGINNING, TIME_US)
+        await before.close()
+        if found is None and fill:
+            await self._sink.warm(_no_rows(), Position(epoch, BEGINNING.lsn), TIME_US)
         return found
 
     async def write(self, batch: Batch) -> int:
@@ -128,21 +140,23 @@ class Journal:
     def __init__(self, path: Path, make: Callable[[Path, Epoch], SqliteSink] = SqliteSink) -> None:
         self._path = path
         self._make = make
-        self.sink = make(path, EPOCH)
+        self._sink = make(path, EPOCH)
+        self._follower: Follower = self._sink
 
-    async def reopen(self) -> Position | None:
-        await self.sink.close()
-        self.sink = self._make(self._path, EPOCH)
-        found = await self.sink.open()
-        if found is None:
-            await self.sink.fill([], BEGINNING)
+    async def reopen(self, epoch: Epoch = EPOCH, *, fill: bool = True) -> Position | None:
+        before = self._follower
+        self._follower = self._sink = self._make(self._path, epoch)
+        found = await self._follower.open()
+        await before.close()
+        if found is None and fill:
+            await self._sink.fill([], Position(epoch, BEGINNING.lsn))
         return found
 
     async def write(self, batch: Batch) -> int:
-        return await self.sink.write(batch)
+        return await self._follower.write(batch)
 
     async def advance(self, lsn: int) -> int:
-        return await self.sink.advance(lsn)
+        return await self._follower.advance(lsn)
 
     async def rows(self) -> Rows:
         rows: Rows = {}
@@ -156,7 +170,7 @@ class Journal:
         return [(commit_lsn, seq) for commit_lsn, seq, *_ in read_journal(self._path)]
 
     async def close(self) -> None:
-        await self.sink.close()
+        await self._follower.close()
 
 
 async def _no_rows() -> AsyncIterator[tuple[Relation, list[Row]]]:

@@ -15,15 +15,17 @@ from cdc.archive.bucket.opening import open_bucket
 from cdc.archive.reader.reader import ArchiveReader
 from cdc.change import Batch, Transaction
 from cdc.embedded import ValkeyServer
+from cdc.errors import Moved
 from cdc.health.vitals import CacheState, Vitals
 from cdc.pipeline.cache_feed import CacheFeed
 from cdc.pipeline.sinks import Follower
-from cdc.position import Position
+from cdc.position import Epoch, Position
 from tests.contract.destinations import (
     BEGINNING,
     Archive,
     Cache,
     Destination,
+    Followed,
     Journal,
     Rows,
     first,
@@ -36,7 +38,9 @@ from tests.contract.destinations import (
 from tests.contract.sqlite_sink import SqliteSink
 from tests.support.s3 import S3Server
 from tests.support.servers import flushed_redis
-from tests.support.transactions import EPOCH, batch, opened, pieces, settings, transaction
+from tests.support.transactions import EPOCH, batch, opened, pieces, right_after, settings, transaction
+
+NEXT_EPOCH = Epoch(EPOCH.system_identifier, EPOCH.timeline + 1)
 
 
 @pytest.fixture(scope="session")
@@ -45,39 +49,58 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
-KINDS = ["directory", "memory", "s3", "valkey", pytest.param("redis", marks=pytest.mark.wide), "sqlite"]
+def on_directory(request: pytest.FixtureRequest) -> Archive:
+    path: Path = request.getfixturevalue("tmp_path")
+    return Archive(open_bucket(settings(url=f"file://{path}/archive")))
 
 
-@pytest.fixture(params=KINDS)
-async def destination(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Destination]:
-    made = make_destination(request, tmp_path, monkeypatch)
+def on_memory(_request: pytest.FixtureRequest) -> Archive:
+    return Archive(MemoryBucket())
+
+
+def on_s3(request: pytest.FixtureRequest) -> Archive:
+    server: S3Server = request.getfixturevalue("s3_server")
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://archive/{uuid.uuid4().hex}"
+    return Archive(open_bucket(settings(url=url, endpoint_url=server.endpoint_url)))
+
+
+def on_valkey(request: pytest.FixtureRequest) -> Cache:
+    return Cache(request.getfixturevalue("redis_url"))
+
+
+def on_redis(request: pytest.FixtureRequest) -> Cache:
+    debian: ValkeyServer = request.getfixturevalue("debian_redis")
+    return Cache(flushed_redis(debian, 0))
+
+
+def on_sqlite(request: pytest.FixtureRequest) -> Journal:
+    path: Path = request.getfixturevalue("tmp_path")
+    return Journal(path / "journal.sqlite")
+
+
+GATES = [pytest.param(make, id=make.__name__.removeprefix("on_")) for make in (on_directory, on_memory, on_s3)]
+FOLLOWERS = [
+    pytest.param(on_valkey, id="valkey"),
+    pytest.param(on_redis, id="redis", marks=pytest.mark.wide),
+    pytest.param(on_sqlite, id="sqlite"),
+]
+
+
+@pytest.fixture(params=[*GATES, *FOLLOWERS])
+async def destination(request: pytest.FixtureRequest) -> AsyncIterator[Destination]:
+    made: Destination = request.param(request)
     yield made
     await made.close()
 
 
-def make_destination(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Archive | Cache | Journal:
-    match request.param:
-        case "directory":
-            return Archive(open_bucket(settings(url=f"file://{tmp_path}/archive")))
-        case "memory":
-            return Archive(MemoryBucket())
-        case "s3":
-            server: S3Server = request.getfixturevalue("s3_server")
-            for name, value in server.environment.items():
-                monkeypatch.setenv(name, value)
-            url = f"s3://archive/{uuid.uuid4().hex}"
-            return Archive(open_bucket(settings(url=url, endpoint_url=server.endpoint_url)))
-        case "valkey":
-            return Cache(request.getfixturevalue("redis_url"))
-        case "redis":
-            debian: ValkeyServer = request.getfixturevalue("debian_redis")
-            return Cache(flushed_redis(debian, 0))
-        case _:
-            return Journal(tmp_path / "journal.sqlite")
+@pytest.fixture(params=FOLLOWERS)
+async def followed(request: pytest.FixtureRequest) -> AsyncIterator[Followed]:
+    made: Followed = request.param(request)
+    yield made
+    await made.close()
 
 
 async def assert_holds(destination: Destination, *transactions: Transaction) -> None:
@@ -166,7 +189,63 @@ async def an_abandoned_transaction_that_begins_again_counts_once(destination: De
     await assert_holds(destination, first(), large())
 
 
+async def a_commit_right_after_the_last_one_counts(destination: Destination) -> None:
+    """Its record begins where the last one ends: its `commit_lsn` is the position, which does not cover it."""
+    changed = right_after(first(), second())
+    grown = right_after(changed, large())
+    added = right_after(grown, third())
+    beginning, middle, end = in_pieces(grown)
+    await destination.reopen()
+    assert await destination.write(batch(first(), changed)) == changed.end_lsn
+    assert await destination.write(batch(beginning)) == changed.end_lsn
+    assert await destination.write(batch(middle)) == changed.end_lsn
+    assert await destination.write(batch(end)) == grown.end_lsn
+    assert await destination.reopen() == Position(EPOCH, grown.end_lsn)
+    assert await destination.write(batch(changed, beginning, middle, end, added)) == added.end_lsn
+    await assert_holds(destination, first(), changed, grown, added)
+
+
+# What a follower promises beside that -----------------------------------------------------------------------------
+
+
+async def a_position_of_another_epoch_is_none(followed: Followed) -> None:
+    await followed.reopen()
+    await followed.write(batch(first()))
+    assert await followed.reopen(NEXT_EPOCH) is None
+    await assert_holds(followed)
+    assert await followed.reopen(NEXT_EPOCH) == Position(NEXT_EPOCH, BEGINNING.lsn)
+    assert await followed.reopen() is None
+
+
+async def nothing_is_written_before_it_is_filled(followed: Followed) -> None:
+    assert await followed.reopen(fill=False) is None
+    assert await is_moved(followed.write(batch(first())))
+    assert await is_moved(followed.advance(190))
+    assert await followed.reopen(fill=False) is None
+    await assert_holds(followed)
+
+
+async def is_moved(call: Awaitable[int]) -> bool:
+    try:
+        await call
+    except Moved:
+        return True
+    return False
+
+
+async def the_middle_of_a_transaction_is_not_passed(followed: Followed) -> None:
+    beginning, middle, end = in_pieces(large())
+    await followed.reopen()
+    await followed.write(batch(first(), beginning))
+    assert await followed.advance(large().commit_lsn) == first().end_lsn
+    assert await followed.write(batch(middle)) == first().end_lsn
+    assert await followed.advance(large().commit_lsn) == first().end_lsn
+    assert await followed.write(batch(end)) == large().end_lsn
+    await assert_holds(followed, first(), large())
+
+
 Check = Callable[[Destination], Awaitable[None]]
+FollowerCheck = Callable[[Followed], Awaitable[None]]
 CHECKS: list[Check] = [
     a_new_destination_has_no_position,
     what_is_written_takes_effect_in_order,
@@ -175,12 +254,23 @@ CHECKS: list[Check] = [
     a_replay_has_no_effect,
     a_large_transaction_counts_with_its_last_piece,
     an_abandoned_transaction_that_begins_again_counts_once,
+    a_commit_right_after_the_last_one_counts,
+]
+FOLLOWER_CHECKS: list[FollowerCheck] = [
+    a_position_of_another_epoch_is_none,
+    nothing_is_written_before_it_is_filled,
+    the_middle_of_a_transaction_is_not_passed,
 ]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_the_contract(destination: Destination, check: Check) -> None:
     await check(destination)
+
+
+@pytest.mark.parametrize("check", FOLLOWER_CHECKS, ids=lambda check: check.__name__)
+async def test_the_contract_of_a_follower(followed: Followed, check: FollowerCheck) -> None:
+    await check(followed)
 
 
 # Each check can be red ------------------------------------------------------------------------------------------------
@@ -191,6 +281,22 @@ class Forgetful(SqliteSink):
 
     def _stand(self, position: Position) -> None:
         pass
+
+
+class Lingering(SqliteSink):
+    """Records its position when it is closed."""
+
+    _latest: Position | None = None
+
+    def _stand(self, position: Position) -> None:
+        self._latest = position
+
+    async def close(self) -> None:
+        if self._latest is not None:
+            with self._transaction():
+                super()._stand(self._latest)
+        self._latest = None
+        await super().close()
 
 
 class Accepting(SqliteSink):
@@ -209,6 +315,13 @@ class Replaying(SqliteSink):
 
     def _covers(self, position: Position, piece: Transaction) -> bool:
         return False
+
+
+class Overlooking(SqliteSink):
+    """Takes a commit that begins at its position for covered."""
+
+    def _covers(self, position: Position, piece: Transaction) -> bool:
+        return piece.commit_lsn <= position.lsn
 
 
 class CountingParts(SqliteSink):
@@ -252,6 +365,31 @@ class Inventing(SqliteSink):
         return self.position
 
 
+class Mistaking(SqliteSink):
+    """Takes another epoch's position for its own."""
+
+    async def open(self) -> Position | None:
+        await super().open()
+        found = self._transaction().execute("SELECT lsn, part_commit_lsn, part_seq FROM position").fetchone()
+        self.position = None if found is None else Position(self.epoch, *found)
+        return self.position
+
+
+class Assuming(SqliteSink):
+    """Begins without rows of a snapshot."""
+
+    def _required_position(self) -> Position:
+        return self.position or BEGINNING
+
+
+class Passing(SqliteSink):
+    """Moves on in the middle of a transaction."""
+
+    async def advance(self, lsn: int) -> int:
+        self.position = Position(self.epoch, self._required_position().lsn)
+        return await super().advance(lsn)
+
+
 @pytest.mark.parametrize(
     ("faulty", "check"),
     [
@@ -259,6 +397,7 @@ class Inventing(SqliteSink):
         (Backward, what_is_written_takes_effect_in_order),
         (Accepting, what_is_written_takes_effect_in_order),
         (Forgetful, a_position_survives_reopening),
+        (Lingering, a_position_survives_reopening),
         (Accepting, a_position_survives_reopening),
         (Forgetful, a_passed_position_survives_reopening_and_none_goes_back),
         (Returning, a_passed_position_survives_reopening_and_none_goes_back),
@@ -267,10 +406,16 @@ class Inventing(SqliteSink):
         (Replaying, a_large_transaction_counts_with_its_last_piece),
         (CountingParts, an_abandoned_transaction_that_begins_again_counts_once),
         (Repeating, an_abandoned_transaction_that_begins_again_counts_once),
+        (Overlooking, a_commit_right_after_the_last_one_counts),
+        (Mistaking, a_position_of_another_epoch_is_none),
+        (Assuming, nothing_is_written_before_it_is_filled),
+        (Passing, the_middle_of_a_transaction_is_not_passed),
     ],
     ids=lambda value: value.__name__,
 )
-async def test_a_check_is_red_for_a_sink_with_a_fault(faulty: type[SqliteSink], check: Check, tmp_path: Path) -> None:
+async def test_a_check_is_red_for_a_sink_with_a_fault(
+    faulty: type[SqliteSink], check: FollowerCheck, tmp_path: Path
+) -> None:
     destination = Journal(tmp_path / "journal.sqlite", faulty)
     try:
         with pytest.raises(AssertionError):

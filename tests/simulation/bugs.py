@@ -17,6 +17,7 @@ from cdc.archive.writer.puts import Puts
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.calls import ScriptCalls
 from cdc.cache.checkpoint import Checkpoint
+from cdc.cache.gathering import Gathering
 from cdc.cache.plan import Plan
 from cdc.cache.sink import CacheSink
 from cdc.change import Batch, Transaction
@@ -184,6 +185,16 @@ def dropped_queue_is_forgotten() -> list[Patch]:
     return [(CacheFeed, "offer", offer)]
 
 
+def commit_right_after_is_covered() -> list[Patch]:
+    """A commit that begins where the last one ends is taken for applied."""
+    covers = Gathering.covers
+
+    def covers_more(self: Gathering, transaction: Transaction) -> bool:
+        return transaction.commit_lsn <= self.lsn or covers(self, transaction)
+
+    return [(Gathering, "covers", covers_more)]
+
+
 def lost_tail_is_restored() -> list[Patch]:
     """A restore leads across a fork, and takes along what the new timeline never had."""
     return [(cdc.archive.reader.history.History, "_switch_lsn_after", lambda _self, _seq: None)]
@@ -204,6 +215,7 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
         abandoned_parts_counted,
         replay_prolongs_life,
         dropped_queue_is_forgotten,
+        commit_right_after_is_covered,
         lost_tail_is_restored,
     )
 }

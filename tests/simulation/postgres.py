@@ -5,6 +5,7 @@ It behaves as real servers were measured to:
 - a slot is a lock, and sends again every transaction that commits at or after `confirmed_flush_lsn`;
 - a crash takes `confirmed_flush_lsn` back to the value that was saved last;
 - a WAL sender whose client is silent is ended after a while;
+- a commit record may begin where the one before ends, if its changes were written earlier, by a concurrent session;
 - a keepalive names a position up to which everything was sent, also in the middle of a transaction;
 - a failover to a standby that lagged loses the tail, uses its LSNs again, and begins a new timeline, whose history file
   has the switch points of earlier ones.
@@ -57,6 +58,7 @@ class ModelPostgres:
         self.commits = 0
         self.acknowledged = acknowledged
         self.ended = asyncio.Event()
+        self._right_after = False
         self._xid = 700
         self._pid = 100
 
@@ -66,7 +68,9 @@ class ModelPostgres:
         dice = self.world.dice
         self.commits += 1
         self._xid += 1
-        commit_lsn = self.wal_lsn + len(changes) + dice.choice((8, 24, 100))
+        between = dice.choice((8, 24, 100))
+        right_after = self._right_after and between == 8
+        commit_lsn = self.wal_lsn if right_after else self.wal_lsn + len(changes) + between
         self._append(Committed(self._xid, commit_lsn, commit_lsn + dice.choice((16, 48)), self._now_us, tuple(changes)))
 
     def emit(self, text: str) -> None:
@@ -82,6 +86,7 @@ class ModelPostgres:
     def _append(self, one: Committed) -> None:
         self.history.append(one)
         self.wal_lsn = one.end_lsn
+        self._right_after = True
         ops = "".join(change.op for change in one.changes)
         self.world.tell(f"commit xid={one.xid} lsn={one.commit_lsn:X} end={one.end_lsn:X} changes={ops}")
         self.wake()
@@ -89,6 +94,7 @@ class ModelPostgres:
     def write_noise(self, nbytes: int) -> None:
         """Write WAL in which nothing is published."""
         self.wal_lsn += nbytes
+        self._right_after = False
 
     def next_pid(self) -> int:
         self._pid += 1
@@ -106,7 +112,7 @@ class ModelPostgres:
 
     def crash(self, down_s: float) -> None:
         self.world.fault("server_crash")
-        self.up = False
+        self.up = self._right_after = False
         self.generation += 1
         for connection in list(self.connections):
             self.close(connection)

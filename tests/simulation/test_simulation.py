@@ -71,6 +71,7 @@ SYMPTOMS = {
     "abandoned_parts_counted": ("P1", "P2"),
     "replay_prolongs_life": ("P5",),
     "dropped_queue_is_forgotten": ("P5",),
+    "commit_right_after_is_covered": ("P5",),
     "lost_tail_is_restored": ("P4: restored to",),
 }
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from copy import copy
 from typing import Any
 
 from cdc.archive.bucket.bucket import Bucket
@@ -61,6 +62,13 @@ def transaction(number: int, rows: int = 1, *, nbytes: int = 500, content: bytes
 def with_changes(number: int, changes: list[Change], *, nbytes: int = 500) -> Transaction:
     commit_lsn = number * 100
     return Transaction(number, commit_lsn, TIME_US + number, changes, end_lsn=commit_lsn + 48, nbytes=nbytes)
+
+
+def right_after(previous: Transaction, whole: Transaction) -> Transaction:
+    """The same transaction with its commit record where that of `previous` ends, as under concurrent writers."""
+    moved = copy(whole)
+    moved.commit_lsn, moved.end_lsn = previous.end_lsn, previous.end_lsn + 48
+    return moved
 
 
 def pieces(number: int, rows: int, *, of: int, nbytes: int = 500) -> list[Transaction]:

@@ -23,7 +23,18 @@ from cdc.change import Change, Column, Relation, RowChange, Transaction, Truncat
 from cdc.metrics import REGISTRY
 from cdc.position import Epoch
 from cdc.row import ABSENT, Row
-from tests.support.transactions import EPOCH, SOURCE, TIME_US, TURNS, batch, in_batches, opened, pieces, transaction
+from tests.support.transactions import (
+    EPOCH,
+    SOURCE,
+    TIME_US,
+    TURNS,
+    batch,
+    in_batches,
+    opened,
+    pieces,
+    right_after,
+    transaction,
+)
 
 NOTES = Relation(
     16500, "public", "notes", "d",
@@ -207,6 +218,29 @@ async def test_a_lost_tail_was_never_in_the_state_before_the_gap(bucket: MemoryB
     await sink.write_gap(sink.covered_upto, "for a test")
     repair = await compare(bucket, sink, {TURNS: []})
     assert ids(deleted_rows(bucket, repair, TURNS)) == [1000, 2000]
+
+
+async def test_a_snapshot_at_the_switch_point_is_none_of_a_lost_tail(bucket: MemoryBucket) -> None:
+    sink = await opened(bucket)
+    await base(sink, 250, {NOTES: [note(1)]})
+    await sink.open()
+    await sink.write_fork(replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 2)), 250, "promoted")
+    await sink.write_gap(sink.covered_upto, "for a test")
+    repair = await compare(bucket, sink, {NOTES: []})
+    assert repair.tables == {"public.notes": ChangeCounts(1, 0, 0)}
+
+
+async def test_a_commit_that_begins_at_a_bound_is_after_it(bucket: MemoryBucket) -> None:
+    """The snapshot lacks it, and so does a timeline that leaves there."""
+    sink = await opened(bucket)
+    kept = transaction(1)
+    await base(sink, kept.commit_lsn, {TURNS: []})
+    await sink.write(batch(kept, right_after(kept, transaction(2))))
+    await sink.open()
+    await sink.write_fork(replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 2)), kept.end_lsn, "promoted")
+    await sink.write_gap(sink.covered_upto, "for a test")
+    repair = await compare(bucket, sink, {TURNS: []})
+    assert ids(deleted_rows(bucket, repair, TURNS)) == [1000]
 
 
 async def test_a_snapshot_within_a_lost_tail_says_nothing_of_the_state(bucket: MemoryBucket) -> None:

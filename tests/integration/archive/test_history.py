@@ -23,6 +23,7 @@ from tests.support.transactions import (
     lsns,
     opened,
     pieces,
+    right_after,
     settings,
     transaction,
 )
@@ -42,6 +43,11 @@ async def replayed(bucket: MemoryBucket, history: History, first_ordinal: int = 
     ends = [ordinal for ordinal, one in found if one.last]
     assert ends == list(range(ends[0], ends[0] + len(ends))) if ends else True
     return [one for _, one in found]
+
+
+async def replayed_across(bucket: MemoryBucket, history: History) -> list[Transaction]:
+    """As `replayed`; a lost tail leaves out ordinals."""
+    return [one async for _, one in history.transactions(bucket, history.first_ordinal)]
 
 
 @pytest.fixture
@@ -78,6 +84,25 @@ async def test_it_ends_with_the_transaction_that_is_named(bucket: MemoryBucket, 
     assert history.first_ordinal == first
     expected = [transaction(number + 1, {3: 9}.get(number, 2 if number < 3 else 1)) for number in range(9)]
     assert facts(await replayed(bucket, history)) == facts(expected[first : ordinal + 1])
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_commit_that_begins_where_the_last_one_ends_is_told_from_it(apart: bool) -> None:
+    """At an LSN, in one segment or in several; before a snapshot that begins there, and after it."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0)
+    one = transaction(1)
+    two = right_after(one, transaction(2))
+    three = right_after(two, transaction(3))
+    for written in [[one], [two]] if apart else [[one, two]]:
+        await sink.write(batch(*written))
+    chunks = await sink.write_base(TURNS, in_batches(ROWS, 2), two.end_lsn)
+    await sink.write_snapshot(two.end_lsn, chunks, [TURNS])
+    await sink.write(batch(three))
+    for lsn, expected in {one.commit_lsn: [one], two.commit_lsn: [one, two], three.commit_lsn: [three]}.items():
+        history = await read_history(bucket, RestorePoint(lsn=lsn))
+        assert facts(await replayed(bucket, history)) == facts(expected)
 
 
 async def test_it_goes_on_within_the_log_at_any_ordinal(bucket: MemoryBucket) -> None:
@@ -160,6 +185,26 @@ async def test_behind_a_fork_its_lost_tail_never_happened(
     assert of_4 == ({later(4).commit_time_us} if 4 in there else set())
     assert [(fork.lsn, fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(348, 0, 5)]
     assert "left out: a fork at 0/15C" in "".join(history.remarks())
+
+
+@pytest.mark.parametrize("with_snapshot", [False, True])
+async def test_at_the_switch_point_a_commit_is_lost_and_a_snapshot_is_not(with_snapshot: bool) -> None:
+    """The commit's record begins there; the snapshot shows what was committed before."""
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    await snapshot(sink, 0, [])
+    kept = transaction(1)
+    lost = right_after(kept, transaction(2))
+    await sink.write(batch(kept))
+    if with_snapshot:
+        await sink.write_snapshot(kept.end_lsn, await sink.write_base(TURNS, in_batches([], 2), kept.end_lsn), [TURNS])
+    await sink.write(batch(lost))
+    sink = await forked(bucket, kept.end_lsn)
+    await sink.write(batch(later(3)))
+    history = await read_history(bucket, RestorePoint())
+    assert history.base.consistent_lsn == (kept.end_lsn if with_snapshot else 50)
+    assert lsns(await replayed_across(bucket, history)) == ([3] if with_snapshot else [1, 3])
+    assert [(fork.lost_ordinal, fork.next_ordinal) for fork in history.forks] == [(1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,18 @@ from cdc.archive.reader.tail import read_tail
 from cdc.change import Transaction
 from cdc.errors import DataError, Diverged, Moved
 from cdc.position import Epoch, Position
-from tests.support.transactions import EPOCH, OUTBOX, archived, batch, facts, lsns, opened, pieces, transaction
+from tests.support.transactions import (
+    EPOCH,
+    OUTBOX,
+    archived,
+    batch,
+    facts,
+    lsns,
+    opened,
+    pieces,
+    right_after,
+    transaction,
+)
 
 
 @pytest.fixture
@@ -46,6 +57,18 @@ async def test_all_transactions_are_read_in_order(bucket: MemoryBucket) -> None:
 async def test_reading_goes_on_after_any_transaction(bucket: MemoryBucket, number: int) -> None:
     after = Position(EPOCH, number * 100 + 48)
     assert facts(await archived(bucket, after)) == facts(everything()[number:])
+
+
+async def test_reading_goes_on_with_a_commit_that_begins_where_the_last_one_ends() -> None:
+    bucket = MemoryBucket()
+    sink = await opened(bucket)
+    history = [transaction(1)]
+    for number in range(2, 6):
+        history.append(right_after(history[-1], transaction(number)))
+    await sink.write(batch(*history[:3]))
+    await sink.write(batch(*history[3:]))
+    for count, one in enumerate(history, 1):
+        assert facts(await archived(bucket, Position(EPOCH, one.end_lsn))) == facts(history[count:])
 
 
 @pytest.mark.parametrize("seq", range(13))

@@ -26,8 +26,8 @@ async def test_a_snapshot_of_the_lost_tail_is_found_until_something_is_written()
     sink = await opened(bucket)
     await sink.write_snapshot(150, [], [TURNS])
     await sink.write(batch(transaction(2), transaction(3)))
-    source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 2))
-    for switch_lsn, lost in ((348, None), (149, 149)):
+    for timeline, switch_lsn, lost in ((2, 348, None), (3, 150, None), (4, 149, 149)):
+        source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, timeline))
         await sink.open()
         assert await lost_snapshot(sink) is None
         await sink.write_fork(source, switch_lsn, "promoted")
@@ -35,7 +35,6 @@ async def test_a_snapshot_of_the_lost_tail_is_found_until_something_is_written()
         await sink.open()
         await sink.fence(source)  # as a start does that is killed before it records the gap
         assert await lost_snapshot(sink) == lost
-        source = replace(SOURCE, epoch=Epoch(EPOCH.system_identifier, 3))
     await sink.write_gap(149, "the snapshot was lost")
     assert await lost_snapshot(sink) is None
 

@@ -108,6 +108,7 @@ def test_a_position_inside_a_large_transaction_reaches_only_a_queue_that_goes_on
     assert not since.reached_by(at(110, 200, 2))
     assert not since.reached_by(at(110))
     assert not since.reached_by(at(150)), "covering WAL without changes is not having the transaction's first pieces"
+    assert not since.reached_by(at(200)), "the transaction before may end where this one's commit record begins"
 
 
 @st.composite
