@@ -38,20 +38,20 @@ async def companions(settings: Settings, vitals: Vitals) -> AsyncIterator[None]:
     status = Status(settings, vitals, history, monitor)
     server = WebServer(settings, verdict, status, Exposition(vitals, status))
     supervisor, ping_url = Supervisor.of_environment(vitals, verdict), settings.http.ping_url
-    async with Company(vitals) as company, server:
-        company.start("heartbeat", Heartbeat(vitals).run())
-        company.start("history", history.run())
-        company.start("monitor", monitor.run())
+    async with TaskKeeper(vitals) as keeper, server:
+        keeper.start("heartbeat", Heartbeat(vitals).run())
+        keeper.start("history", history.run())
+        keeper.start("monitor", monitor.run())
         if settings.monitor.barrier_interval_s:
-            company.start("barriers", Barriers(settings.postgres, settings.monitor.barrier_interval_s, vitals).run())
+            keeper.start("barriers", Barriers(settings.postgres, settings.monitor.barrier_interval_s, vitals).run())
         if supervisor is not None:
-            company.start("supervisor", supervisor.run())
+            keeper.start("supervisor", supervisor.run())
         if ping_url is not None:
-            company.start("ping", Ping(ping_url.get_secret_value(), settings.http.ping_interval_s, verdict).run())
+            keeper.start("ping", Ping(ping_url.get_secret_value(), settings.http.ping_interval_s, verdict).run())
         yield
 
 
-class Company:
+class TaskKeeper:
     """Runs tasks that must not end. A task that ends is written down in `vitals.pulse.dead`."""
 
     def __init__(self, vitals: Vitals) -> None:
@@ -59,7 +59,7 @@ class Company:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, name: str, work: Coroutine[None, None, None]) -> None:
-        """Run `work` as a task of this name until the company ends."""
+        """Run `work` as a task of this name until the keeper ends."""
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._note_end)
         self._tasks.append(task)
@@ -71,7 +71,7 @@ class Company:
         self._vitals.pulse.dead[task.get_name()] = type(error).__name__ if error else "nothing"
         log.error("task_died", task=task.get_name(), exc_info=error)
 
-    async def __aenter__(self) -> "Company":
+    async def __aenter__(self) -> "TaskKeeper":
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from cdc.finding import Finding
 from cdc.health.heartbeat import Heartbeat
 from cdc.health.verdict import Budget, Health, judge
 from cdc.health.vitals import CacheState, Now, Phase, SourceFacts, Vitals
-from cdc.service.companions import Company
+from cdc.service.companions import TaskKeeper
 
 SETTINGS = Settings(
     postgres=PostgresSettings(dsn=SecretStr("postgresql://localhost/chat")), archive=ArchiveSettings(url="file:///a")
@@ -196,8 +196,8 @@ def test_what_a_service_received_before_it_was_interrupted_waits_for_nothing() -
 
 async def test_a_loop_that_is_held_is_felt_as_late() -> None:
     vitals = Vitals()
-    async with Company(vitals) as company:
-        company.start("heartbeat", Heartbeat(vitals).run())
+    async with TaskKeeper(vitals) as keeper:
+        keeper.start("heartbeat", Heartbeat(vitals).run())
         await asyncio.sleep(0)
         time.sleep(1.5)  # what nothing on this loop may do
         await asyncio.sleep(0.01)
@@ -215,10 +215,10 @@ async def test_a_companion_that_dies_is_named_and_the_service_no_longer_alive() 
         return
 
     vitals = streaming()
-    async with Company(vitals) as company:
-        company.start("history", die())
-        company.start("ping", end())
-        company.start("heartbeat", Heartbeat(vitals).run())
+    async with TaskKeeper(vitals) as keeper:
+        keeper.start("history", die())
+        keeper.start("ping", end())
+        keeper.start("heartbeat", Heartbeat(vitals).run())
         await asyncio.sleep(0.05)
         found = verdict(vitals)
     assert [finding.message for finding in found.not_alive] == [
