@@ -120,7 +120,7 @@ def test_a_region_that_the_endpoint_does_not_take_is_an_error_with_the_line(past
 @pytest.mark.parametrize(
     ("endpoint", "region", "said"),
     [
-        ("http://s3.example.net", "auto", "reads every row"),
+        ("http://s3.example.net", "auto", "can read every row"),
         ("http://127.0.0.1:9000", "auto", None),
         ("https://0123.r2.cloudflarestorage.com", "eu-west-1", "R2 wants auto"),
         ("https://0123.r2.cloudflarestorage.com", "auto", None),
