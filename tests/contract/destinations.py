@@ -3,7 +3,7 @@
 "What it shows" is read past the sink: from the archive by its reader, from Redis by its keys, from SQLite by a query.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,12 +14,13 @@ from cdc.archive.bucket.bucket import Bucket
 from cdc.archive.writer.sink import ArchiveSink
 from cdc.cache.connection import Connection
 from cdc.cache.sink import CacheSink
-from cdc.change import Batch, Change, Relation, RowChange, Transaction
+from cdc.change import Batch, Change, RowChange, Transaction
 from cdc.config import CacheSettings, RowProjection
 from cdc.pipeline.sinks import Follower, Gate
 from cdc.position import Epoch, Position
 from cdc.row import ABSENT, Row
 from tests.contract.sqlite_sink import SqliteSink, read_journal
+from tests.support.cache_model import snapshot
 from tests.support.transactions import EPOCH, SOURCE, TIME_US, TURNS, archived, settings, with_changes
 
 BEGINNING = Position(EPOCH, 48)
@@ -109,7 +110,7 @@ class Cache:
         found = await self._follower.open()
         await before.close()
         if found is None and fill:
-            await self._sink.warm(_no_rows(), Position(epoch, BEGINNING.lsn), TIME_US)
+            await self._sink.warm(snapshot(), Position(epoch, BEGINNING.lsn), TIME_US)
         return found
 
     async def write(self, batch: Batch) -> int:
@@ -171,12 +172,6 @@ class Journal:
 
     async def close(self) -> None:
         await self._follower.close()
-
-
-async def _no_rows() -> AsyncIterator[tuple[Relation, list[Row]]]:
-    nothing: list[tuple[Relation, list[Row]]] = []
-    for rows in nothing:
-        yield rows
 
 
 def created(seq: int, row_id: int, content: str) -> RowChange:
