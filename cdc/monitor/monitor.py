@@ -20,6 +20,7 @@ from cdc.monitor.watcher import Watcher
 
 log = structlog.get_logger()
 
+# Our slot is made during the first start, perhaps just after the first look.
 _UNTIL_SEEN_S = 1.0
 
 
@@ -90,8 +91,9 @@ class Monitor:
 
     @property
     def _pause_s(self) -> float:
-        """Seconds until the next look. Our slot may be made after the first one: until then the looks are frequent."""
-        return self._settings.interval_s if self._seen else min(self._settings.interval_s, _UNTIL_SEEN_S)
+        """Seconds until the next look: soon until our slot was seen, unless the last look failed."""
+        soon = not self._seen and self.mishap is None
+        return min(self._settings.interval_s, _UNTIL_SEEN_S) if soon else self._settings.interval_s
 
     async def _look(self) -> None:
         try:
